@@ -96,11 +96,14 @@ def test_figures_once_and_all_of_them(server: Server, commands: Commands) -> Non
     scene.begin("parked", do(1, compensation="Nope", compensation_attempts=1), do("fail"))
     scene.play("parked")
     scene.redis.config_set("maxmemory", "500mb")
+    scene.client.pause("work", "Undo", reason="the till is being moved")
     done = commands.run("metrics", "--once", REDIS_URL=server.url)
     assert done.returncode == 0, done.stderr
     found = series(done.stdout)
     assert value(found, "sagastream_store_parked_sagas", service="work", command="Nope") == 1
     assert value(found, "sagastream_store_memory_limit_bytes") == 500 << 20
+    assert (value(found, "sagastream_store_paused_seconds", service="work", command="Undo") or 0) > 0
+    assert value(found, "sagastream_store_held_sagas", service="work") == 0
     of_store = {name for name in catalogue.ALL if name.startswith("sagastream_store_")}
     assert of_store <= named(found)
 

@@ -55,9 +55,22 @@ def test_an_expression_can_be_read_and_names_what_there_is(text: str) -> None:
     selectors = [node for node in visited(text) if isinstance(node, promql_parser.VectorSelector)]
     assert selectors
     names = {str(one.name) for one in selectors}
-    assert {name for name in names if not name.startswith("process_")} <= SERIES.keys()
+    assert {name for name in names if not name.startswith("process_")} - {"up"} <= SERIES.keys()
     known = {label for name in names & SERIES.keys() for label in SERIES[name].labels}
     assert labels_of(text) <= known | GIVEN
+
+
+def test_what_a_service_rejects_is_no_failure() -> None:
+    (rule,) = [one for one in RULES if one["alert"] == "SagastreamStepsFail"]
+    assert set(re.findall(r'outcome\W+"(\w+)"', rule["expr"])) == {"unknown"}
+
+
+def test_what_is_gone_is_noticed() -> None:
+    """A rule about figures that nobody tells is silent."""
+    texts = [rule["expr"] for rule in RULES]
+    assert "absent(sagastream_store_up)" in texts
+    (job,) = re.findall(r"job_name: (\w+)", PAGE)
+    assert f'up{{job="{job}"}} == 0' in texts
 
 
 def test_what_cannot_be_read_would_be_found() -> None:

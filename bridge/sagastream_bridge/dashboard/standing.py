@@ -1,6 +1,6 @@
 """How a store stands: the figures of the overview, and what is wrong. Every read is bounded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import redis
@@ -12,7 +12,7 @@ from sagastream.client.evidence import survey
 from sagastream.core.causes import Cause, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
 from sagastream.core.filtering import Filter
-from sagastream.core.indexing import PARKED, of_held, of_status
+from sagastream.core.indexing import PARKED, of_status
 from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.why import no_worker
@@ -49,7 +49,6 @@ class Standing(Struct, frozen=True, kw_only=True):
     parked: int  # how many live sagas are parked …
     back: int  # … and how many are being undone
     aborted: int  # how many of those that have ended were undone
-    held: Mapping[str, int]  # how many sagas wait since it is paused, by service
     full: str | None  # why no more sagas begin; None: they do
     evidence: Evidence
     queues: Sequence[Queue]
@@ -111,9 +110,7 @@ def read(client: "redis.Redis", keys: StoreKeys) -> Standing:
     found = run(client, figures.look(keys))
     names = [service.name for service in found.services]
     evidence, (counts, full) = run(client, together(survey(keys, names), _indexed(keys)))
-    paused = sorted({one.service for one in evidence.pauses})
     return Standing(
-        held=dict(zip(paused, run(client, _held(keys, paused)), strict=True)),
         figures=found,
         parked=counts[0],
         back=counts[1],
@@ -170,15 +167,6 @@ def _indexed(keys: StoreKeys) -> Exchange[tuple[list[int], str | None]]:
     return counts, next((text.decode(errors="backslashreplace") for text in texts if text is not None), None)
 
 
-def _held(keys: StoreKeys, services: Sequence[str]) -> Exchange[list[int]]:
-    """How many sagas are held at each of these services."""
-    found = []
-    for service in services:
-        answers = yield [("ZCARD", one.index(of_held(service))) for one in keys.partitions]
-        found.append(sum(_read(answer, 0) for answer in answers))
-    return found
-
-
 def _read(answer: Any, instead: Any) -> Any:
     """An answer; something else if the server refuses it, as if the key has another type. The doctor tells of that."""
     return instead if isinstance(answer, redis.ResponseError) else answer
@@ -224,7 +212,7 @@ def of_service(queue: Queue, found: Standing) -> list[Notice]:
 
 
 def _of_pause(one: Pause, found: Standing) -> Notice:
-    held = _counted(found.held.get(one.service, 0), "saga is", "sagas are")
+    held = _counted(found.figures.held_sagas.get(one.service, 0), "saga is", "sagas are")
     pauses = sum(other.service == one.service for other in found.evidence.pauses)
     # The index of what is held knows services, and no commands.
     by = f", by its {pauses} pauses together" if pauses > 1 else ""

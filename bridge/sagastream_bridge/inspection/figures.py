@@ -7,7 +7,7 @@ read, or what is of another type than it should be, counts as nothing: `sagastre
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import redis
@@ -17,7 +17,9 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.entries import time_of
 from sagastream.broker.exchange import Exchange, all_of, run, together
 from sagastream.broker.wire import Words, milliseconds, or_raise
-from sagastream.store import heartbeat, layout, published, running
+from sagastream.core.indexing import of_held
+from sagastream.core.pauses import Pause
+from sagastream.store import heartbeat, layout, pauses, published, running
 from sagastream.store.heartbeat import Kind
 from sagastream.store.keys import StoreKeys
 from sagastream_bridge.inspection import live_sagas
@@ -57,6 +59,8 @@ class Figures(Struct, frozen=True, kw_only=True):
     timer_lag_ms: int  # for how long the saga that is due first has been due; 0: none is due
     workers: int  # that are alive
     services: tuple[ServiceFigures, ...]
+    pauses: tuple[Pause, ...]
+    held_sagas: Mapping[str, int]  # sagas held since it is paused: by service, those of `services` and of `pauses`
     quarantined: int  # messages that workers have set aside
     losses: int  # whether writes were lost, as far as nobody has said that it is settled: how often that was found
     memory_bytes: int
@@ -100,10 +104,14 @@ def look(keys: StoreKeys) -> Exchange[Figures]:
     for at in range(0, len(names), _SERVICES_AT_ONCE):
         streams += yield from all_of([_waiting(keys, name) for name in names[at : at + _SERVICES_AT_ONCE]])
     readable = [name for name, waiting in zip(names, streams, strict=True) if waiting.are_streams]
-    (central, live), (processes, busy) = yield from together(
+    (central, live), ((processes, busy), paused) = yield from together(
         together(_central(keys), live_sagas.look(keys, _LOOKED_AT)),
-        together(heartbeat.look(keys, readable), running.look(keys)),
+        together(together(heartbeat.look(keys, readable), running.look(keys)), _paused(keys)),
     )
+    held_at = sorted({*names, *(one.service for one in paused)})
+    held_sagas: dict[str, int] = {}
+    for at in range(0, len(held_at), _SERVICES_AT_ONCE):
+        held_sagas |= yield from _held(keys, held_at[at : at + _SERVICES_AT_ONCE])
     alive = [process for process in processes if process.is_alive]
     number = Counter(process.service for process in alive if process.kind != Kind.WORKER)
     overdue: Counter[str | None] = Counter()
@@ -131,6 +139,8 @@ def look(keys: StoreKeys) -> Exchange[Figures]:
             )
             for name, waiting in zip(names, streams, strict=True)
         ),
+        pauses=tuple(paused),
+        held_sagas=held_sagas,
         quarantined=central.quarantined,
         losses=central.losses,
         memory_bytes=central.memory_bytes,
@@ -180,6 +190,21 @@ def _facts(info: bytes) -> Mapping[str, str]:
     """An answer of INFO, by name."""
     lines = (line.partition(":") for line in info.decode(errors="replace").splitlines())
     return {name: value for name, colon, value in lines if colon}
+
+
+def _paused(keys: StoreKeys) -> Exchange[list[Pause]]:
+    try:
+        return (yield from pauses.read(keys))
+    except redis.exceptions.NoPermissionError:  # a user that was made by an earlier release
+        return []
+
+
+def _held(keys: StoreKeys, services: Sequence[str]) -> Exchange[dict[str, int]]:
+    """How many sagas are held at each of these services."""
+    each = len(keys.partitions)
+    answers = yield [("ZCARD", one.index(of_held(service))) for service in services for one in keys.partitions]
+    numbers = [_read(answer, 0) for answer in answers]
+    return {service: sum(numbers[at * each : (at + 1) * each]) for at, service in enumerate(services)}
 
 
 class _Waiting(NamedTuple):

@@ -9,6 +9,7 @@ import redis
 from msgspec import Struct
 
 from sagastream.broker.exchange import Exchange
+from sagastream.core import indexing
 from sagastream.core.phases import UNDO, Phase
 from sagastream.core.saga import SagaStatus
 from sagastream.core.steps import MAX_STEPS, PLAIN
@@ -33,7 +34,12 @@ class ParkedAt(NamedTuple):
 
 
 class LiveSagas(Struct, frozen=True, kw_only=True):
-    """The live sagas of a store. If there are more than were looked at, the counts are shares of those, scaled up."""
+    """The live sagas of a store.
+
+    If there are more than were looked at, those of each status are counted by the indexes of the store, and the places
+    at which they are parked are shares of those that were looked at, scaled up. So is what has no index, in a store
+    whose sagas were begun by an earlier release.
+    """
 
     total: int  # exact
     by_status: Mapping[str, int]  # PENDING, COMPENSATING, PARKED: each saga counts once
@@ -64,12 +70,14 @@ def look(keys: StoreKeys, at_most: int) -> Exchange[LiveSagas]:
             ("ZCOUNT", one.timers, "+inf", "+inf"),
             ("ZRANGEBYSCORE", one.timers, "+inf", "+inf", "LIMIT", 0, each),
             ("ZRANGEBYSCORE", one.timers, "-inf", "(+inf", "LIMIT", 0, each),
+            ("ZCARD", one.index(indexing.PARKED)),
+            ("ZCARD", one.index(indexing.of_status(SagaStatus.COMPENSATING))),
         ]
     answers = yield asked
-    total = sum(_read(answer, 0) for answer in answers[0::4])
-    waiting = sum(_read(answer, 0) for answer in answers[1::4])
-    for_a_person = yield from _seen(_hashes(keys.partitions, answers[2::4]))
-    others = yield from _seen(_hashes(keys.partitions, answers[3::4]))
+    total = sum(_read(answer, 0) for answer in answers[0::6])
+    waiting = sum(_read(answer, 0) for answer in answers[1::6])
+    for_a_person = yield from _seen(_hashes(keys.partitions, answers[2::6]))
+    others = yield from _seen(_hashes(keys.partitions, answers[3::6]))
     parked = yield from _where_parked([*for_a_person, *others])
     by_status: Counter[str] = Counter()
     places: Counter[ParkedAt] = Counter()
@@ -78,6 +86,9 @@ def look(keys: StoreKeys, at_most: int) -> Exchange[LiveSagas]:
         by_status += _scaled(statuses, len(group), number)
         places += _scaled(Counter(parked[one.key] for one in group if one.key in parked), len(group), number)
     seen = [*for_a_person, *others]
+    if len(seen) < total:
+        indexed = _Indexed(*(sum(_read(answer, 0) for answer in answers[at::6]) for at in (4, 5)))
+        by_status, places = _by_indexes(indexed, total, by_status, places, [one for one in seen if one.key in parked])
     return LiveSagas(
         total=total,
         by_status={status: by_status[status] for status in (*map(str, _LIVE), PARKED)},
@@ -85,6 +96,29 @@ def look(keys: StoreKeys, at_most: int) -> Exchange[LiveSagas]:
         oldest_ms=min((one.begun_ms for one in seen), default=None),
         is_exact=len(seen) >= total,
     )
+
+
+class _Indexed(NamedTuple):
+    """How many sagas are in the indexes of the store."""
+
+    parked: int
+    back: int  # being undone, parked or not
+
+
+def _by_indexes(
+    indexed: _Indexed, total: int, shares: Counter[str], places: Counter[ParkedAt], parked: Sequence[_Seen]
+) -> tuple[Counter[str], Counter[ParkedAt]]:
+    """The counts as the indexes have them. An empty index and an index that nobody keeps look the same; so the shares
+    stay where an index has nothing."""
+    stopped = indexed.parked or shares[PARKED]
+    back = shares[SagaStatus.COMPENSATING]
+    if indexed.back:
+        # It counts those that are parked, too. Their number is a share, if not all that are parked were looked at.
+        statuses = Counter(one.status for one in parked)
+        back = max(0, indexed.back - _scaled(statuses, len(parked), stopped)[SagaStatus.COMPENSATING])
+    forward = max(0, total - stopped - back)
+    counts = Counter({str(SagaStatus.PENDING): forward, str(SagaStatus.COMPENSATING): back, PARKED: stopped})
+    return counts, _scaled(places, places.total(), stopped)
 
 
 def _hashes(partitions: Sequence[Partition], pages: Sequence[Any]) -> list[str]:

@@ -32,7 +32,7 @@ class StoreMetrics(ProcessMetrics):
         for metric, values, value in samples(figures):
             assert isinstance(value, int | float)
             key = Sample(metric, labels.bounded(metric, values), 0)
-            is_age = metric is catalogue.OLDEST_COMMAND
+            is_age = metric in (catalogue.OLDEST_COMMAND, catalogue.PAUSED)
             added[key] = max(added.get(key, 0), value) if is_age else added.get(key, 0) + value
         for (metric, values, _), value in added.items():
             yield Sample(metric, values, value)
@@ -56,6 +56,12 @@ def samples(figures: Figures) -> Iterator[Sample]:
     yield Sample(catalogue.MEMORY, (), figures.memory_bytes)
     if figures.memory_limit_bytes is not None:
         yield Sample(catalogue.MEMORY_LIMIT, (), figures.memory_limit_bytes)
+    for pause in figures.pauses:
+        # Of a pause that does not say since when, only that there is one.
+        paused_ms = max(0, figures.at_ms - pause.since_ms) if pause.since_ms else 0
+        yield Sample(catalogue.PAUSED, (pause.service, pause.command or ""), paused_ms / 1000)
+    for service, number in figures.held_sagas.items():
+        yield Sample(catalogue.HELD_SAGAS, (service,), number)
     for one in figures.services:
         yield Sample(catalogue.PROCESSES, ("service", one.name), one.processes)
         yield Sample(catalogue.COMMANDS, (one.name, "unread"), one.unread)

@@ -101,11 +101,23 @@ STORE_UP: Final = Metric("sagastream_store_up", "gauge", "1: the figures of the 
 LIVE: Final = Metric(
     "sagastream_store_live_sagas",
     "gauge",
-    "Live sagas; each counts once, as PENDING, COMPENSATING or PARKED. Above 1000 parked or other ones, an estimate.",
+    "Live sagas; each counts once, as PENDING, COMPENSATING or PARKED.",
     ("status",),
 )
 PARKED_AT: Final = Metric(
     "sagastream_store_parked_sagas", "gauge", "Parked sagas, by where they are parked.", ("service", "command")
+)
+PAUSED: Final = Metric(
+    "sagastream_store_paused_seconds",
+    "gauge",
+    "For how long a service, or one of its commands, has been paused; an empty command: the whole service.",
+    ("service", "command"),
+)
+HELD_SAGAS: Final = Metric(
+    "sagastream_store_held_sagas",
+    "gauge",
+    "Sagas that are held at a service, since it or one of its commands is paused.",
+    ("service",),
 )
 ENDED: Final = Metric("sagastream_store_ended_sagas", "gauge", "Ended sagas that are still kept.")
 OLDEST: Final = Metric(
@@ -126,7 +138,7 @@ PROCESSES: Final = Metric(
 COMMANDS: Final = Metric(
     "sagastream_store_commands",
     "gauge",
-    "Commands without an answer: unread, or held by a process.",
+    "Commands without an answer: unread, or held by a process that has read them.",
     ("service", "state"),
 )
 OLDEST_COMMAND: Final = Metric(
