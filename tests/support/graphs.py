@@ -71,6 +71,8 @@ class Refused(AssertionError):
 class Played:
     """A saga in the hands of the core."""
 
+    journal_bytes = 0  # it keeps no journal
+
     def __init__(self, *steps: dict[str, Any], **members: Any) -> None:
         body = {"saga_id": "trip-1", "input": {"user": "u1", "insured": False}, "steps": list(steps or TRAVEL)}
         self.now_ms = NOW_MS
@@ -112,7 +114,8 @@ class Played:
         return self._decide(Reply(type=f"{step.command}_{kind}", saga_id="trip-1", step=number, **payload))
 
     def _decide(self, event: Any) -> "Played":
-        decision = decide(self.state, event, Moment(now_ms=self.now_ms, published={}))
+        moment = Moment(now_ms=self.now_ms, published={}, journal_bytes=self.journal_bytes)
+        decision = decide(self.state, event, moment)
         if decision.quarantine is not None:
             raise Refused(decision.quarantine)
         assert isinstance(decision.state, SagaState), decision

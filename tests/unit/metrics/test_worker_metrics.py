@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from sagastream.core.journal import JOURNAL_BYTES
 from sagastream.core.messages import DefinedBy
 from sagastream.metrics import catalogue
 from sagastream.metrics.catalogue import Metric
@@ -16,6 +17,8 @@ from support.scenes import do
 
 class Counted(Played):
     """A saga in the hands of the core, whose changes are counted."""
+
+    journal_bytes = JOURNAL_BYTES
 
     def __init__(self, *steps: dict[str, Any], **members: Any) -> None:
         self.metrics = WorkerMetrics()
@@ -107,6 +110,28 @@ def test_a_compensation_that_fails_counts_each_time_and_parks_the_saga_once() ->
     saga.says("skip")
     assert counts(saga.metrics, catalogue.PARKED) == {("work", "Undo"): 1}
     assert counts(saga.metrics, catalogue.SAGA_SECONDS) == {("", "aborted"): 1}
+
+
+def test_a_compensation_that_times_out_or_whose_handler_raises_is_unknown() -> None:
+    saga = Counted(do(1, compensation="Undo", compensation_attempts=4, timeout_ms=1_000), do(2, compensation="Undo"))
+    saga.ok(1).failed(2)
+    saga.due()  # nobody answers
+    saga.due()._reply(1, "failed", unknown=True)  # its handler raises
+    saga.due().failed(1)  # it is rejected
+    saga.due().ok(1)
+    undone = {labels[2]: number for labels, number in steps(saga).items() if labels[1] == "compensation"}
+    assert undone == {"unknown": 2, "failed": 1, "ok": 1}
+
+
+def test_without_a_journal_a_compensation_that_timed_out_is_known_as_such() -> None:
+    saga = Counted(do(1, compensation="Undo", compensation_attempts=4, timeout_ms=1_000), do(2))
+    saga.ok(1).failed(2)
+    before = saga.saga
+    saga.due()
+    later = replace(saga.saga, journal=None)
+    metrics = WorkerMetrics()
+    metrics.turn_committed(sagas=1, messages=1, commands=0, duration_s=0.0, moves=[(before, later)])
+    assert counts(metrics, catalogue.STEP_SECONDS) == {("work", "Undo", "compensation", "unknown"): 1}
 
 
 def test_steps_that_send_nothing_are_no_commands() -> None:

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
+from sagastream.core.journal import notes
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step
@@ -69,7 +70,7 @@ class WorkerMetrics(ProcessMetrics):
                     times.counts[bisect_left(_BOUNDS, took_s)] += 1
                     times.sum += took_s if took_s > 0 else 0.0
                 else:
-                    self._count_seldom(was, now, now_ms)
+                    self._count_seldom(was, now, after)
             if after.ended:
                 if not before.ended:
                     self._count_end(after)
@@ -103,9 +104,9 @@ class WorkerMetrics(ProcessMetrics):
         step = saga.steps[saga.parked_steps[0] - 1]
         self._parked.add(step.definition.service, step.command)
 
-    def _count_seldom(self, was: Step, now: Step, now_ms: int) -> None:
+    def _count_seldom(self, was: Step, now: Step, saga: SagaState) -> None:
         """Whatever is not the usual case: an attempt that failed or was done late, or an undo."""
-        definition = now.definition
+        definition, now_ms = now.definition, saga.updated_ms
         service, command = definition.service, definition.transaction
         if was.phase is _OUT and (now.phase is not _OUT or now.attempt != was.attempt):
             outcome = "ok" if now.phase is _COMPLETED else "unknown" if now.unknown else "failed"
@@ -117,10 +118,24 @@ class WorkerMetrics(ProcessMetrics):
         if was.phase is _UNDO_OUT and (
             now.phase is not _UNDO_OUT or now.compensation_attempt != was.compensation_attempt
         ):
-            outcome = "ok" if now.phase is _COMPENSATED else "failed"
+            outcome = "ok" if now.phase is _COMPENSATED else _how_undo_failed(was, now, saga)
             _add(self._step_s.of(service, undo, _UNDO, outcome), was.compensation_sent_ms, now_ms)
         elif now.phase is _COMPENSATED and was.phase in _MAY_BE_UNDONE_LATE:
             _add(self._step_s.of(service, undo, _UNDO, "ok"), was.compensation_sent_ms, now_ms)
+
+
+def _how_undo_failed(was: Step, now: Step, saga: SagaState) -> str:
+    """Whether an attempt to undo a step has failed, or nobody knows. The step does not say so, since it is undone again
+    in both cases. The journal does, unless it is off or too full: then only what timed out is known to be unknown."""
+    if not now.being_undone:
+        return "unknown"  # somebody abandoned the saga while it was out
+    undo = was.compensation_attempt
+    for note in reversed(notes(saga.journal)):
+        if note.what == "attempt" and note.undo and note.attempt == undo and note.sent_ms == was.compensation_sent_ms:
+            step = saga.steps[(note.step or 1) - 1]
+            if step.definition is was.definition:
+                return "failed" if note.how == "failed" else "unknown"
+    return "unknown" if was.due_ms is not None and was.due_ms <= saga.updated_ms else "failed"
 
 
 def _name(saga: SagaState) -> str:
