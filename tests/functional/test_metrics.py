@@ -125,12 +125,20 @@ def test_many_services_are_told_in_bounded_series(server: Server, commands: Comm
 @pytest.mark.own_server
 def test_a_store_that_is_away_is_told_as_down(server: OwnServer, commands: Commands) -> None:
     port = free_port()
-    commands.quiet("metrics", "--port", str(port), env={"REDIS_URL": server.url})
+    process = commands.start("metrics", "--port", str(port), env={"REDIS_URL": server.url}, stderr=-1)
     until(lambda: is_told(port) and value(scrape(port), "sagastream_store_up") == 1, what="it tells")
+    assert value(scrape(port), "sagastream_broker_away") == 0
     server.kill()
     until(lambda: value(scrape(port), "sagastream_store_up") == 0, what="it tells that it cannot read")
+    found = scrape(port)
+    assert (value(found, "sagastream_broker_away"), value(found, "sagastream_broker_outages_total")) == (1, 1)
     server.start()
     until(lambda: value(scrape(port), "sagastream_store_up") == 1, what="it tells again")
+    assert value(scrape(port), "sagastream_broker_away") == 0
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    lines = [line.partition("sagastream metrics: ")[2][:22] for line in said.decode().splitlines()]
+    assert lines == ["the broker is away (Er", "the broker is back"], said
 
 
 @pytest.mark.parametrize("command", [("worker",), ("service", SAMPLES[0]), ("up",), ("bridge",), ("metrics",)])
@@ -142,7 +150,9 @@ def test_a_port_in_use_is_one_line(server: Server, commands: Commands, command: 
         port = str(taken.getsockname()[1])
         done = commands.run(*command, option, port, REDIS_URL=server.url)
     assert done.returncode == 1
-    assert f"Error: the metrics cannot be told at 127.0.0.1, port {port}: Address already in use\n" in done.stderr
+    whose = " of store" if command == ("up",) else ""
+    text = f"the metrics{whose} cannot be told at 127.0.0.1, port {port}: Address already in use; choose another port"
+    assert f"Error: {text}\n" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -150,6 +160,12 @@ def test_what_is_wrong_usage_is_told(commands: Commands) -> None:
     for options in ([], ["--once", "--port", "1"]):
         done = commands.run("metrics", *options)
         assert (done.returncode, "give either --once or --port N" in done.stderr) == (2, True)
+    done = commands.run("worker", "--metrics-host", "127.0.0.1")
+    assert (done.returncode, "--metrics-host needs --metrics-port N" in done.stderr) == (2, True)
+    done = commands.run("up", "--metrics-port", "65532")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the ports up to 65536 are needed" in " ".join(done.stderr.split())
+    assert not commands.home.exists()
 
 
 def ports_in_a_row(number: int) -> int:

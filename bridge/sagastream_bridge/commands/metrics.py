@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Final
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import opened, safe, stop_event
+from sagastream_bridge.commands.context import logged, opened, safe, stop_event
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
@@ -17,17 +18,33 @@ if TYPE_CHECKING:
     from sagastream.service.runner import ServiceRunner
 
 _HOST: Final = "127.0.0.1"
-_PORT: Final = click.IntRange(1, 65535)
+_LAST_PORT: Final = 65535
+_PORT: Final = click.IntRange(1, _LAST_PORT)
 
 
 def told_at_a_port(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that runs a process the options that say where it tells its metrics."""
-    command = click.option(
-        "--metrics-host", default=_HOST, show_default=True, metavar="ADDRESS", help="The address of that port."
-    )(command)
+
+    @wraps(command)
+    def checked(*, metrics_port: int | None, metrics_host: str | None, **others: Any) -> None:
+        if metrics_host is not None and metrics_port is None:
+            raise click.UsageError("--metrics-host needs --metrics-port N: without it, no metrics are told")
+        command(metrics_port=metrics_port, metrics_host=metrics_host or _HOST, **others)
+
+    text = f"The address of that port.  [default: {_HOST}]"
+    with_host = click.option("--metrics-host", metavar="ADDRESS", help=text)(checked)
     return click.option(
         "--metrics-port", type=_PORT, metavar="N", help="Tell figures to Prometheus at this port, at /metrics."
-    )(command)
+    )(with_host)
+
+
+def check_room(first: int | None, number: int) -> None:
+    """Raises UsageError if there are not so many ports after the first one."""
+    if first is not None and first + number > _LAST_PORT:
+        text = (
+            f"--metrics-port {first}: the ports up to {first + number} are needed, one for the store and one for each"
+        )
+        raise click.UsageError(f"{text} process, and {_LAST_PORT} is the last there is")
 
 
 def port_options(port: int, host: str) -> list[str]:
@@ -87,7 +104,8 @@ def tell_ports(names: Sequence[tuple[str, int]], host: str) -> None:
     from sagastream.metrics.serving import check_free
 
     for name, port in names:
-        check_free(port, host)
+        check_free(port, host, of=name)
+    for name, port in names:
         click.echo(safe(f"metrics  {url_of(host, port)}  {name}"))
 
 
@@ -109,16 +127,16 @@ def telling_of_store(broker: "Broker", port: int | None, host: str) -> AbstractC
 
 
 def _of_store(broker: "Broker") -> "ProcessMetrics":
-    from sagastream_bridge.inspection.figures import FiguresReader
     from sagastream_bridge.inspection.store_metrics import StoreMetrics
 
-    return StoreMetrics(FiguresReader(broker))
+    return StoreMetrics(broker)
 
 
 @click.command()
 @click.option("--once", is_flag=True, help="Write them to standard output, and end.")
 @click.option("--port", type=_PORT, metavar="N", help="Tell them at this port, at /metrics, until stopped.")
 @click.option("--host", default=_HOST, show_default=True, metavar="ADDRESS", help="The address of that port.")
+@logged
 def metrics(once: bool, port: int | None, host: str) -> None:
     """Tell the figures of the store to Prometheus: live and parked sagas, what waits, who works, memory.
 

@@ -27,6 +27,7 @@ from sagastream_bridge.commands.context import (
     traced,
 )
 from sagastream_bridge.commands.metrics import (
+    check_room,
     gauges_of,
     job_metrics,
     port_options,
@@ -295,6 +296,10 @@ def up(
     """
     for where in services:
         _check_where(where)
+    from sagastream_bridge.local.stack import SAMPLES, Stack, claim_samples
+
+    # Before anything is started. How many more are needed, for RQ workers, is known once the services are loaded.
+    check_room(metrics_port, workers + len(services or SAMPLES))
     stop = stop_event()
     with opened(port=port) as broker:
         from sagastream.broker.outage import Outage
@@ -304,7 +309,6 @@ def up(
         # Report at once what no restart can mend.
         from sagastream.store import layout
         from sagastream.tracing.setting import watched
-        from sagastream_bridge.local.stack import SAMPLES, Stack, claim_samples
 
         layout.check(broker)
         watched("sagastream-up")
@@ -321,6 +325,7 @@ def up(
         os.environ[_RETENTION_VARIABLE] = str(retention_days)  # for the workers
         if aborted_retention_days is not None:
             os.environ[_ABORTED_VARIABLE] = str(aborted_retention_days)
+        check_room(metrics_port, workers + len(services or SAMPLES) + len(on_rq))
         outage = Outage(broker, "sagastream up", stop)
         stack = Stack(
             broker,

@@ -1,30 +1,49 @@
 """The figures of a store as metrics."""
 
 from collections.abc import Iterator
+from typing import Final
 
 import redis
 
+from sagastream.broker.connection import Broker
+from sagastream.broker.failures import is_outage
+from sagastream.broker.outage import OutageReport
+from sagastream.console import summary
 from sagastream.errors import SagastreamError
 from sagastream.metrics import catalogue
 from sagastream.metrics.process import ProcessMetrics
 from sagastream.metrics.tally import Labels, Sample
+from sagastream.telemetry import Log
 from sagastream_bridge.inspection.figures import Figures, FiguresReader
+
+_WHO: Final = "sagastream metrics"
 
 
 class StoreMetrics(ProcessMetrics):
     """The figures of a store, read when somebody asks."""
 
-    def __init__(self, reader: FiguresReader) -> None:
+    def __init__(self, broker: Broker) -> None:
+        """Raises StoreMismatch, and redis.RedisError if the broker is away."""
         super().__init__("store")
-        self._reader = reader
-        self.also(self._look)
+        self._reader = FiguresReader(broker)
+        self._report = OutageReport(broker, _WHO, self)
+        self._log = Log("metrics", _WHO)
+        self._fault = ""  # why the figures could not be read when they were last asked for
+
+    def samples(self) -> Iterator[Sample]:
+        """All of it. The store is read first, as that shows whether the broker is away."""
+        of_store = list(self._look())
+        yield from super().samples()
+        yield from of_store
 
     def _look(self) -> Iterator[Sample]:
         try:
             figures = self._reader.now()
-        except (redis.RedisError, SagastreamError):
+        except (redis.RedisError, SagastreamError) as error:
+            self._failed(error)
             yield Sample(catalogue.STORE_UP, (), 0)
             return
+        self._succeeded()
         yield Sample(catalogue.STORE_UP, (), 1)
         # One series stands for all services beyond the bound, so what counts there is added up.
         added: dict[Sample, float] = {}
@@ -36,6 +55,23 @@ class StoreMetrics(ProcessMetrics):
             added[key] = max(added.get(key, 0), value) if is_age else added.get(key, 0) + value
         for (metric, values, _), value in added.items():
             yield Sample(metric, values, value)
+
+    def _failed(self, error: redis.RedisError | SagastreamError) -> None:
+        """Tell it once, and not at each scrape."""
+        if isinstance(error, redis.RedisError) and is_outage(error):
+            if not self.is_away:
+                self._report.began(error)
+            return
+        if (fault := summary(error)) != self._fault:
+            self._fault = fault
+            self._log.error(f"the figures of the store cannot be read: {fault}")
+
+    def _succeeded(self) -> None:
+        if self.is_away:
+            self._report.ended()
+        if self._fault:
+            self._fault = ""
+            self._log.warning("the figures of the store can be read again")
 
 
 def samples(figures: Figures) -> Iterator[Sample]:

@@ -201,7 +201,7 @@ def test_a_port_that_is_taken_is_told_in_one_line() -> None:
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70_000), ("nowhere.invalid", 9_000), ("x" * 99, 1)])
 def test_a_place_that_is_none_is_told_too(host: str, port: int) -> None:
     with pytest.raises(SagastreamError, match=f"cannot be told at {host}, port {port}: "):
-        check_free(port, host)
+        check_free(port, host, of="worker-1")
 
 
 def test_without_the_package_it_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ class ProcessMetrics(Observer):
         self._labels = Labels()
         self._tallies: list[Counter | Histogram] = []
         self._looks: list[Look] = []
-        self._is_away = False
+        self.is_away = False  # whether it cannot use the broker
         self._outages = self._counter(catalogue.OUTAGES)
         self._outage_s = self._counter(catalogue.OUTAGE_SECONDS)
         self._writes_lost = self._counter(catalogue.WRITES_LOST)
@@ -46,18 +46,18 @@ class ProcessMetrics(Observer):
     def samples(self) -> Iterator[Sample]:
         """All that was counted."""
         yield Sample(catalogue.PROCESS_INFO, (self._kind, _release()), 1)
-        yield Sample(catalogue.BROKER_AWAY, (), int(self._is_away))
+        yield Sample(catalogue.BROKER_AWAY, (), int(self.is_away))
         for tally in self._tallies:
             yield from tally.samples()
         for look in self._looks:
             yield from look()
 
     def outage_began(self, **_: object) -> None:
-        self._is_away = True
+        self.is_away = True
         self._outages.add()
 
     def outage_ended(self, *, duration_s: float, **_: object) -> None:
-        self._is_away = False
+        self.is_away = False
         self._outage_s.add(by=max(0.0, duration_s))
 
     def writes_lost(self, **_: object) -> None:

@@ -7,6 +7,7 @@ have to wait, and not for long.
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from errno import EACCES, EADDRINUSE
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from socket import AF_INET6, SHUT_RDWR
 from socketserver import TCPServer
@@ -97,22 +98,23 @@ def told_at(port: int | None, host: str, samples: Samples) -> Iterator[None]:
         server.server_close()
 
 
-def check_free(port: int, host: str) -> None:
-    """Raises SagastreamError if nothing can listen at this port."""
-    _Server.at(host, port, None).server_close()
+def check_free(port: int, host: str, *, of: str) -> None:
+    """Raises SagastreamError if nothing can listen at this port, at which the metrics of this process would be told."""
+    _Server.at(host, port, None, of=f" of {of}").server_close()
 
 
 class _Server(HTTPServer):
     registry: Any
 
     @classmethod
-    def at(cls, host: str, port: int, registry: Any) -> "_Server":
+    def at(cls, host: str, port: int, registry: Any, *, of: str = "") -> "_Server":
         kind = type(cls.__name__, (cls,), {"address_family": AF_INET6}) if ":" in host else cls
         try:
             server: _Server = kind((host, port), _Handler)
         except (OSError, OverflowError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            raise SagastreamError(f"the metrics cannot be told at {host}, port {port}: {why}") from None
+            helps = "; choose another port" if getattr(error, "errno", None) in (EADDRINUSE, EACCES) else ""
+            raise SagastreamError(f"the metrics{of} cannot be told at {host}, port {port}: {why}{helps}") from None
         server.registry = registry
         return server
 
