@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from sagastream import Service
+from sagastream import Reject, Service
 from sagastream.broker import exchange
 from sagastream.client import requests
 from sagastream.core.messages import Verb
@@ -136,6 +136,7 @@ def test_the_spans_say_what_the_messaging_conventions_ask_for_and_no_payload(tra
     }
     assert attributes(failed)["sagastream.outcome"] == "rejected"
     assert failed.status.status_code is StatusCode.UNSET  # it has answered as it should
+    assert attributes(failed)["sagastream.error"] == "as asked"
     undo, saga = traced.one("process Undo"), traced.one("saga")
     assert attributes(undo)["sagastream.compensating"] is True
     assert parent(undo) == ids(saga)
@@ -146,6 +147,7 @@ def test_the_spans_say_what_the_messaging_conventions_ask_for_and_no_payload(tra
         "error.type": "ABORTED",
     }
     assert saga.status.status_code is StatusCode.ERROR
+    assert saga.status.description == state.reason == "Step 2 failed: as asked"
     assert "secret" not in "".join(span.to_json() for span in traced.spans)
 
 
@@ -172,6 +174,23 @@ def test_what_a_handler_raises_is_told_harmlessly_and_each_call_has_its_span(tra
     assert "\x1b" not in str(event.attributes["exception.stacktrace"])
     assert not raised.events[1:]
     assert done.status.status_code is StatusCode.UNSET
+
+
+def test_a_long_or_hostile_error_is_told_shortly_and_harmlessly(traced: Traced) -> None:
+    service = Service("work")
+
+    @service.command("Do", compensation=None)
+    def handle(params: Any, context: Any) -> None:
+        raise Reject("\x1b[2J" + "x" * 5_000)
+
+    traced.serve(service)
+    assert traced.ended("s1", do(1)).status is SagaStatus.ABORTED
+    told = (attributes(traced.one("process Do"))["sagastream.error"], traced.one("saga").status.description)
+    for text in map(str, told):
+        assert "\\x1b[2Jxxx" in text
+        assert "\x1b" not in text
+        assert len(text) < 220
+        assert text.endswith("…")
 
 
 def test_a_saga_that_belongs_to_no_trace_has_spans_of_handlers_only(traced: Traced) -> None:
@@ -209,6 +228,7 @@ def test_what_was_done_about_a_saga_is_told_with_it_and_no_reason(traced: Traced
     assert state.status is SagaStatus.ABORTED
     [event] = traced.one("saga").events
     assert (event.name, event.timestamp) == ("cancel", state.interventions[0].at_ms * 10**6)
+    assert traced.one("saga").status.description == "Cancelled"
     assert "secret" not in traced.one("saga").to_json()
 
 

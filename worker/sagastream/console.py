@@ -9,6 +9,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def brief(text: str, most: int = 200) -> str:
+    """`text` on one line, of at most so many characters before escaping; if it is cut off, it ends with an ellipsis."""
+    return printable(text if len(text) <= most else text[: most - 1] + "…")
+
+
 def describe(error: BaseException) -> str:
     """The class and the text of an error, on one line of at most 500 characters before escaping."""
     return printable(summary(error))

@@ -91,9 +91,17 @@ class Observer:
         `command.attempt`: how often the saga has sent the command."""
 
     def handler_finished(
-        self, *, command: "Command", call: int, outcome: Outcome, duration_s: float, error: BaseException | None
+        self,
+        *,
+        command: "Command",
+        call: int,
+        outcome: Outcome,
+        duration_s: float,
+        error: BaseException | None,
+        rejection: str | None,
     ) -> None:
-        """A handler has returned or raised. `error`: what it raised, unless that was Reject."""
+        """A handler has returned or raised. `error`: what it raised, unless that was Reject. `rejection`: then, its
+        error as people read it, shortened; None if it is sealed."""
 
     def answer_sent(self, *, command: "Command", reply: "Reply") -> None:
         """The broker has the answer to a command. This is called too if the answer did not come from a handler."""

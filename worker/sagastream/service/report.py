@@ -7,7 +7,9 @@ import redis
 
 from sagastream.broker.failures import is_outage
 from sagastream.console import summary
+from sagastream.core.back import quote
 from sagastream.core.messages import Command, Reply, ok
+from sagastream.core.sealed_values import keys_of
 from sagastream.errors import CannotOpen
 from sagastream.service.declaration import EXIT_HANGS
 from sagastream.service.registration import Registration
@@ -42,6 +44,7 @@ class ServiceReport:
             outcome=_outcome(command, result),
             duration_s=time.monotonic() - began_s,
             error=result if isinstance(result, BaseException) else None,
+            rejection=_rejection(command, result),
         )
 
     def undoing(self, command: Command) -> None:
@@ -136,6 +139,12 @@ def _outcome(command: Command, result: Reply | BaseException) -> Outcome:
     if isinstance(result, Reply):
         return Outcome.OK if result.type == ok(command.type) else Outcome.REJECTED
     return Outcome.AWAY if isinstance(result, redis.RedisError) and is_outage(result) else Outcome.RAISED
+
+
+def _rejection(command: Command, result: Reply | BaseException) -> str | None:
+    if not isinstance(result, Reply) or result.type == ok(command.type) or keys_of(result.error):
+        return None
+    return quote(result.error)
 
 
 def _handler(command: Command, declared: Registration) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from sagastream.console import describe, printable
+from sagastream.console import brief, describe, printable
 from sagastream.core.messages import Command
 from sagastream.core.saga import SagaState
 from sagastream.core.trace_context import is_sampled
@@ -26,7 +26,7 @@ class Tracing(Observer):
     the saga. Give it as `observer` to an Orchestrator or a ServiceRunner, or set it on a SagaWorker.
 
     It does nothing until the program has set a TracerProvider. Spans hold names and numbers: no params, no results, and
-    of what went wrong only what a handler has raised.
+    of what went wrong what a handler has raised or, shortened, rejected, and why a saga was undone.
     """
 
     def __init__(self, provider: "TracerProvider | None" = None) -> None:
@@ -63,7 +63,9 @@ class Tracing(Observer):
         )
         self._running.set((span, self._context.attach(self._trace.set_span_in_context(span, parent))))
 
-    def handler_finished(self, *, outcome: Outcome, error: BaseException | None, **_: object) -> None:
+    def handler_finished(
+        self, *, outcome: Outcome, error: BaseException | None, rejection: str | None = None, **_: object
+    ) -> None:
         if (running := self._running.get()) is None:
             return
         self._running.set(None)
@@ -71,6 +73,8 @@ class Tracing(Observer):
         self._context.detach(token)
         if span.is_recording():
             span.set_attribute("sagastream.outcome", outcome.value)
+            if rejection is not None:
+                span.set_attribute("sagastream.error", brief(rejection))
             if error is not None:
                 self._tell_error(span, error)
         span.end()

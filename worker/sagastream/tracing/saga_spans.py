@@ -7,7 +7,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace import set_span_in_context as containing
 
-from sagastream.console import printable
+from sagastream.console import brief, printable
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.trace_context import span_id_of
 
@@ -89,10 +89,20 @@ def _write_anywhere(tracer: "Tracer", name: str, saga: SagaState, traceparent: s
 
 
 def _status(saga: SagaState) -> Status:
-    return _ERROR if saga.status is SagaStatus.ABORTED else _UNSET
+    if saga.status is not SagaStatus.ABORTED:
+        return _UNSET
+    return Status(StatusCode.ERROR, None if saga.reason is None else brief(_without_words(saga, saga.reason)))
 
 
-_ERROR: Final = Status(StatusCode.ERROR)
+def _without_words(saga: SagaState, reason: str) -> str:
+    """Why a saga was undone, without what people said of that: their words are erased with the saga, and spans are
+    not."""
+    for done in saga.interventions:
+        if done.reason:
+            reason = reason.replace(f": {done.reason}", "")
+    return reason
+
+
 _UNSET: Final = Status(StatusCode.UNSET)
 
 
