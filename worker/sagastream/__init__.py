@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sagastream.core.causes import CauseKind as CauseKind
     from sagastream.core.history_events import HistoryEvent as HistoryEvent
     from sagastream.core.history_events import HistoryKind as HistoryKind
+    from sagastream.core.pauses import Pause as Pause
     from sagastream.core.saga import SagaState as SagaState
     from sagastream.core.saga import SagaStatus as SagaStatus
     from sagastream.core.sealing import Codec as Codec
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from sagastream.service.declaration import Service as Service
     from sagastream.store.definitions import Deployed as Deployed
     from sagastream.store.finding import Page as Page
+    from sagastream.store.pauses import Heard as Heard
 
 
 _WHERE = {
@@ -91,6 +93,7 @@ _WHERE = {
     "Deployed": "store.definitions",
     "Effects": "effects.once",
     "Erased": "client.erasing",
+    "Heard": "store.pauses",
     "HistoryEvent": "core.history_events",
     "HistoryKind": "core.history_events",
     "Keyring": "codecs.keyring",
@@ -98,6 +101,7 @@ _WHERE = {
     "NewerFormat": "errors",
     "PackageMissing": "errors",
     "Page": "store.finding",
+    "Pause": "core.pauses",
     "PauseRequest": "client.requests",
     "Reference": "client.expressions",
     "Refused": "client.requests",
@@ -155,6 +159,7 @@ __all__ = [
     "Deployed",
     "Effects",
     "Erased",
+    "Heard",
     "HistoryEvent",
     "HistoryKind",
     "Keyring",
@@ -162,6 +167,7 @@ __all__ = [
     "NewerFormat",
     "PackageMissing",
     "Page",
+    "Pause",
     "PauseRequest",
     "Reference",
     "Refused",
