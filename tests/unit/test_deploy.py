@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -93,7 +94,9 @@ def test_something_is_started_in_each_way() -> None:
         assert (way, "worker") in started
     for way in ("sagastream-service@.service", "Deployment", "Procfile"):
         assert (way, "service") in started
-    assert ("sagastream-dashboard.service", "dashboard") in started
+    for name in ("dashboard", "metrics"):
+        assert (f"sagastream-{name}.service", name) in started
+        assert ("Deployment", name) in started
 
 
 def test_every_variable_is_one_that_somebody_reads() -> None:
@@ -121,6 +124,10 @@ def test_probes_look_at_the_file_that_the_program_touches() -> None:
     for one in of_kind("Deployment"):
         for container in one["spec"]["template"]["spec"]["containers"]:
             for probe in ("livenessProbe", "readinessProbe"):
+                if "health_file" not in parsed(container["args"]):
+                    # What has no health file listens.
+                    assert container[probe]["tcpSocket"]["port"] in {port["name"] for port in container["ports"]}
+                    continue
                 shell, option, line = container[probe]["exec"]["command"]
                 assert (shell, option) == ("sh", "-c")
                 found.append((line, container["args"]))
@@ -135,12 +142,38 @@ def test_selectors_find_the_pods_of_their_deployment() -> None:
         labels = spec["template"]["metadata"]["labels"]
         wanted = [
             spec["selector"],
-            *(one["labelSelector"] for one in spec["template"]["spec"]["topologySpreadConstraints"]),
+            *(one["labelSelector"] for one in spec["template"]["spec"].get("topologySpreadConstraints", ())),
         ]
         wanted += [one["spec"]["selector"] for one in of_kind("PodDisruptionBudget") if one["metadata"]["name"] == name]
-        assert len(wanted) == 3, name
-        wanted += [one["spec"]["podSelector"] for one in of_kind("NetworkPolicy")]
+        assert len(wanted) == (3 if spec["replicas"] > 1 else 1), name
+        (of_all, of_dashboard) = (one["spec"]["podSelector"] for one in of_kind("NetworkPolicy"))
+        wanted += [of_all, *([of_dashboard] if name == "dashboard" else [])]
         assert all(one["matchLabels"].items() <= labels.items() for one in wanted), name
+    (service,) = of_kind("Service")
+    assert service["spec"]["selector"].items() <= deployments["dashboard"]["template"]["metadata"]["labels"].items()
+
+
+def test_prometheus_reaches_the_metrics_of_every_pod_but_the_dashboard() -> None:
+    (policy, pages) = of_kind("NetworkPolicy")
+    (scraped,) = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
+    for one in of_kind("Deployment"):
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        (port,) = container["ports"]
+        told = parsed(container["args"])
+        assert told.get("metrics_host", told.get("host")) == "0.0.0.0", "others than the pod itself could not reach it"
+        assert told.get("metrics_port", told.get("port")) == port["containerPort"]
+        if port["name"] == "pages":
+            assert pages["spec"]["ingress"][0]["ports"] == [{"protocol": "TCP", "port": port["containerPort"]}]
+        else:
+            assert (port["name"], port["containerPort"]) == ("metrics", scraped)
+
+
+def test_the_image_has_what_its_commands_need() -> None:
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / ".ci" / "deploy.txt").read_text(), re.MULTILINE))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra in ("crypto", "dashboard", "metrics", "otel"):
+        assert {re.split(r"[<>=]", one)[0] for one in extras[extra]} <= pinned
+    assert {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"} <= pinned
 
 
 def test_pods_have_no_rights_that_they_do_not_need() -> None:
@@ -158,15 +191,17 @@ def test_pods_have_no_rights_that_they_do_not_need() -> None:
 
 
 def test_what_the_manifests_name_is_there() -> None:
-    (secret,) = of_kind("Secret")
+    (secret, _) = secrets = of_kind("Secret")
     (listed,) = of_kind("Kustomization")
     assert {path.name for path in MANIFESTS} - {*listed["resources"]} == {"kustomization.yaml", "secret.example.yaml"}
-    assert secret["metadata"]["namespace"] == listed["namespace"]
+    assert {one["metadata"]["namespace"] for one in secrets} == {listed["namespace"]}
     images = {one["name"] for one in listed["images"]}
     for one in of_kind("Deployment"):
         for container in one["spec"]["template"]["spec"]["containers"]:
             assert container["image"] in images
-            assert container["envFrom"] == [{"secretRef": {"name": secret["metadata"]["name"]}}]
+            named = [one["secretRef"]["name"] for one in container["envFrom"]]
+            assert named[0] == secret["metadata"]["name"]
+            assert set(named) <= {one["metadata"]["name"] for one in secrets}
 
 
 def test_what_the_image_is_made_from_is_there_and_not_left_out() -> None:
