@@ -161,6 +161,8 @@ def test_sagas_are_found_by_what_a_page_is_asked_for(asks: Asked) -> None:
     for query, said in {
         "older=soon": "is not a duration like 500ms, 90s",
         "where=customer": "customer",
+        "where=customer%3Da+customer%3Db": "names customer twice",
+        "at=work": "work is a service: at work/COMMAND",
         "cursor=nonsense": "no cursor that a page has had",
     }.items():
         wrong = client.get(f"/sagas?{query}")

@@ -171,6 +171,8 @@ class Pages:
         try:
             search = Search.of(request.query_params)
             found = self._reader.find(search)
+            if not found.sagas and (named := self._reader.service_in_place_of_command(search)) is not None:
+                complaint = "{1} is a service: {0} {1}/COMMAND".format(*named)
         except (WrongSearch, MalformedMessage, ValueError) as error:
             complaint = str(error).removeprefix("the search: ")
         whys = self._reader.why(found.sagas) if found.sagas else []

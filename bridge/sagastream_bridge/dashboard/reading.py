@@ -102,6 +102,10 @@ class StoreReader:
         page = self._run(lambda keys: find(keys, search.wanted, _OF_A_PAGE, search.cursor))
         return opened_page(codec_of(None), page)
 
+    def service_in_place_of_command(self, search: Search) -> tuple[str, str] | None:
+        """If a search names a service where a command belongs: the part of the search, and the service."""
+        return lookup.service_in_place_of_command(self.broker, search.wanted)
+
     def why(self, states: Sequence[SagaState]) -> list[tuple[Cause, ...]]:
         """Why each of these sagas waits."""
         return run(self.broker.client, explain(self.keys(), states, _LOOKED_AT))
