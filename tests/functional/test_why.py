@@ -681,6 +681,7 @@ def test_a_saga_is_held_by_whom_and_why_and_the_line_that_resumes_it_sends_it(sh
         "warning: service shop publishes no command Quik; is it a misspelling of Quick?\n"
     )
     assert "sagastream resume shop Quik --reason TEXT  # takes it back: it holds nothing now" in mistyped.stderr
+    assert "held: none; service shop publishes no command Quik" in shop.commands.run("doctor", **shop.env).stdout
     assert "holds nothing: service shop publishes no command Quik" in shop.commands.run("paused", **shop.env).stdout
     first = shop.commands.run("pause", "shop", "--reason", "one", "--by", "ada", **shop.env)
     second = shop.commands.run("pause", "shop", "--reason", "two", "--by", "bob", **shop.env)

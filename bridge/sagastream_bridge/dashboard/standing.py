@@ -17,7 +17,7 @@ from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import LATE_MS, hangs, nobody
-from sagastream.core.why_waits import pause_told
+from sagastream.core.why_waits import pause_told, pauses_nothing
 from sagastream.store import lineage
 from sagastream.store.finding import find
 from sagastream.store.keys import StoreKeys
@@ -212,11 +212,15 @@ def of_service(queue: Queue, found: Standing) -> list[Notice]:
 
 
 def _of_pause(one: Pause, found: Standing) -> Notice:
-    held = _counted(found.figures.held_sagas.get(one.service, 0), "saga is", "sagas are")
-    pauses = sum(other.service == one.service for other in found.evidence.pauses)
-    # The index of what is held knows services, and no commands.
-    by = f", by its {pauses} pauses together" if pauses > 1 else ""
-    text = f"{pause_told(one, found.now_ms)}; {held} held at this service{by}"
+    if nothing := pauses_nothing(one, found.evidence):
+        text = f"{pause_told(one, found.now_ms)}; it holds nothing: {nothing}"
+    else:
+        # The index of what is held knows services, and no commands.
+        beside = [of for of in found.evidence.pauses if of.service == one.service]
+        pauses = sum(not pauses_nothing(of, found.evidence) for of in beside)
+        held = _counted(found.figures.held_sagas.get(one.service, 0), "saga is", "sagas are")
+        by = f", by its {pauses} pauses together" if pauses > 1 else ""
+        text = f"{pause_told(one, found.now_ms)}; {held} held at this service{by}"
     do = (f"sagastream resume {one.words} --reason TEXT  # sends what is held",)
     return Notice(level="warning", text=text, do=do, href=f"/services#service-{one.service}")
 

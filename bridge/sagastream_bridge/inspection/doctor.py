@@ -22,7 +22,7 @@ from sagastream.core.pauses import pauses_of
 from sagastream.core.saga import SagaState
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK, fails, hangs, nobody
-from sagastream.core.why_waits import pause_told
+from sagastream.core.why_waits import pause_told, pauses_nothing
 from sagastream.errors import SettingsError
 from sagastream.orchestrator.room import FULL_AT, ROOM_AT
 from sagastream.store import bulks, heartbeat, layout, lineage, published, sagas
@@ -311,6 +311,8 @@ class Doctor:
             later = later and f"; between two attempts, and held when it is time for the next one: {later}"
             do = f"sagastream resume {one.words} --reason TEXT  # sends what is held"
             text = f"{pause_told(one, evidence.now_ms)}; sagas that are held: {held or 'none'}{later}"
+            if not held and (nothing := pauses_nothing(one, evidence)):
+                text += f"; {nothing}"
             yield warning(f"service {one.service}", text, do, kind=CauseKind.PAUSED)
         ignorant = [one.name for one in processes if one.kind == Kind.WORKER and one.is_alive and not one.pauses]
         if evidence.pauses and ignorant:

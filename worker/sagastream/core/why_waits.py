@@ -69,6 +69,8 @@ def pauses_nothing(one: Pause, evidence: Evidence) -> str:
     that service."""
     facts = evidence.of(one.service)
     if not facts.ever_was:
+        if one.service in evidence.names:
+            return ""
         cause = nobody(facts, evidence.names, evidence.now_ms)
         return "" if cause is None else cause.text
     if one.command is None or facts.published is None or one.command in facts.published:
