@@ -24,6 +24,7 @@ from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import HELD_MS, Step
 from sagastream.core.steps import StepDefinition, StepKind
 from sagastream.core.why import headline, why, why_absent
+from sagastream.core.why_waits import pauses_nothing
 
 NOW_MS = 1_700_000_000_000
 PID = "web1-4711-5f0c2a9e"
@@ -497,3 +498,30 @@ def test_of_a_saga_that_is_not_there_the_requests_are_told() -> None:
 )
 def test_durations_are_rounded_and_told_in_the_unit_that_suits_them(ms: float, text: str) -> None:
     assert spoken(ms) == text
+
+
+@pytest.mark.parametrize(
+    ("service", "command", "told"),
+    [
+        ("payment", None, ""),
+        ("payment", "Charge", ""),
+        ("payment", "Chrage", "service payment publishes no command Chrage; is it a misspelling of Charge?"),
+        (
+            "paymnt",
+            None,
+            "no process of service paymnt is listening, and none ever was; is it a misspelling of payment?",
+        ),
+        ("paymnt", "Charge", "no process of service paymnt is listening, and none ever was; is it a misspelling of"),
+    ],
+)
+def test_a_pause_of_what_no_service_has_is_told(service: str, command: str | None, told: str) -> None:
+    said = pauses_nothing(Pause(service=service, command=command), at_work())
+    assert said.startswith(told)
+    assert bool(said) is bool(told)
+
+
+def test_a_pause_of_what_has_not_published_anything_yet_may_hold() -> None:
+    one = Pause(service="payment", command="Any")
+    assert pauses_nothing(one, replace(at_work(), services={})) == ""
+    reader = Reader(name=PID, is_alive=True, silent_ms=1)
+    assert pauses_nothing(one, at_work(reader, published=None)) == ""

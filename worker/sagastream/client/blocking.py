@@ -389,7 +389,8 @@ class SagaClient:
 
         Returns as soon as the workers that run have read it, usually within a second; until then, one may still send.
         What is returned names these workers, those that had not read it after 5 s, and those of an earlier release,
-        which know no pauses. If it is paused already, the reason and the actor are written anew.
+        which know no pauses. If it is paused already, the reason and the actor are written anew;
+        `before` of what is returned is that pause. After `resume`, `left` is what else of the service stays paused.
 
         Args:
             service: its name. The store need not know it yet.
