@@ -17,6 +17,7 @@ from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, QuarantineError, SagastreamError
 from sagastream.store.pauses import Heard
 from sagastream.telemetry import Log
+from sagastream_bridge.dashboard.bulk_pages import READ_ONLY
 from sagastream_bridge.dashboard.offers import CALLED
 from sagastream_bridge.dashboard.pages import Page, Pages
 
@@ -24,7 +25,6 @@ from sagastream_bridge.dashboard.pages import Page, Pages
 MOST_BYTES: Final = 2 << 20
 #: How long an action waits for a worker, in seconds.
 _WAIT_S: Final = 5.0
-_READ_ONLY: Final = "This dashboard only shows. To act from it, start it with --allow-actions.\n"
 _NO_REASON: Final = "Say why: the reason is kept, for those who ask later."
 _NO_NAME: Final = "Say who you are: your name is kept with the reason."
 
@@ -64,7 +64,7 @@ class Actions:
     def forbidden(self, request: Request, form: Form) -> Response | None:
         """Why this form is not acted on; None: it is."""
         if not self._page.allow_actions:
-            return PlainTextResponse(_READ_ONLY, 403)
+            return PlainTextResponse(READ_ONLY, 403)
         session = request.state.session or ""
         if not self._page.sessions.is_form_token(form.get("form_token", ""), session):
             return PlainTextResponse("This form is too old. Go back, load the page again, and repeat it.\n", 403)
@@ -76,12 +76,12 @@ class Actions:
         if verb not in CALLED or not is_id(saga_id):
             return PlainTextResponse("There is no such action.\n", 404)
         try:
-            reason, actor = _reason_and_name(form)
+            reason, actor = reason_and_name(form)
             text = self._asked(verb, saga_id, reason, actor, form)
         except Refused as error:
             return self._pages.one_saga(request, saga_id, 422, str(error), form)
         self._log.info(f"{actor}: {verb} of saga {saga_id}: {reason}", extra={"saga_id": saga_id})
-        return self._done(request, f"/sagas/{quote(saga_id, safe=':')}", text, actor)
+        return self.done(request, f"/sagas/{quote(saga_id, safe=':')}", text, actor)
 
     def on_quarantined(self, request: Request, form: Form) -> Response:
         """A message is put back, or dropped."""
@@ -94,12 +94,12 @@ class Actions:
             return PlainTextResponse("There is no such action.\n", 404)
         act, became = acts[verb]
         try:
-            reason, actor = _reason_and_name(form)
+            reason, actor = reason_and_name(form)
             act(entry_id, actor=actor, reason=reason)
         except (Refused, QuarantineError) as error:
             return self._pages.one_quarantined(request, entry_id, 422, str(error), form)
         self._log.info(f"{actor}: {verb} of quarantined message {entry_id}: {reason}")
-        return self._done(request, "/quarantine", f"Message {entry_id} {became}.", actor)
+        return self.done(request, "/quarantine", f"Message {entry_id} {became}.", actor)
 
     def on_service(self, request: Request, form: Form) -> Response:
         """A service, or one of its commands, is paused or resumed."""
@@ -107,7 +107,7 @@ class Actions:
         if verb not in ("pause", "resume") or not is_service(service):
             return PlainTextResponse("There is no such action.\n", 404)
         try:
-            reason, actor = _reason_and_name(form)
+            reason, actor = reason_and_name(form)
             command = form.get("command", "").strip() or None
             heard: Heard = getattr(self._client, verb)(service, command, reason=reason, actor=actor)
         except Refused as error:
@@ -115,9 +115,9 @@ class Actions:
         except redis.RedisError as error:
             return self._pages.all_services(request, 422, f"{told(error)}.", form, service)
         except SagastreamError as error:
-            return self._pages.all_services(request, 422, _sentence(error), form, service)
+            return self._pages.all_services(request, 422, sentence(error), form, service)
         self._log.info(f"{actor}: {verb} of {heard.pause.told}: {reason}")
-        return self._done(request, "/services", _done_to_service(verb, heard), actor)
+        return self.done(request, "/services", _done_to_service(verb, heard), actor)
 
     def _asked(self, verb: str, saga_id: str, reason: str, actor: str, form: Form) -> str:
         """Send the request, and wait until a worker has done it. Returns what became of it. Raises Refused."""
@@ -128,13 +128,13 @@ class Actions:
                 return _done_to_service(verb, heard)
             state = self._send(verb, saga_id, reason, actor, form)
         except TimeoutError as error:
-            return _sentence(error)
+            return sentence(error)
         except redis.RedisError as error:
             if is_refusal(error):
                 raise Refused(told(error)) from None
             raise Refused(f"{told(error)}. The request may have arrived: look again before you repeat it.") from None
         except SagastreamError as error:
-            raise Refused(_sentence(error)) from None
+            raise Refused(sentence(error)) from None
         then = f"it is {state.status}" if state.ended or not state.parked else f"it is parked: {state.parked}"
         return f"{verb.capitalize()} was done: {then}." if verb != "signal" else f"The signal was taken: {then}."
 
@@ -161,7 +161,7 @@ class Actions:
             raise Refused(f"The payload must be JSON: {error}.") from None
         return self._client.signal(saga_id, name, payload, _WAIT_S, by=actor)
 
-    def _done(self, request: Request, where: str, text: str, actor: str) -> Response:
+    def done(self, request: Request, where: str, text: str, actor: str) -> Response:
         """Show the page again, with what became of it. The name is filled in the next time."""
         self._page.reader.forget()
         answer = RedirectResponse(f"{where}?told={self._page.outcomes.keep('ok', text)}", 303)
@@ -192,12 +192,13 @@ def _done_to_service(verb: str, heard: Heard) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """What an error says, as a page says it."""
     text = str(error)
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _reason_and_name(form: Form) -> tuple[str, str]:
+def reason_and_name(form: Form) -> tuple[str, str]:
     """Raises Refused if one of them is missing."""
     reason, actor = form.get("reason", "").strip(), form.get("who", "").strip()
     for text, missing, most in ((reason, _NO_REASON, MAX_REASON_CHARS), (actor, _NO_NAME, MAX_ACTOR_CHARS)):

@@ -20,6 +20,8 @@ from sagastream.broker.connection import Broker
 from sagastream.core.messages import is_id
 from sagastream.errors import SagastreamError
 from sagastream_bridge.dashboard.actions import Actions, Form, Refused, read_form
+from sagastream_bridge.dashboard.bulk_actions import BulkActions
+from sagastream_bridge.dashboard.bulk_pages import BulkPages
 from sagastream_bridge.dashboard.feed import MOST_VIEWERS, Feed
 from sagastream_bridge.dashboard.gate import Gate, set_session
 from sagastream_bridge.dashboard.pages import Page, Pages, failed
@@ -65,6 +67,8 @@ class Dashboard:
         )
         self._pages = Pages(self._page)
         self._actions = Actions(self._page, self._pages)
+        self._bulk_pages = BulkPages(self._page)
+        self._bulk_actions = BulkActions(self._page, self._bulk_pages, self._actions)
         gate = Middleware(Gate, names=names, sessions=self._sessions, token=token, port=port)
         self.app = Starlette(
             routes=self._routes(), middleware=[gate], exception_handlers={HTTPException: self._no_such_page}
@@ -75,6 +79,9 @@ class Dashboard:
             "/": self._pages.overview,
             "/sagas": self._pages.sagas,
             "/sagas/{saga_id}": self._pages.saga,
+            "/bulks": self._bulk_pages.bulks,
+            "/bulks/begin": self._bulk_pages.asking,
+            "/bulks/{bulk_id}": self._bulk_pages.bulk,
             "/services": self._pages.services,
             "/parked": self._pages.parked,
             "/quarantine": self._pages.quarantine,
@@ -89,6 +96,8 @@ class Dashboard:
             Route("/logout", self._log_out, methods=["POST"]),
             Route("/live", self._live),
             Route("/sagas/{saga_id}/{verb}", self._acting(self._actions.on_saga), methods=["POST"]),
+            Route("/bulks/begin", self._acting(self._bulk_actions.begin), methods=["POST"]),
+            Route("/bulks/{bulk_id}/{verb}", self._acting(self._bulk_actions.turn), methods=["POST"]),
             Route("/services/{service}/{verb}", self._acting(self._actions.on_service), methods=["POST"]),
             Route("/quarantine/{verb}/{entry_id:path}", self._acting(self._actions.on_quarantined), methods=["POST"]),
             *(Route(path, self._shown(page)) for path, page in pages.items()),

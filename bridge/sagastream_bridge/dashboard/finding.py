@@ -25,13 +25,13 @@ class Search(Struct, frozen=True, kw_only=True):
     given: tuple[tuple[str, str], ...] = ()  # as the page was asked for it, without the cursor
 
     #: What the address of a page may ask for.
-    NAMES: ClassVar[Sequence[str]] = ("where", "status", "definition", "at", "older", "newer", "error")
+    NAMES: ClassVar[Sequence[str]] = ("where", "status", "definition", "at", "parked", "older", "newer", "error")
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> "Search":
         """What an address asks for. Raises WrongSearch, and MalformedMessage, which says what is wrong."""
         given = {name: text for name in cls.NAMES if (text := query.get(name, "").strip())}
-        body: dict[str, Any] = {name: given[name] for name in ("definition", "at", "error") if name in given}
+        body: dict[str, Any] = {name: given[name] for name in ("definition", "at", "parked", "error") if name in given}
         if "status" in given:
             body["status"] = given["status"].upper()
         for name in ("older", "newer"):

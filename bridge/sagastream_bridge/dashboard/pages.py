@@ -186,6 +186,8 @@ class Pages:
             found=found,
             none_found=views.none_found(found, search.wanted, is_first=search.cursor is None),
             is_faster_by_status=views.is_faster_by_status(search.wanted),
+            may_ask_all=bool(search.given and (found.sagas or found.cursor))
+            and search.wanted.status not in ("COMPLETED", "ABORTED"),
             rows=[(state, why_of(state, causes)) for state, causes in zip(found.sagas, whys, strict=True)],
             statuses=STATUSES,
             definitions=[one.name for one in self._reader.definitions()],

@@ -6,15 +6,19 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import Final, Generic, TypeVar
 
+import redis
+
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import Exchange, run
 from sagastream.client.blocking import SagaClient
 from sagastream.client.evidence import explain
 from sagastream.codecs.setting import codec_of
+from sagastream.core.bulks import Bulk, BulkResult
 from sagastream.core.causes import Cause
+from sagastream.core.filtering import Filter
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
-from sagastream.store import heartbeat, layout, operations, published
+from sagastream.store import bulks, heartbeat, layout, operations, published
 from sagastream.store.definitions import Deployed
 from sagastream.store.finding import Page, find, opened_page
 from sagastream.store.heartbeat import Process
@@ -41,6 +45,12 @@ _OF_A_PAGE: Final = 50
 _LOOKED_AT: Final = 100
 #: How much of what people did is shown.
 _OPERATIONS: Final = 20
+#: So many sagas are shown before all that a search finds are asked; as the command does.
+_SAMPLE: Final = 10
+#: How many bulks are shown; and so many entries of what has come of one. An entry is a refusal, or all that was done
+#: of a part.
+MOST_BULKS: Final = 50
+_RESULTS: Final = 300
 #: How many quarantined messages are shown.
 MOST_QUARANTINED: Final = 100
 
@@ -77,11 +87,12 @@ class StoreReader:
         self.standing: Shared[Standing] = Shared(self._standing, _FIGURES_S)
         self.parked: Shared[Parked] = Shared(lambda: self._run(standing.parked), _PARKED_S)
         self.recent: Shared[Recent] = Shared(lambda: self._run(recent.read), _RECENT_S)
+        self.bulks: Shared[list[Bulk]] = Shared(self._bulks, _FIGURES_S)
         self.processes: Shared[list[Process]] = Shared(self._processes, _FIGURES_S)
 
     def forget(self) -> None:
         """Have all read again: something was done."""
-        for shared in (self.standing, self.parked, self.processes):
+        for shared in (self.standing, self.parked, self.processes, self.bulks):
             shared.forget()
 
     def fingerprint(self) -> object:
@@ -91,7 +102,11 @@ class StoreReader:
         alive += [one.name for queue in now.queues for one in queue.facts.alive]
         counts = (now.live, now.parked, now.back, now.figures.ended, now.unread, now.quarantined, now.full)
         queues = tuple((queue.figures.unread, queue.figures.held) for queue in now.queues)
-        return counts, now.evidence.pauses, tuple(sorted(alive)), queues
+        try:
+            many = tuple((one.bulk_id, one.state, one.found, one.done, one.refused) for one in self.bulks())
+        except redis.exceptions.NoPermissionError:  # an earlier release has printed this user's rights
+            many = ()
+        return counts, now.evidence.pauses, tuple(sorted(alive)), queues, many
 
     def saga(self, saga_id: str) -> Found:
         """One saga, with all that explains it."""
@@ -105,6 +120,18 @@ class StoreReader:
     def service_in_place_of_command(self, search: Search) -> tuple[str, str] | None:
         """If a search names a service where a command belongs: the part of the search, and the service."""
         return lookup.service_in_place_of_command(self.broker, search.wanted)
+
+    def sample(self, wanted: Filter) -> Page:
+        """The first sagas of those that a bulk would find, and how many there are."""
+        return opened_page(codec_of(None), self._run(lambda keys: find(keys, wanted, _SAMPLE)))
+
+    def bulk(self, bulk_id: str) -> Bulk:
+        """A bulk as it is now. Raises RequestRefused if there is none."""
+        return self._run(lambda keys: bulks.load(keys, bulk_id))
+
+    def results(self, bulk_id: str) -> list[BulkResult]:
+        """What has come of its last requests, the newest first."""
+        return self._run(lambda keys: bulks.newest_results(keys, bulk_id, _RESULTS))
 
     def why(self, states: Sequence[SagaState]) -> list[tuple[Cause, ...]]:
         """Why each of these sagas waits."""
@@ -131,6 +158,9 @@ class StoreReader:
 
     def _standing(self) -> Standing:
         return standing.read(self.broker.client, self.keys())
+
+    def _bulks(self) -> list[Bulk]:
+        return self._run(lambda keys: bulks.listed(keys, MOST_BULKS))
 
     def _processes(self) -> list[Process]:
         services = [queue.facts.name for queue in self.standing().queues]

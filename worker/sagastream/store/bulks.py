@@ -172,6 +172,15 @@ def results(keys: StoreKeys, bulk_id: str) -> Exchange[list[BulkResult]]:
         after = f"({page[-1][0].decode()}"
 
 
+def newest_results(keys: StoreKeys, bulk_id: str, most: int) -> Exchange[list[BulkResult]]:
+    """What has come of its last requests, the newest first: of at most so many entries."""
+    (answer,) = yield [("XREVRANGE", keys.bulk_results(bulk_id), "+", "-", "COUNT", most)]
+    found: list[BulkResult] = []
+    for _, words in [] if is_wrong_type(answer) else or_raise(answer):
+        found += reversed(_results(dict(zip(words[::2], words[1::2], strict=True))))
+    return found
+
+
 def told(wanted: Filter) -> str:
     """A filter as texts for people name it, and as the command line takes it."""
     parts = [f"{name}={value}" for name, value in wanted.attributes]

@@ -176,7 +176,7 @@
 
   // --- keys, and what can be copied
 
-  const PAGES = { o: "/", s: "/sagas", p: "/parked", v: "/services", q: "/quarantine", d: "/definitions" };
+  const PAGES = { o: "/", s: "/sagas", p: "/parked", b: "/bulks", v: "/services", q: "/quarantine", d: "/definitions" };
   let went = 0; // when g was pressed
 
   document.addEventListener("keydown", (event) => {
