@@ -5,6 +5,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from html import unescape
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
@@ -33,6 +34,7 @@ PAGES = (
     "/sagas/went-back",
     "/services",
     "/parked",
+    "/bulks",
     "/quarantine",
     "/definitions",
     "/definitions/order",
@@ -107,6 +109,7 @@ def test_an_empty_store_says_what_to_do(server: Server) -> None:
         "/sagas": "Begin one: sagastream begin FILE",
         "/services": "sagastream worker",
         "/parked": "No saga is parked",
+        "/bulks": "No bulk is kept",
         "/quarantine": "Nothing was set aside",
         "/definitions": "sagastream deploy FILE",
     }.items():
@@ -156,6 +159,8 @@ def test_sagas_are_found_by_what_a_page_is_asked_for(asks: Asked) -> None:
     assert ids("at=away/Do") == {"branches", "lonely"}
     assert ids("at=away/Do&where=customer%3Dc42") == {"branches"}
     assert ids("error=AS+ASKED&status=completed") == set()
+    assert ids("parked=work/Do") == {"parked-0", "parked-1", "branches"}
+    assert ids("parked=work/DoForGood") == set()
     assert ids("older=1h") == set()
     assert "No saga is like that" in client.get("/sagas?older=1h").text
     for query, said in {
@@ -214,9 +219,16 @@ def test_hostile_text_in_every_field_is_shown_as_text(server: Server) -> None:
     scene.redis.hset(KEYS.saga("stuck"), "reason", HOSTILE)
     scene.redis.zadd(KEYS.alive, {'{"name": "<script>alive", "kind": "worker"}': 9e15})
     scene.turns_until(lambda: scene.redis.xlen(KEYS.partitions[0].quarantine) == 1)
+    [bulk] = [scene.client.begin_bulk("skip", "<script>", error=HOSTILE[:30], actor="<img src=x>")]
+    scene.redis.hset(KEYS.bulk(bulk.bulk_id), "last_error", HOSTILE)
+    scene.redis.hset(KEYS.bulk(bulk.bulk_id), "refused", 2)
+    scene.redis.xadd(KEYS.bulk_results(bulk.bulk_id), {"saga_id": HOSTILE, "refused": HOSTILE})
+    scene.redis.xadd(KEYS.bulk_results(bulk.bulk_id), {"done": HOSTILE})
     client = browser(scene, allow_actions=True)
     [message] = Quarantine(scene.redis, KEYS).newest_first()
-    for path in ("/", "/sagas", "/sagas/hurt", "/sagas/stuck", "/services", "/parked", "/quarantine"):
+    begin = f"/bulks/begin?verb=retry&status=parked&error={quote(HOSTILE[:200])}"
+    pages = ("/", "/sagas", "/sagas/hurt", "/sagas/stuck", "/services", "/parked", "/quarantine")
+    for path in (*pages, "/bulks", f"/bulks/{bulk.bulk_id}", begin):
         page = client.get(path).text
         assert page.count("<script") == 1, path  # that of the page itself
         assert "<img" not in page
@@ -323,10 +335,14 @@ def test_a_dashboard_that_only_shows_acts_on_nothing(asks: Asked, shop: Shop) ->
     assert "<form" not in page
     assert "start it with --allow-actions" in text(page)
     [message, *_] = Quarantine(shop.scene.redis, KEYS).newest_first()
-    for path in ("/sagas/parked-0/retry", "/services/work/pause", f"/quarantine/drop/{message.id}"):
+    bulks = ("/bulks/begin", f"/bulks/{'a' * 12}/stop")
+    for path in ("/sagas/parked-0/retry", "/services/work/pause", f"/quarantine/drop/{message.id}", *bulks):
         answer = client.post(path, data={"reason": "r", "who": "w"}, headers={"origin": HERE})
         assert (answer.status_code, "only shows" in answer.text) == (403, True)
     assert "<form" not in client.get(f"/quarantine/{message.id}").text
+    assert "<form" not in client.get("/parked").text
+    assert "/bulks/begin" not in client.get("/sagas?status=parked").text
+    assert client.get("/bulks/begin?verb=retry&status=parked").status_code == 403
     assert Quarantine(shop.scene.redis, KEYS).get(message.id)
 
 
@@ -417,6 +433,99 @@ def test_each_verb_does_what_its_command_does(acting: tuple[TestClient, Shop]) -
     assert (state := get("waits")) is not None
     assert (state.status, state.results) == ("COMPLETED", [{"by": "bo"}])
     assert act(client, "/sagas/p1/fly", "/sagas/p1").status_code == 404
+
+
+def test_all_that_a_search_finds_is_asked_after_it_was_shown(acting: tuple[TestClient, Shop]) -> None:
+    client, shop = acting
+    assert "/bulks/begin" not in client.get("/sagas").text  # no search: nothing says which are meant
+    assert "/bulks/begin" not in client.get("/sagas?status=completed").text
+    for page in ("/sagas?status=parked&error=as+asked", "/parked"):
+        assert 'name="verb" value="retry"' in client.get(page).text, page
+    begin = "/bulks/begin?verb=abandon&parked=work/Do&status=parked"
+    shown = client.get(begin)
+    assert "2 sagas with status PARKED, parked work/Do: those that are parked end as they are" in text(shown.text)
+    assert set(re.findall(r'class="id" href="/sagas/([^"]+)"', shown.text)) == {"p0", "p1"}
+    search = {"verb": "abandon", "parked": "work/Do", "status": "parked", "rate": "200"}
+    for wrong, said in (
+        ({"reason": " "}, "Say why"),
+        ({"who": ""}, "Say who you are"),
+        ({"rate": "0"}, "Rate must be a whole number from 1 to 2000 a second"),
+        ({"rate": "x"}, "Rate must be a whole number from 1 to 2000 a second"),
+    ):
+        answer = act(client, "/bulks/begin", begin, **(search | wrong))
+        assert (answer.status_code, said in answer.text) == (422, True), wrong
+        assert "2 sagas with status PARKED, parked work/Do" in text(answer.text)
+        assert 'data-at="/bulks/begin?verb=abandon&amp;status=parked&amp;parked=work%2FDo"' in answer.text
+    for headers in ({"origin": "http://evil.example"}, {}):
+        assert act(client, "/bulks/begin", begin, headers, **search).status_code == 403
+    assert act(client, "/bulks/begin", begin, form_token="0" * 64, **search).status_code == 403
+    assert act(client, "/bulks/begin", begin, **(search | {"verb": "signal"})).status_code == 404
+    assert shop.scene.client.bulks() == []
+    answer = act(client, "/bulks/begin", begin, **search)
+    [bulk] = shop.scene.client.bulks()
+    assert answer.headers["location"].startswith(f"/bulks/{bulk.bulk_id}?told=")
+    assert f"Bulk {bulk.bulk_id} has begun." in client.get(answer.headers["location"]).text
+    assert (bulk.verb, bulk.reason, bulk.actor, bulk.total) == ("abandon", "the bank is back", "ada", 2)
+    until(lambda: shop.scene.client.bulk(bulk.bulk_id).ended, what="it has ended")
+    page = client.get(f"/bulks/{bulk.bulk_id}").text
+    assert "Found 2 of 2 when it began Asked 2 all are answered Done 2" in text(page)
+    assert {"p0", "p1"} <= set(re.findall(r'class="id" href="/sagas/([^"]+)"', page))
+    assert "/stop" not in page  # it has ended
+    assert "2 done; 2 found of 2" in text(client.get("/bulks").text)
+    state = shop.scene.client.get("p1")
+    assert state is not None
+    assert [(one.verb, one.reason, one.actor) for one in state.interventions] == [
+        ("abandon", "the bank is back", "ada")
+    ]
+    assert "There is no such saga" in client.get(begin).text
+
+
+def test_a_search_that_a_verb_cannot_be_for_says_why(acting: tuple[TestClient, Shop]) -> None:
+    client, shop = acting
+    for query, said in {
+        "verb=retry": "a bulk needs a search that says which sagas are meant",
+        "verb=retry&status=completed": "a saga that has ended, COMPLETED, takes no retry",
+        "verb=skip&older=soon": "a duration such as 90s",
+    }.items():
+        answer = client.get(f"/bulks/begin?{query}")
+        assert (answer.status_code, said in text(answer.text)) == (422, True), query
+    assert client.get("/bulks/begin?verb=fly&status=parked").status_code == 404
+    begin = "/bulks/begin?verb=cancel&at=away/Do"
+    assert 'name="now"' in client.get(begin).text
+    wrong = act(client, "/bulks/begin", begin, verb="retry", status="parked", rate="1", now="yes")
+    assert (wrong.status_code, "Now is for cancel and abandon" in wrong.text) == (422, True)
+    answer = act(client, "/bulks/begin", begin, verb="cancel", at="away/Do", rate="1", now="yes")
+    assert answer.status_code == 303
+    until(lambda: (state := shop.scene.client.get("out")) and state.interventions, what="it was asked")
+    state = shop.scene.client.get("out")
+    assert state is not None
+    assert state.interventions[-1].verb == "cancel now"
+
+
+def test_a_bulk_is_paused_resumed_and_stopped(server: Server) -> None:
+    scene = Scene(server.broker())  # no worker: it stands where it is
+    bulk_id = scene.client.begin_bulk("retry", "mended", status="PARKED").bulk_id
+    client, page = browser(scene, allow_actions=True), f"/bulks/{bulk_id}"
+    assert "<form" not in browser(scene).get(page).text
+    token = form_token(client.get(page).text)
+    for verb, state, said in (
+        ("pause", "PAUSED", "is paused: no more sagas are asked"),
+        ("resume", "RUNNING", "goes on where it was"),
+        ("stop", "STOPPED", "is stopped for ever"),
+    ):
+        missing = act(client, f"{page}/{verb}", page, reason="", verb=verb)
+        assert (missing.status_code, "Say why" in missing.text, " open>" in missing.text) == (422, True, True)
+        answer = act(client, f"{page}/{verb}", page)
+        assert f"Bulk {bulk_id} {said}" in client.get(answer.headers["location"]).text
+        assert scene.client.bulk(bulk_id).state == state
+    late = client.post(  # somebody else was faster
+        f"{page}/pause", data={"form_token": token, "reason": "it is late", "who": "ada"}, headers={"origin": HERE}
+    )
+    assert (late.status_code, f"Bulk {bulk_id} is STOPPED: there is nothing to pause." in late.text) == (422, True)
+    assert client.get("/bulks/000000000000").status_code == 404
+    assert client.get("/bulks/nope").status_code == 404
+    operations = text(client.get("/services").text)
+    assert f"bulk stop {bulk_id} ada the bank is back" in operations
 
 
 def test_messages_are_put_back_and_dropped(acting: tuple[TestClient, Shop]) -> None:
