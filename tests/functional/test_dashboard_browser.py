@@ -28,6 +28,9 @@ PAGES = {
     "/sagas/hurt": "hurt",
     "/services": "Services",
     "/parked": "Parked",
+    "/sagas?status=parked": "Sagas",
+    "/bulks": "Bulks",
+    "/bulks/begin?verb=cancel&status=pending": "Cancel all",
     "/quarantine": "Quarantine",
     "/definitions": "Definitions",
     "/definitions/order?explore=yes": "order",
@@ -180,6 +183,48 @@ def test_each_action_is_done_with_its_reason_and_who_asked(
     assert page.url.endswith(f"/sagas/{saga_id}")  # without what was told, which is told once
     expect(page.locator(".events")).to_contain_text("by ada@works")
     assert saga(shop, saga_id).interventions[-1].actor == "ada@works"
+
+
+def test_all_that_a_search_finds_is_asked_and_its_bulk_is_followed(
+    chromium: Browser, dashboard: DashboardServer, shop: Shop
+) -> None:
+    names = [f"many-{number}" for number in range(12)]
+    for name in names:
+        shop.begin_graph(
+            name, PIVOT, do("fail", kind="retriable", attempts=1, after=[1]), attributes={"customer": "many"}
+        )
+    until(lambda: all((state := shop.scene.client.get(one)) and state.parked for one in names), what="they are parked")
+    with opened(chromium, dashboard, viewport={"width": 360, "height": 740}) as page:
+        complaints = Complaints(page)
+        page.goto("/sagas?where=customer%3Dmany")
+        expect(page.get_by_role("button", name="Skip all")).to_be_hidden()
+        page.locator(".act summary").click()
+        page.get_by_role("button", name="Skip all").click()
+        expect(page.locator("h1")).to_have_text("Skip all")
+        expect(page.locator("main")).to_contain_text("12 sagas with customer=many, status PARKED")
+        expect(page.locator("tbody tr")).to_have_count(10)
+        form = page.locator("form.asking")
+        form.get_by_label("Reason").fill("done by hand")
+        form.get_by_label("Who you are").fill("ada@works")
+        form.get_by_label("At most so many a second").fill("4")  # so it goes on while it is looked at
+        form.get_by_role("button", name="Skip all").click()
+        expect(page.locator(".banner-ok")).to_contain_text("has begun")
+        for action, state in (("Pause", "paused"), ("Resume", "running")):
+            fill(page, action, "wait for me")
+            expect(page.locator(".title .pill")).to_have_text(state)
+        [bulk] = shop.scene.client.bulks()
+        until(lambda: shop.scene.client.bulk(bulk.bulk_id).ended, what="the bulk has ended")
+        expect(page.locator(".title .pill")).to_have_text("done")  # without loading it again
+        expect(page.locator(".tile").filter(has_text="Done").locator(".tile-value")).to_have_text("12")
+        expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.locator("nav").get_by_role("link", name="Bulks").click()
+        expect(page.locator("tbody tr").first).to_contain_text("12 done; 12 found of 12")
+        assert complaints == []
+    for name in names:
+        assert [(one.verb, one.reason, one.actor) for one in saga(shop, name).interventions] == [
+            ("skip", "done by hand", "ada@works")
+        ]
 
 
 def test_what_is_refused_is_told_beside_what_was_typed(page: Page, shop: Shop) -> None:
