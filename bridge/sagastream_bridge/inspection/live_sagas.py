@@ -76,8 +76,9 @@ def look(keys: StoreKeys, at_most: int) -> Exchange[LiveSagas]:
     answers = yield asked
     total = sum(_read(answer, 0) for answer in answers[0::6])
     waiting = sum(_read(answer, 0) for answer in answers[1::6])
-    for_a_person = yield from _seen(_hashes(keys.partitions, answers[2::6]))
-    others = yield from _seen(_hashes(keys.partitions, answers[3::6]))
+    hashes = [_hashes(keys.partitions, answers[at::6]) for at in (2, 3)]
+    for_a_person = yield from _seen(hashes[0])
+    others = yield from _seen(hashes[1])
     parked = yield from _where_parked([*for_a_person, *others])
     by_status: Counter[str] = Counter()
     places: Counter[ParkedAt] = Counter()
@@ -86,7 +87,7 @@ def look(keys: StoreKeys, at_most: int) -> Exchange[LiveSagas]:
         by_status += _scaled(statuses, len(group), number)
         places += _scaled(Counter(parked[one.key] for one in group if one.key in parked), len(group), number)
     seen = [*for_a_person, *others]
-    if len(seen) < total:
+    if sum(map(len, hashes)) < total:
         indexed = _Indexed(*(sum(_read(answer, 0) for answer in answers[at::6]) for at in (4, 5)))
         by_status, places = _by_indexes(indexed, total, by_status, places, [one for one in seen if one.key in parked])
     return LiveSagas(
