@@ -452,16 +452,16 @@ def test_all_that_a_search_finds_is_asked_after_it_was_shown(acting: tuple[TestC
         ({"rate": "0"}, "Rate must be a whole number from 1 to 2000 a second"),
         ({"rate": "x"}, "Rate must be a whole number from 1 to 2000 a second"),
     ):
-        answer = act(client, "/bulks/begin", begin, **(search | wrong))
+        answer = act(client, "/bulks/begin", begin, None, **(search | wrong))
         assert (answer.status_code, said in answer.text) == (422, True), wrong
         assert "2 sagas with status PARKED, parked work/Do" in text(answer.text)
         assert 'data-at="/bulks/begin?verb=abandon&amp;status=parked&amp;parked=work%2FDo"' in answer.text
     for headers in ({"origin": "http://evil.example"}, {}):
         assert act(client, "/bulks/begin", begin, headers, **search).status_code == 403
-    assert act(client, "/bulks/begin", begin, form_token="0" * 64, **search).status_code == 403
-    assert act(client, "/bulks/begin", begin, **(search | {"verb": "signal"})).status_code == 404
+    assert act(client, "/bulks/begin", begin, None, form_token="0" * 64, **search).status_code == 403
+    assert act(client, "/bulks/begin", begin, None, **(search | {"verb": "signal"})).status_code == 404
     assert shop.scene.client.bulks() == []
-    answer = act(client, "/bulks/begin", begin, **search)
+    answer = act(client, "/bulks/begin", begin, None, **search)
     [bulk] = shop.scene.client.bulks()
     assert answer.headers["location"].startswith(f"/bulks/{bulk.bulk_id}?told=")
     assert f"Bulk {bulk.bulk_id} has begun." in client.get(answer.headers["location"]).text
@@ -669,3 +669,11 @@ def test_an_inspector_may_look_at_all_pages_and_an_operator_may_act(server: Serv
     with shop.moving():
         done = act(client_of(Role.OPERATOR, allow_actions=True), "/sagas/parked-0/skip", "/sagas/parked-0")
     assert done.status_code == 303
+    begin, many = "/bulks/begin?verb=retry&status=parked", {"verb": "retry", "status": "parked", "rate": "9"}
+    refused = act(client_of(Role.INSPECTOR, allow_actions=True), "/bulks/begin", begin, None, **many)
+    assert (refused.status_code, "may not do this" in refused.text) == (422, True)
+    assert shop.scene.client.bulks() == []
+    operator = client_of(Role.OPERATOR, allow_actions=True)
+    page = act(operator, "/bulks/begin", begin, None, **many).headers["location"].partition("?")[0]
+    assert inspector.get(page).status_code == 200
+    assert act(operator, f"{page}/stop", page).status_code == 303

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from sagastream.core.bulks import Ask, Bulk, BulkResult, BulkState
 from sagastream.core.filtering import Filter
 from sagastream.core.messages import Verb
+from sagastream.store.bulks import told
 from sagastream_bridge.commands.main import cli
 from sagastream_bridge.inspection import bulk_views
 
@@ -56,6 +57,12 @@ def test_a_verb_about_a_bulk_needs_its_id() -> None:
 def test_an_empty_reason_is_named_as_the_option() -> None:
     done = CliRunner().invoke(cli, ["retry", "--status", "parked", "--reason", " "])
     assert (done.exit_code, "--reason must be a text" in done.output) == (2, True)
+
+
+def test_a_search_is_told_as_the_command_line_takes_it() -> None:
+    wanted = Filter(status="PARKED", older_ms=5_400_000, newer_ms=172_800_000, attributes=(("customer", "c42"),))
+    assert told(wanted) == "customer=c42, status PARKED, older 90m, newer 2d"
+    assert told(Filter(older_ms=1_500)) == "older 1500ms"
 
 
 def test_a_bulk_is_shown_without_what_a_terminal_could_act_on() -> None:

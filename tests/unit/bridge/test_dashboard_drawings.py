@@ -192,13 +192,27 @@ def test_a_saga_that_may_be_cancelled_can_be_though_nobody_advises_it() -> None:
 
 
 def test_a_search_reads_what_a_page_is_asked_for() -> None:
-    asked = {"status": "parked", "older": "90s", "newer": "1d", "at": " s/A ", "told": "x", "error": "", "cursor": "c"}
+    asked = {
+        "status": "parked",
+        "older": "90s",
+        "newer": "1d",
+        "at": " s/A ",
+        "parked": "B",
+        "told": "x",
+        "error": "",
+        "cursor": "c",
+    }
     search = Search.of(asked | {"where": "customer=c42 shop=3"})
     assert search.wanted == Filter(
-        status="PARKED", older_ms=90_000, newer_ms=86_400_000, at="s/A", attributes=(("customer", "c42"), ("shop", "3"))
+        status="PARKED",
+        older_ms=90_000,
+        newer_ms=86_400_000,
+        at="s/A",
+        parked="B",
+        attributes=(("customer", "c42"), ("shop", "3")),
     )
     assert search.query("next") == (
-        "where=customer%3Dc42+shop%3D3&status=parked&at=s%2FA&older=90s&newer=1d&cursor=next"
+        "where=customer%3Dc42+shop%3D3&status=parked&at=s%2FA&parked=B&older=90s&newer=1d&cursor=next"
     )
     assert Search.of(dict(search.given)).wanted == search.wanted
 

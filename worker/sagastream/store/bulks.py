@@ -183,9 +183,17 @@ def newest_results(keys: StoreKeys, bulk_id: str, most: int) -> Exchange[list[Bu
 
 def told(wanted: Filter) -> str:
     """A filter as texts for people name it, and as the command line takes it."""
-    parts = [f"{name}={value}" for name, value in wanted.attributes]
-    parts += [f"{name} {value}" for name, value in wanted.body().items() if name != "attributes"]
-    return ", ".join(parts)
+    said = {name: value for name, value in wanted.body().items() if name != "attributes"}
+    for name in ("older", "newer"):
+        if (ms := said.pop(f"{name}_ms", None)) is not None:
+            said[name] = _duration(ms)
+    return ", ".join([f"{name}={value}" for name, value in wanted.attributes] + [f"{k} {v}" for k, v in said.items()])
+
+
+def _duration(ms: int) -> str:
+    """Exactly, in the largest unit that needs no fraction, as the command line takes it."""
+    units = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
+    return next(f"{ms // of}{unit}" for unit, of in units if ms % of == 0)
 
 
 # --- what a worker does
