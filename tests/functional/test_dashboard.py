@@ -445,7 +445,7 @@ def test_all_that_a_search_finds_is_asked_after_it_was_shown(acting: tuple[TestC
     shown = client.get(begin)
     assert "2 sagas with status PARKED, parked work/Do: those that are parked end as they are" in text(shown.text)
     assert set(re.findall(r'class="id" href="/sagas/([^"]+)"', shown.text)) == {"p0", "p1"}
-    search = {"verb": "abandon", "parked": "work/Do", "status": "parked", "rate": "200"}
+    search: Any = {"verb": "abandon", "parked": "work/Do", "status": "parked", "rate": "200"}
     for wrong, said in (
         ({"reason": " "}, "Say why"),
         ({"who": ""}, "Say who you are"),
