@@ -304,12 +304,12 @@ def test_the_oldest_that_have_ended_make_room(stage: Stage, monkeypatch: pytest.
     second = stage.bulk()
     stage.ends(second)
     third = stage.bulk()
-    assert [one.bulk_id for one in stage.client.bulks()] == [third.bulk_id, second.bulk_id]
+    assert {one.bulk_id for one in stage.client.bulks()} == {third.bulk_id, second.bulk_id}
     assert not stage.redis.exists(KEYS.bulk(done.bulk_id))
     fourth = stage.bulk()
     with pytest.raises(RequestRefused, match=r"^there are 2 bulks, the most that may be"):
         stage.bulk()
-    assert [one.bulk_id for one in stage.client.bulks()] == [fourth.bulk_id, third.bulk_id]
+    assert {one.bulk_id for one in stage.client.bulks()} == {fourth.bulk_id, third.bulk_id}
     assert 0 < stage.redis.pttl(KEYS.bulk(fourth.bulk_id)) <= BULK_KEPT_MS
 
 
