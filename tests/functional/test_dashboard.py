@@ -485,7 +485,7 @@ def test_a_search_that_a_verb_cannot_be_for_says_why(acting: tuple[TestClient, S
     for query, said in {
         "verb=retry": "a bulk needs a search that says which sagas are meant",
         "verb=retry&status=completed": "a saga that has ended, COMPLETED, takes no retry",
-        "verb=skip&older=soon": "a duration such as 90s",
+        "verb=skip&older=soon": "is not a duration like 500ms, 90s",
     }.items():
         answer = client.get(f"/bulks/begin?{query}")
         assert (answer.status_code, said in text(answer.text)) == (422, True), query

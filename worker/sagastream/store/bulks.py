@@ -21,6 +21,7 @@ from sagastream.broker.failures import is_denied, is_wrong_type
 from sagastream.broker.scripting import Script, even_if_full
 from sagastream.broker.wire import Words, milliseconds, or_raise
 from sagastream.core.bulks import USUAL_RATE, Ask, Bulk, BulkResult, BulkState, checked
+from sagastream.core.durations import exact
 from sagastream.core.filtering import Filter, parse_filter
 from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, Code, Verb
 from sagastream.core.parsing import operator_text
@@ -186,14 +187,8 @@ def told(wanted: Filter) -> str:
     said = {name: value for name, value in wanted.body().items() if name != "attributes"}
     for name in ("older", "newer"):
         if (ms := said.pop(f"{name}_ms", None)) is not None:
-            said[name] = _duration(ms)
+            said[name] = exact(ms).replace(" ", "")
     return ", ".join([f"{name}={value}" for name, value in wanted.attributes] + [f"{k} {v}" for k, v in said.items()])
-
-
-def _duration(ms: int) -> str:
-    """Exactly, in the largest unit that needs no fraction, as the command line takes it."""
-    units = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
-    return next(f"{ms // of}{unit}" for unit, of in units if ms % of == 0)
 
 
 # --- what a worker does
