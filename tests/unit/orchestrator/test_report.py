@@ -150,6 +150,12 @@ def test_a_saga_whose_hash_is_gone_is_logged(caplog: pytest.LogCaptureFixture) -
     assert caplog.messages == ["saga s1 was due, and is gone: somebody has deleted its hash"]
 
 
+def test_a_saga_that_was_woken_and_stays_held_is_not_told_as_gone(caplog: pytest.LogCaptureFixture) -> None:
+    report = TurnReport("worker 1", None)
+    report.committed([a_change(a_saga(), a_saga(), rearm=True)], lost=[], stuck=[], messages=1, duration_s=0.1)
+    assert caplog.messages == []
+
+
 def test_without_an_observer_nothing_is_made_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Change, "written", None)
     report = TurnReport("worker 1", None)
