@@ -18,6 +18,8 @@ from support.servers import OwnServer, Server, alive
 from support.stores import ONLY
 from support.waiting import slowness, until, until_no_more
 
+pytestmark = pytest.mark.both_in_soak
+
 #: The first lines of the services of these tests. `at_it` counts the handlers that run, and keeps the maximum.
 PREAMBLE = """
 import asyncio, os, time

@@ -18,6 +18,8 @@ from support.servers import Server
 from support.stores import KEYS, ONLY
 from support.waiting import until
 
+pytestmark = pytest.mark.both_in_soak
+
 GREATEST = f"{2**64 - 1}-{2**64 - 1}"
 STREAMS = {
     "requests": ONLY.requests,

@@ -25,6 +25,8 @@ from support.streams import append_requests
 from support.waiting import slowness, takes_less_than, until
 from support.worst import INVALID, VALID, least_cpu_ms
 
+pytestmark = pytest.mark.both_in_soak
+
 #: Nearly the largest result, and params with which a begin is of nearly the largest size.
 LARGE = "x" * (1_000_000)
 
