@@ -63,18 +63,18 @@ INVALID: Final[dict[str, str]] = {
 _REFERENCE_MS: Final = 28.0
 
 
-def cpu_ms(call: Callable[[], object]) -> float:
+def cpu_ms(call: Callable[[], object], *, enough_ms: float = 20) -> float:
     """The CPU time that a call takes on an idle machine, in milliseconds: the least of some tries. On a busy machine,
     whose caches others use too, it takes up to four times as much, and so does a calculation before and after it."""
-    return least_cpu_ms(lambda: _once(call), enough_ms=25)
+    return least_cpu_ms(lambda: _once(call), enough_ms=enough_ms)
 
 
 def least_cpu_ms(measured: Callable[[], float], *, enough_ms: float) -> float:
-    """The least of ten measurements of a CPU time, each as it would be on an idle machine, in milliseconds.
-    `enough_ms`: if one is less, there are no more."""
+    """The least of fifty measurements of a CPU time, each as it would be on an idle machine, in milliseconds.
+    `enough_ms`: if one is less, there are no more. So only what is dear, or tried at a bad time, is tried so often."""
     least = float("inf")
     busy = _busy()
-    for _ in range(10):
+    for _ in range(50):
         took = measured()
         busy_then = _busy()
         least = min(least, took / max(1.0, (busy + busy_then) / 2))

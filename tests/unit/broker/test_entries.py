@@ -95,4 +95,4 @@ def test_whatever_an_entry_holds_it_can_be_set_aside(fields: dict[bytes, bytes])
 def test_an_entry_of_any_size_is_quarantined_at_little_cost(what: str) -> None:
     many = {b"%d" % number: b"\x1b" * 100 for number in range(100_000)}
     entry = an_entry({b"x": b"\xff" * 50_000_000} if what == "one field of 50 MB" else many)
-    assert cpu_ms(lambda: entry.quarantined("why", is_command=True)) < 50
+    assert cpu_ms(lambda: entry.quarantined("why", is_command=True), enough_ms=45) < 50

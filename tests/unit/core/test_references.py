@@ -276,7 +276,7 @@ def test_a_large_value_a_thousand_times_is_refused_before_it_is_built(template: 
     text = encode(template)
     assert "too large" in why_not(template, {"a": "x" * size})
     if size == 1 << 20:
-        assert cpu_ms(lambda: refused(text, one)) < 50
+        assert cpu_ms(lambda: refused(text, one), enough_ms=45) < 50
 
 
 def test_what_is_built_nests_no_deeper_than_a_payload_may() -> None:
@@ -295,8 +295,8 @@ def test_what_is_built_holds_no_more_values_than_a_payload_may() -> None:
 def test_a_template_without_references_costs_little_however_it_is_made(name: str) -> None:
     template = json.loads(VALID[name])
     text = encode(template)
-    assert cpu_ms(lambda: build(text, sources())) < 100
-    assert cpu_ms(lambda: list(problems(template, ROOTS))) < 100
+    assert cpu_ms(lambda: build(text, sources()), enough_ms=95) < 100
+    assert cpu_ms(lambda: list(problems(template, ROOTS)), enough_ms=95) < 100
 
 
 def test_a_template_has_at_most_a_thousand_references() -> None:
@@ -306,14 +306,14 @@ def test_a_template_has_at_most_a_thousand_references() -> None:
     for more in others:
         assert told([*most, more]) == ["/1000: too many: at most 1000 objects with $ref, $concat or $literal"]
     text = encode(most)
-    assert cpu_ms(lambda: build(text, sources())) < 50
+    assert cpu_ms(lambda: build(text, sources()), enough_ms=45) < 50
 
 
 def test_a_problem_of_a_long_template_costs_no_more() -> None:
     many = [{"$x": 1}] * 48_000
     text = encode(many)
     assert len(told(many)) == MAX_OPERATORS + 1
-    assert cpu_ms(lambda: refused(text, sources())) < 150
+    assert cpu_ms(lambda: refused(text, sources()), enough_ms=145) < 150
 
 
 def test_a_text_joined_of_joined_texts_costs_no_more_than_one_that_is_not() -> None:
@@ -326,8 +326,8 @@ def test_a_text_joined_of_joined_texts_costs_no_more_than_one_that_is_not() -> N
     deep = nested((MAX_DEPTH - 8) // 2)
     text = encode(deep)
     assert len(json.loads(built(deep))) == 2 * 90_000 + (MAX_DEPTH - 8) // 2
-    assert cpu_ms(lambda: list(problems(deep, ROOTS))) < 50
-    assert cpu_ms(lambda: build(text, sources())) < 100
+    assert cpu_ms(lambda: list(problems(deep, ROOTS)), enough_ms=45) < 50
+    assert cpu_ms(lambda: build(text, sources()), enough_ms=95) < 100
 
 
 def test_templates_that_are_not_kept_are_built_alike() -> None:

@@ -183,7 +183,7 @@ def test_as_many_sealed_values_as_there_may_be_cost_little() -> None:
     assert open_value(RING, most, PARAMS) == json.dumps([1] * MAX_SEALED, separators=(",", ":")).encode()
     with pytest.raises(CannotOpen, match=f"more than {MAX_SEALED}"):
         open_value(RING, b"[" + b",".join([sealed] * 10_000) + b"]", PARAMS)
-    assert cpu_ms(lambda: open_value(RING, most, PARAMS)) < 50
+    assert cpu_ms(lambda: open_value(RING, most, PARAMS), enough_ms=45) < 50
 
 
 def test_a_command_without_sealed_values_stays_the_same_object() -> None:

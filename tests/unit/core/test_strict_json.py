@@ -170,14 +170,14 @@ def test_a_value_with_too_many_values_is_refused_where_it_is_written() -> None:
 @pytest.mark.parametrize("name", VALID)
 def test_no_text_that_is_read_costs_more_than_50_ms(name: str) -> None:
     text = b'{"params":%b}' % VALID[name].encode()
-    assert cpu_ms(lambda: decode(text)) < 50
+    assert cpu_ms(lambda: decode(text), enough_ms=45) < 50
 
 
 @pytest.mark.parametrize("name", INVALID)
 def test_no_text_that_is_refused_costs_more_than_50_ms(name: str) -> None:
     text = b'{"params":%b}' % INVALID[name].encode()
-    assert cpu_ms(lambda: complaint(decode, text)) < 50
-    assert cpu_ms(lambda: decode_any(text)) < 50
+    assert cpu_ms(lambda: complaint(decode, text), enough_ms=45) < 50
+    assert cpu_ms(lambda: decode_any(text), enough_ms=45) < 50
 
 
 def test_what_was_refused_is_still_read_to_tell_what_it_was() -> None:
