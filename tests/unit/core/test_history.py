@@ -209,6 +209,16 @@ def test_an_answer_to_an_earlier_attempt_that_is_the_last_word() -> None:
     assert history(story.saga)[4].text == "the answer to an earlier attempt came, attempt 1"
 
 
+def test_a_late_answer_while_the_step_is_undone_is_told_where_it_came() -> None:
+    story = given(replace(RESERVE, timeout_ms=500, attempts=1)).when_due()  # given up, and undone
+    story.when("ReleaseReservation_failed", 1, error="busy", attempt=1).when_due()
+    story.when("ReserveInventory_ok", 1, attempt=1)
+    assert [one.split()[1] for one in told(story.saga)] == [
+        *("BEGUN", "SENT", "UNKNOWN"),
+        *("UNDO_SENT", "UNDO_FAILED", "UNDO_SENT", "LATE"),
+    ]
+
+
 def test_replies_that_were_ignored() -> None:
     story = given(RESERVE).when("ReserveInventory_ok", 1).when("ReserveInventory_ok", 1, attempt=1, process="inv-7")
     assert story.saga.duplicates == 1

@@ -194,17 +194,24 @@ def _who_paused(one: Pause) -> str:
 
 
 def _is_of_earlier_attempt(was: Step, reply: Reply) -> bool:
-    """Whether the step was settled by the answer to an attempt that was given up before."""
-    return was.is_active and reply.attempt is not None and reply.attempt < was.current_attempt
+    """Whether the step was settled by the answer to an attempt that was given up before. A late answer to the
+    transaction of a step that is being undone settles nothing."""
+    if not was.is_active or reply.attempt is None or _is_of_undo(was, reply) is not was.being_undone:
+        return False
+    return reply.attempt < was.current_attempt
+
+
+def _is_of_undo(was: Step, reply: Reply) -> bool:
+    transaction = was.definition.transaction
+    return reply.type not in (ok(transaction), failed(transaction))
 
 
 def _replied(what: What, was: Step, reply: Reply, now_ms: int) -> Note:
-    transaction = was.definition.transaction
     return Note(
         what=what,
         at_ms=now_ms,
         step=reply.step,
-        undo=reply.type not in (ok(transaction), failed(transaction)),
+        undo=_is_of_undo(was, reply),
         attempt=reply.attempt,
         process=reply.process,
         type=reply.type if what == "ignored" else None,
