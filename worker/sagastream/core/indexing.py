@@ -16,7 +16,7 @@ _RARE: Final = (SagaStatus.COMPENSATING, SagaStatus.ABORTED)
 
 def index_names(state: SagaState | None) -> tuple[str, ...]:
     """The names of its indexes, each once. None: there is no such saga."""
-    if state is None:
+    if state is None or _is_usual(state):
         return ()
     names: list[str] = []
     if state.definition is not None:
@@ -31,6 +31,14 @@ def index_names(state: SagaState | None) -> tuple[str, ...]:
         names += (PARKED, *dict.fromkeys(f"parked={step.definition.service}/{step.command}" for step in parked))
     names += held_names(state)
     return tuple(names)
+
+
+def _is_usual(state: SagaState) -> bool:
+    """Whether it is a plain saga that nothing sets apart: it is in no index. This is asked twice for every commit."""
+    if state.format != PLAIN or state.attributes is not None or state.definition is not None or state.status in _RARE:
+        return False
+    step = state.steps[state.current_step - 1]
+    return step.parked is None and not step.is_held
 
 
 def held_names(state: SagaState) -> list[str]:
