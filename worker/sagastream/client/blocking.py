@@ -8,9 +8,9 @@ import math
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import chain
-from typing import Any, Self, overload
+from typing import Any, Self, Unpack, overload
 
 import redis
 
@@ -21,7 +21,7 @@ from sagastream.broker.outage import Outage
 from sagastream.client import erasing, evidence, requests
 from sagastream.client.definition import Definition, deployable, deployer, requested
 from sagastream.client.erasing import Erased
-from sagastream.client.listing import Listing, ListStatus
+from sagastream.client.listing import Listing, ListStatus, Search
 from sagastream.client.requests import (
     Accepted,
     PauseRequest,
@@ -483,16 +483,9 @@ class SagaClient:
     def find(
         self,
         *,
-        status: ListStatus | SagaStatus | None = None,
-        definition: str | None = None,
-        where: Mapping[str, str | int] | None = None,
-        at: str | None = None,
-        parked: str | None = None,
-        older: timedelta | None = None,
-        newer: timedelta | None = None,
-        error: str | None = None,
         limit: int = USUAL,
         cursor: str | None = None,
+        **search: Unpack[Search],
     ) -> Page:
         """Find sagas, a page at a time, in the order of their begins, newest first. A saga is found if it matches all
         that is given.
@@ -515,17 +508,7 @@ class SagaClient:
         Raises MalformedMessage if no saga can match, such as one with an attribute that none may have; ValueError for a
         limit that is not allowed, or a cursor that no page has had; TypeError.
         """
-        wanted = to_filter(
-            status=status,
-            definition=definition,
-            where=where,
-            at=at,
-            parked=parked,
-            older=older,
-            newer=newer,
-            error=error,
-        )
-        return opened_page(self._codec, run(self._redis, find(self._looked(), wanted, limit, cursor)))
+        return opened_page(self._codec, run(self._redis, find(self._looked(), to_filter(**search), limit, cursor)))
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
@@ -551,17 +534,10 @@ class SagaClient:
         verb: BulkVerb | Verb,
         reason: str,
         *,
-        status: ListStatus | SagaStatus | None = None,
-        definition: str | None = None,
-        where: Mapping[str, str | int] | None = None,
-        at: str | None = None,
-        parked: str | None = None,
-        older: timedelta | None = None,
-        newer: timedelta | None = None,
-        error: str | None = None,
         actor: str | None = None,
         rate: int = USUAL_RATE,
         now: bool = False,
+        **search: Unpack[Search],
     ) -> Bulk:
         """Have workers retry, skip, abandon or cancel all sagas that `find` would find now. Returns at once; the bulk
         goes on without this process. Each saga gets an ordinary request of an operator, which it does or refuses.
@@ -584,17 +560,7 @@ class SagaClient:
             redis.exceptions.NoPermissionError: the user has not the role operator.
             redis.RedisError: the broker is away. The bulk may have begun: see `bulks`.
         """
-        wanted = to_filter(
-            status=status,
-            definition=definition,
-            where=where,
-            at=at,
-            parked=parked,
-            older=older,
-            newer=newer,
-            error=error,
-        )
-        asking = bulks.begin(self._opened(), verb, wanted, reason=reason, actor=actor, rate=rate, now=now)
+        asking = bulks.begin(self._opened(), verb, to_filter(**search), reason=reason, actor=actor, rate=rate, now=now)
         return run(self._redis, asking)
 
     def bulks(self) -> Sequence[Bulk]:

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, Final, Self, TypeVar, overload
+from datetime import datetime
+from typing import Any, Final, Self, TypeVar, Unpack, overload
 
 import redis
 from redis.asyncio import ConnectionPool
@@ -17,7 +17,7 @@ from sagastream.broker.outage import OutageReport
 from sagastream.client import erasing, evidence, requests
 from sagastream.client.definition import Definition, deployable, deployer, requested, takes_long
 from sagastream.client.erasing import Erased
-from sagastream.client.listing import Listing, ListStatus, check_status
+from sagastream.client.listing import Listing, ListStatus, Search, check_status
 from sagastream.client.requests import (
     Accepted,
     PauseRequest,
@@ -314,29 +314,12 @@ class AsyncSagaClient:
     async def find(
         self,
         *,
-        status: ListStatus | SagaStatus | None = None,
-        definition: str | None = None,
-        where: Mapping[str, str | int] | None = None,
-        at: str | None = None,
-        parked: str | None = None,
-        older: timedelta | None = None,
-        newer: timedelta | None = None,
-        error: str | None = None,
         limit: int = USUAL,
         cursor: str | None = None,
+        **search: Unpack[Search],
     ) -> Page:
         """One page of the sagas that are looked for. See SagaClient.find."""
-        wanted = to_filter(
-            status=status,
-            definition=definition,
-            where=where,
-            at=at,
-            parked=parked,
-            older=older,
-            newer=newer,
-            error=error,
-        )
-        return opened_page(self._codec, await self._run(find(await self._looked(), wanted, limit, cursor)))
+        return opened_page(self._codec, await self._run(find(await self._looked(), to_filter(**search), limit, cursor)))
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
@@ -359,30 +342,15 @@ class AsyncSagaClient:
         verb: BulkVerb | Verb,
         reason: str,
         *,
-        status: ListStatus | SagaStatus | None = None,
-        definition: str | None = None,
-        where: Mapping[str, str | int] | None = None,
-        at: str | None = None,
-        parked: str | None = None,
-        older: timedelta | None = None,
-        newer: timedelta | None = None,
-        error: str | None = None,
         actor: str | None = None,
         rate: int = USUAL_RATE,
         now: bool = False,
+        **search: Unpack[Search],
     ) -> Bulk:
         """Have workers act on all sagas that `find` would find now. See SagaClient.begin_bulk."""
-        wanted = to_filter(
-            status=status,
-            definition=definition,
-            where=where,
-            at=at,
-            parked=parked,
-            older=older,
-            newer=newer,
-            error=error,
+        asking = bulks.begin(
+            await self._opened(), verb, to_filter(**search), reason=reason, actor=actor, rate=rate, now=now
         )
-        asking = bulks.begin(await self._opened(), verb, wanted, reason=reason, actor=actor, rate=rate, now=now)
         return await self._run(asking)
 
     async def bulks(self) -> Sequence[Bulk]:

@@ -1,6 +1,8 @@
 """Lists of sagas, read page by page, in the order of their begins, newest first."""
 
-from typing import Final, Literal, get_args
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Final, Literal, TypedDict, get_args
 
 from sagastream.broker.exchange import Exchange
 from sagastream.core.filtering import Filter
@@ -13,6 +15,19 @@ from sagastream.store.keys import StoreKeys
 ListStatus = Literal["PENDING", "COMPENSATING", "COMPLETED", "ABORTED", "PARKED"]
 
 _PAGE: Final = 200
+
+
+class Search(TypedDict, total=False):
+    """Which sagas are meant: those that match all that is given. `SagaClient.find` says what each member means."""
+
+    status: ListStatus | SagaStatus | None
+    definition: str | None
+    where: Mapping[str, str | int] | None
+    at: str | None
+    parked: str | None
+    older: timedelta | None
+    newer: timedelta | None
+    error: str | None
 
 
 def check_status(status: ListStatus | SagaStatus | None) -> None:

@@ -84,14 +84,14 @@ def opened_page(codec: Codec | None, page: Page) -> Page:
 
 def to_filter(
     *,
-    status: str | None,
-    definition: str | None,
-    where: Mapping[str, str | int] | None,
-    at: str | None,
-    parked: str | None,
-    older: timedelta | None,
-    newer: timedelta | None,
-    error: str | None,
+    status: str | None = None,
+    definition: str | None = None,
+    where: Mapping[str, str | int] | None = None,
+    at: str | None = None,
+    parked: str | None = None,
+    older: timedelta | None = None,
+    newer: timedelta | None = None,
+    error: str | None = None,
 ) -> Filter:
     """The filter of these arguments of `SagaClient.find`. Raises MalformedMessage, which says what is wrong, and
     TypeError."""
