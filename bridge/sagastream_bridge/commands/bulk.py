@@ -89,7 +89,7 @@ def _in_options(text: str) -> str:
 @click.argument("bulk_id", metavar="[ID]", required=False)
 @click.option("--pause", "verb", flag_value="pause", help="Ask no more sagas until it is resumed.")
 @click.option("--resume", "verb", flag_value="resume", help="Let it go on where it was.")
-@click.option("--stop", "verb", flag_value="stop", help="End it for ever.")
+@click.option("--stop", "verb", flag_value="stop", help="End it. It cannot be resumed.")
 @click.option("--follow", is_flag=True, help="Tell how it goes on until it ends. Exit code 3 if not all was done.")
 @click.option("--reason", metavar="TEXT", help="Why you pause, resume or stop it; see sagastream operations.")
 @click.option("--by", metavar="NAME", help="Who you are  [default: your user@host]")
@@ -162,7 +162,7 @@ def _follow(broker: "Broker", keys: "StoreKeys", bulk_id: str, *, as_json: bool)
         line = bulk_views.as_json(one) if as_json else safe(f"{one.state}  {bulk_views.progress(one)}")
         if line != told:
             click.echo(line)
-            sys.stdout.flush()  # whoever reads a pipe sees each line when it is there
+            sys.stdout.flush()  # a reader of the pipe sees each line at once
             told = line
         if one.ended and not one.open:
             return

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: Where the reason of each is shown.
 _SHOWN: Final = {
-    "pause": "It is shown wherever a saga waits for this, and by `sagastream operations`.",
+    "pause": "Sagas that wait for this show it, and so does `sagastream operations`.",
     "resume": "`sagastream operations` shows it.",
 }
 #: The help text of each.

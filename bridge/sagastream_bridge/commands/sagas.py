@@ -204,7 +204,7 @@ def _pictures(broker: "Broker", picture: _Picture, canvas: "Canvas") -> "Found |
             if shown is not None:
                 click.echo()
             picture.show(found)
-        sys.stdout.flush()  # whoever reads a pipe sees each picture when it is there
+        sys.stdout.flush()  # a reader of the pipe sees each picture at once
         if state.ended:
             return None
         shown = state

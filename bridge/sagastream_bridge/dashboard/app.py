@@ -176,7 +176,7 @@ class Dashboard:
 
 
 def _inside(to: str) -> str:
-    """An address of this server; the first page for every other one."""
+    """The address, if it is one of this server; otherwise that of the first page."""
     is_ours = to.startswith("/") and not to.startswith(("//", "/\\")) and to.isprintable() and "\\" not in to
     return to if is_ours else "/"
 
