@@ -190,7 +190,7 @@ class Walk:
 
     def happens(self, event: Event) -> Decision:
         before = by_clock = self.state
-        moment = Moment(now_ms=self.now_ms, published=PUBLISHED, jitter=0.5, watch=self.watch, paused=self.paused)
+        moment = Moment(now_ms=self.now_ms, published=PUBLISHED, watch=self.watch, paused=self.paused)
         decided = decide(before, event, moment)
         after = decided.state
         assert isinstance(after, SagaState)

@@ -630,7 +630,7 @@ def test_a_hash_damaged_in_any_field_in_any_way_stops_nobody(server: Server) -> 
     does. Whatever happens to the saga then, it is read and written, or reported as damaged."""
     scene = Scene(server.broker())
     now_ms = int(time.time() * 1000)
-    moments = [Moment(now_ms=at, published={"work": {"Do": "Undo"}}, jitter=0.5) for at in (now_ms, now_ms + 10**9)]
+    moments = [Moment(now_ms=at, published={"work": {"Do": "Undo"}}) for at in (now_ms, now_ms + 10**9)]
     events: list[Any] = [Due(saga_id="s1")]
     events += [Intervene(verb=verb, saga_id="s1", reason="so", request_id="r") for verb in Verb]
     events += [Reply(type=kind, saga_id="s1", step=n) for kind in ("Do_ok", "Do_failed", "Undo_ok", "Undo_failed")

@@ -253,7 +253,7 @@ class Story:
             now_ms=self.now_ms,
             published=self.published,
             watch=self.watch,
-            jitter=self.jitter,
+            jitter=lambda _: self.jitter,
             journal_bytes=self.journal_bytes,
             paused=self.paused,
             pauses=self.pauses,

@@ -894,7 +894,7 @@ class Run:
         walked = len(self.prints.walked)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(transitions, "TRANSITIONS", self.prints)
-            decided = decide(before, event, Moment(now_ms=self.now_ms, published=self.published, jitter=0.5))
+            decided = decide(before, event, Moment(now_ms=self.now_ms, published=self.published))
         after = readable(decided.state)
         assert after is not None
         if isinstance(event, Reply):
@@ -911,7 +911,7 @@ class Run:
 
     def _check_history(self, happened: Event, after: SagaState) -> None:
         """A saga with a journal goes the same way, and its history tells each attempt, once and in order."""
-        moment = Moment(now_ms=self.now_ms, published=self.published, jitter=0.5, journal_bytes=MAX_JOURNAL_BYTES)
+        moment = Moment(now_ms=self.now_ms, published=self.published, journal_bytes=MAX_JOURNAL_BYTES)
         event = replace(happened, process="p-1") if isinstance(happened, Reply) else happened
         noted = self.noted = readable(decide(self.noted, event, moment).state)
         assert noted is not None

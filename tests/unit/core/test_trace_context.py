@@ -48,7 +48,7 @@ def stored(message: Begin | Command | Reply) -> dict[bytes, bytes]:
 
 
 def moment(now_ms: int) -> Moment:
-    return Moment(now_ms=now_ms, published={}, jitter=0.5)
+    return Moment(now_ms=now_ms, published={})
 
 
 def begun(traceparent: str | None) -> tuple[SagaState, Command]:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from sagastream.broker.entries import Entry
+from sagastream.core.backoff import jitter
 from sagastream.core.decision import Event
 from sagastream.core.messages import Begin, Code, Due, Intervene, Reply, Unreadable, Verb
 from sagastream.core.saga import Found, SagaState
@@ -30,9 +31,7 @@ REPLY = {"type": "A_ok", "saga_id": "saga42", "step": 1}
 
 
 def folded(inputs: Sequence[Input], states: Mapping[str, Found], now_ms: int, published: Published) -> list[Change]:
-    def moment() -> Moment:
-        return Moment(now_ms=now_ms, published=published, jitter=random.random())
-
+    moment = Moment(now_ms=now_ms, published=published, jitter=jitter(random.getrandbits(32)))
     parts = _parts(inputs)
     return [change for part in parts for change in _fold(part, ONLY, states, moment)]
 

@@ -1,12 +1,28 @@
 """Retry delays. Pure: the caller brings the clock and the chance, and waits."""
 
+from collections.abc import Callable
 from typing import Final
+from zlib import crc32
 
 #: The first and the longest delay, in seconds, before a broker is asked or a process is started again.
 FIRST_S: Final = 0.05
 LONGEST_S: Final = 2.0
 #: The longest delay between two attempts of a step, in milliseconds, unless the step asks for a longer one.
 LONGEST_MS: Final = 60_000
+
+
+#: By the id of a saga, how much of its delays counts that chance may take off, from 0 to 1.
+Jitter = Callable[[str], float]
+
+
+def jitter(seed: int) -> Jitter:
+    """By chance, but for each saga always the same: so one drawing serves many sagas. `seed`: 32 bits, drawn."""
+    return lambda saga_id: crc32(saga_id.encode(), seed) / 0xFFFF_FFFF
+
+
+def whole(_: str) -> float:
+    """Nothing is taken off."""
+    return 1.0
 
 
 def delay(attempt: int, *, longest_s: float = LONGEST_S) -> float:

@@ -6,6 +6,7 @@ that they are undone, aborted, parked or held. A plain saga that completes is in
 
 from typing import Final
 
+from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.steps import PLAIN
 
@@ -34,11 +35,13 @@ def index_names(state: SagaState | None) -> tuple[str, ...]:
 
 
 def _is_usual(state: SagaState) -> bool:
-    """Whether it is a plain saga that nothing sets apart: it is in no index. This is asked twice for every commit."""
-    if state.format != PLAIN or state.attributes is not None or state.definition is not None or state.status in _RARE:
+    """Whether it is a plain saga that completes, or waits for an answer: it is in no index. This is asked twice for
+    every commit. So it compares by identity: an enum of strings compares as strings."""
+    if state.format != PLAIN or state.attributes is not None or state.definition is not None:
         return False
-    step = state.steps[state.current_step - 1]
-    return step.parked is None and not step.is_held
+    if state.status is SagaStatus.PENDING:
+        return state.steps[state.current_step - 1].phase is Phase.OUT
+    return state.status is SagaStatus.COMPLETED
 
 
 def held_names(state: SagaState) -> list[str]:

@@ -109,8 +109,8 @@ def _is_usual(before: Found, after: SagaState, event: object) -> bool:
         return before is None and after.format == PLAIN
     if after.format != PLAIN or event.process is not None or not isinstance(before, SagaState):
         return False
-    step = before.steps[event.step - 1]
-    return step.phase is Phase.OUT and step.attempt == 1 and event.type == ok(step.definition.transaction)
+    was, now = before.steps[event.step - 1], after.steps[event.step - 1]
+    return was.phase is Phase.OUT and was.attempt == 1 and now.phase is Phase.COMPLETED
 
 
 def _has_same_clock(before: SagaState, after: SagaState) -> bool:

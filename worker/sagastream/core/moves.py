@@ -114,7 +114,9 @@ def fail_attempt(state: SagaState, number: int, error: bytes | None, moment: Mom
     facts: dict[str, Any] = {"compensation_error": error} if undoing else {"error": error, "unknown": unknown}
     definition = step.definition
     if step.current_attempt < step.attempts and state.cancelling is None:
-        wait_ms = step_delay_ms(step.attempt_of_round, first_ms=definition.backoff_ms, jitter=moment.jitter)
+        wait_ms = step_delay_ms(
+            step.attempt_of_round, first_ms=definition.backoff_ms, jitter=moment.jitter(state.saga_id)
+        )
         happening = "undo attempt failed" if undoing else "attempt failed"
         step = step.moved(happening, due_ms=moment.now_ms + wait_ms, **facts)
         return Decision(state=moved(state, "attempt failed", moment, put(state.steps, number, step)))

@@ -10,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.core import plan
+from sagastream.core.backoff import Jitter, whole
 from sagastream.core.clock import STEADY, Watch
 from sagastream.core.messages import Command, Notice, outcome_body, parked_body
 from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused
@@ -54,7 +55,7 @@ class Moment(Struct, frozen=True, kw_only=True, gc=False):
     now_ms: int  # by the broker's clock
     published: Published  # what it does not know parks a saga rather than skip an undo
     watch: Watch = STEADY  # what the worker has seen of that clock
-    jitter: float = 0.0  # 0 to 1, by chance: keeps retries that fall due together apart
+    jitter: Jitter = whole  # by chance: keeps retries that fall due together apart
     closed: Mapping[int, str] | None = None  # the formats in which no saga may begin yet, each with the reason
     journal_bytes: int = 0  # how long the journal of a saga may be; 0: it has none
     paused: Paused = NOTHING_PAUSED  # of which nothing is sent

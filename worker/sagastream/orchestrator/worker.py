@@ -9,7 +9,7 @@ at any point: another worker claims what it held.
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, get_args
 
 from sagastream.broker import exchange
@@ -19,6 +19,7 @@ from sagastream.broker.entries import BATCH, Entry
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import GroupReader, consumer_name
 from sagastream.broker.outage import Outage
+from sagastream.core.backoff import jitter
 from sagastream.core.decision import decide, may_undo
 from sagastream.core.journal import JOURNAL_BYTES, MAX_JOURNAL_BYTES
 from sagastream.core.messages import Begin, Due, Reply, ToSaga
@@ -232,20 +233,16 @@ class Orchestrator:
         parts = [part for of_one in streams.by_partition(inputs) for part in _parts(of_one)]
         published = self._published(inputs, states)
         closed = self._gate.closed(inputs)
-        watch, paused, pauses = self._inbox.clock.watch, self._pauses.names, self._pauses.all
-
-        def moment() -> Moment:
-            jitter = random.random()  # noqa: S311 - it is not a secret
-            return Moment(
-                now_ms=now_ms,
-                published=published,
-                watch=watch,
-                jitter=jitter,
-                closed=closed,
-                journal_bytes=self._journal_bytes,
-                paused=paused,
-                pauses=pauses,
-            )
+        moment = Moment(
+            now_ms=now_ms,
+            published=published,
+            watch=self._inbox.clock.watch,
+            jitter=jitter(random.getrandbits(32)),
+            closed=closed,
+            journal_bytes=self._journal_bytes,
+            paused=self._pauses.names,
+            pauses=self._pauses.all,
+        )
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:
@@ -360,9 +357,9 @@ def _fold(
     part: Sequence[Sequence[Input]],
     partition: Partition,
     states: Mapping[str, Found],
-    moment: Callable[[], Moment],
+    moment: Moment,
 ) -> list[Change]:
-    """Decide on the inputs, each at a moment of its own: one change for each saga, however many inputs it got. A saga
+    """Decide on the inputs: one change for each saga, however many inputs it got. A saga
     gets no change if nothing changes and nothing is left to others."""
     changes: list[Change] = []
     for inputs in part:
@@ -370,7 +367,7 @@ def _fold(
         before = None if saga_id is None else states[saga_id]
         change = Change(partition=partition, saga_id=saga_id, before=before, after=before)
         for entry, event in inputs:
-            decision = decide(change.after, event, moment())
+            decision = decide(change.after, event, moment)
             change.add(entry, decision, gives_up=not isinstance(event, Reply), is_begin=isinstance(event, Begin))
         if change.left or not change.is_empty:
             changes.append(change)

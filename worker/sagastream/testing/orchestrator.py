@@ -5,6 +5,7 @@ import random
 from collections.abc import Mapping
 
 from sagastream.core.back import no_answer
+from sagastream.core.backoff import jitter
 from sagastream.core.decision import Event, decide
 from sagastream.core.indexing import held_names
 from sagastream.core.journal import JOURNAL_BYTES
@@ -85,7 +86,7 @@ class InProcessOrchestrator:
         moment = Moment(
             now_ms=self._clock.now_ms,
             published=self._published,
-            jitter=self._random.random(),
+            jitter=jitter(self._random.getrandbits(32)),
             journal_bytes=JOURNAL_BYTES,
             paused=self.paused,
         )
