@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from sagastream_bridge.commands import ask, definitions, deploy, operate, pause, run, sagas, store, transfer
+from sagastream_bridge.commands import ask, definitions, deploy, operate, pause, run, sagas, store, transfer, up
 from sagastream_bridge.commands.acl import acl
 from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.bulk import bulk
@@ -33,6 +33,7 @@ def cli() -> None:
 
 for command in (
     *run.COMMANDS,
+    *up.COMMANDS,
     *sagas.COMMANDS,
     *ask.COMMANDS,
     *pause.COMMANDS,

@@ -1,15 +1,13 @@
-"""The commands that run something: workers, services, a whole stack, the bridge, the demonstration."""
+"""The commands that run one process: a worker, a service, a worker of RQ, the bridge."""
 
 import contextlib
 import gc
 import os
 import select
-import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,61 +18,28 @@ from sagastream_bridge.commands.context import (
     finite,
     logged,
     opened,
-    orderly,
-    redis_cli,
     safe,
     stop_event,
     traced,
 )
 from sagastream_bridge.commands.metrics import (
-    check_room,
     gauges_of,
     job_metrics,
     port_options,
     process_metrics,
     service_metrics,
-    tell_ports,
     telling,
-    telling_of_store,
     told_at_a_port,
     worker_metrics,
 )
+from sagastream_bridge.commands.named_services import check_where, claim, look_here
+from sagastream_bridge.commands.retention import milliseconds, retention
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
-
-_DAY_MS: Final = 24 * 3600 * 1000
-
-#: The environment variables of how long sagas are kept.
-_RETENTION_VARIABLE: Final = "SAGASTREAM_RETENTION_DAYS"
-_ABORTED_VARIABLE: Final = "SAGASTREAM_ABORTED_RETENTION_DAYS"
-_DAYS: Final = click.FloatRange(0, 3650, min_open=True)
-
-
-def _retention(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say how long sagas are kept."""
-    command = click.option(
-        "--aborted-retention-days",
-        type=_DAYS,
-        envvar=_ABORTED_VARIABLE,
-        show_envvar=True,
-        callback=finite,
-        help="The same of a saga that is ABORTED.  [default: as any other]",
-    )(command)
-    return click.option(
-        "--retention-days",
-        default=7.0,
-        show_default=True,
-        type=_DAYS,
-        envvar=_RETENTION_VARIABLE,
-        show_envvar=True,
-        callback=finite,
-        help="How long a saga is kept once it has ended.",
-    )(command)
-
-
-def _milliseconds(days: float) -> int:
-    return max(1, int(days * _DAY_MS))
+    from sagastream.health import HealthFile
+    from sagastream.metrics.service import ServiceMetrics
+    from sagastream.service.runner import ServiceRunner
 
 
 def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
@@ -103,7 +68,7 @@ _UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop w
 
 
 @click.command()
-@_retention
+@retention
 @told_at_a_port
 @click.option(
     "--max-unread",
@@ -150,8 +115,8 @@ def worker(
             Orchestrator(
                 broker,
                 stop,
-                retention_ms=_milliseconds(retention_days),
-                aborted_retention_ms=None if aborted_retention_days is None else _milliseconds(aborted_retention_days),
+                retention_ms=milliseconds(retention_days),
+                aborted_retention_ms=None if aborted_retention_days is None else milliseconds(aborted_retention_days),
                 max_unread=MOST_UNREAD if max_unread is None else max_unread,
                 health=health,
                 observer=observer,
@@ -189,10 +154,10 @@ def service(
     until_eof: bool,
 ) -> None:
     """Run a service, like shop.payment:service. Any number of processes may share its work."""
-    _check_where(where)
+    check_where(where)
     stop = stop_event(until_eof)
     with opened() as broker:
-        _look_here([where])
+        look_here([where])
         if reload:
             from sagastream_bridge.local.reload import run_again_when_changed
 
@@ -201,31 +166,46 @@ def service(
             run_again_when_changed(broker, where, more, stop, grace_s=grace)
             return
         from sagastream.health import health_file_at
-        from sagastream.service.loading import load_service
-        from sagastream.service.runner import ServiceRunner
-        from sagastream.tracing.setting import watched
 
         os.environ |= {
             "REDIS_URL": broker.url,
             "SAGASTREAM_PREFIX": broker.prefix,
         }  # for handlers that keep their data in the same place
         with health_file_at(health_file) as health:
-            loaded, dispatcher = load_service(where), None
-            _claim(broker, where, loaded.name)
-            if loaded.queues:
-                from sagastream.rq_steps.dispatcher import on_rq
-
-                dispatcher = on_rq(broker, loaded)
-            metrics = service_metrics(metrics_port)
-            observer = watched(loaded.name, metrics)  # once the service is loaded: it may set a TracerProvider
-            runner = ServiceRunner(
-                broker, loaded, stop, grace_s=grace, health=health, dispatcher=dispatcher, observer=observer
-            )
-            if metrics is not None:
-                metrics.also(lambda: gauges_of(loaded.name, runner))
+            runner, metrics = _runner(broker, where, stop, grace_s=grace, health=health, metrics_port=metrics_port)
             _collect_rarely()
             with telling(metrics, metrics_port, metrics_host):
                 runner.run()
+
+
+def _runner(
+    broker: "Broker",
+    where: str,
+    stop: threading.Event,
+    *,
+    grace_s: float,
+    health: "HealthFile | None",
+    metrics_port: int | None,
+) -> "tuple[ServiceRunner, ServiceMetrics | None]":
+    """The service that stands there, loaded and ready to run; and its metrics, if they are told."""
+    from sagastream.service.loading import load_service
+    from sagastream.service.runner import ServiceRunner
+    from sagastream.tracing.setting import watched
+
+    loaded, dispatcher = load_service(where), None
+    claim(broker, where, loaded.name)
+    if loaded.queues:
+        from sagastream.rq_steps.dispatcher import on_rq
+
+        dispatcher = on_rq(broker, loaded)
+    metrics = service_metrics(metrics_port)
+    observer = watched(loaded.name, metrics)  # once the service is loaded: it may set a TracerProvider
+    runner = ServiceRunner(
+        broker, loaded, stop, grace_s=grace_s, health=health, dispatcher=dispatcher, observer=observer
+    )
+    if metrics is not None:
+        metrics.also(lambda: gauges_of(loaded.name, runner))
+    return runner, metrics
 
 
 def _collect_rarely() -> None:
@@ -251,102 +231,15 @@ def rq_worker(services: tuple[str, ...], metrics_port: int | None, metrics_host:
     embedded broker.
     """
     for where in services:
-        _check_where(where)
+        check_where(where)
     with opened() as broker:
         from sagastream.rq_steps.worker import run_worker
 
-        _look_here(services)
+        look_here(services)
         threading.Thread(target=_tend, args=(broker, until_eof), daemon=True).start()
         metrics = job_metrics(metrics_port)
         with telling(metrics, metrics_port, metrics_host):
             run_worker(broker, services, metrics)
-
-
-@click.command()
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Orchestrator workers.")
-@click.option(
-    "--service",
-    "services",
-    multiple=True,
-    metavar="MODULE:NAME",
-    help="A service to run instead of the three samples; may be given several times.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(1, 65535),
-    help="Let the embedded broker also listen at this port of 127.0.0.1, with a password.",
-)
-@told_at_a_port
-@logged
-@traced
-@_retention
-def up(
-    *,
-    workers: int,
-    services: tuple[str, ...],
-    port: int | None,
-    metrics_port: int | None,
-    metrics_host: str,
-    retention_days: float,
-    aborted_retention_days: float | None,
-) -> None:
-    """Run everything: the broker, workers, services. A process that dies is started again.
-
-    With --metrics-port N, the store's metrics are told at N, and those of the processes at the ports after it.
-    """
-    for where in services:
-        _check_where(where)
-    from sagastream_bridge.local.stack import SAMPLES, Stack, claim_samples
-
-    # Before anything is started. How many more are needed, for RQ workers, is known once the services are loaded.
-    check_room(metrics_port, workers + len(services or SAMPLES))
-    stop = stop_event()
-    with opened(port=port) as broker:
-        from sagastream.broker.outage import Outage
-        from sagastream.codecs.setting import codec_of, seals_with
-        from sagastream.service.loading import load_service
-
-        # Report at once what no restart can mend.
-        from sagastream.store import layout
-        from sagastream.tracing.setting import watched
-
-        layout.check(broker)
-        watched("sagastream-up")
-        _look_here(services)
-        on_rq = []
-        codec = codec_of(None)
-        for where in services:
-            (loaded := load_service(where)).publishes()
-            codec_of(loaded.codec)
-            if loaded.queues:
-                on_rq.append(where)
-        if not services:
-            claim_samples(broker)
-        os.environ[_RETENTION_VARIABLE] = str(retention_days)  # for the workers
-        if aborted_retention_days is not None:
-            os.environ[_ABORTED_VARIABLE] = str(aborted_retention_days)
-        check_room(metrics_port, workers + len(services or SAMPLES) + len(on_rq))
-        outage = Outage(broker, "sagastream up", stop)
-        stack = Stack(
-            broker,
-            workers=workers,
-            services=services or tuple(SAMPLES.values()),
-            on_rq=on_rq,
-            metrics_at=None if metrics_port is None else (metrics_port, metrics_host),
-        )
-        for line in _where(broker):
-            click.echo(safe(line))
-        tell_ports(stack.metrics_ports, metrics_host)
-        if codec is not None:
-            click.echo(safe(f"values   {seals_with(codec)}"))
-        try:
-            with telling_of_store(broker, metrics_port, metrics_host):
-                while not stop.is_set():
-                    outage.restore()
-                    stack.tend()
-                    stop.wait(0.2)
-        finally:
-            stack.stop()
 
 
 @click.command()
@@ -411,18 +304,6 @@ def bridge(
     sys.exit(code)
 
 
-@click.command()
-def demo() -> None:
-    """Run four sagas on an embedded broker, and show every message.
-
-    It has its own broker, in `demo` below the home. What an earlier demonstration left there is erased.
-    """
-    with orderly():
-        from sagastream_bridge.local.demo import demonstrate
-
-        demonstrate(click.echo)
-
-
 def _tend(broker: "Broker", until_eof: bool) -> None:
     """Does for a worker of RQ what it does not do itself: restart an embedded server, and watch standard input."""
     from sagastream.errors import BrokerError
@@ -437,52 +318,5 @@ def _tend(broker: "Broker", until_eof: bool) -> None:
             broker.restore()
 
 
-def _where(broker: "Broker") -> Iterator[str]:
-    """Where the broker of `up` is, and how to look at it and stop it. Its password is named by its file: these lines
-    may be kept in a log, and everybody can read the arguments of a command."""
-    yield f"broker   {broker.shown_url}"
-    if (server := broker.embedded) is not None:
-        yield f"home     {server.home}"
-        at = server.endpoint
-        if at.password:
-            file = shlex.quote(str(server.home / "password"))
-            yield f"port     127.0.0.1:{at.port}: REDIS_URL=redis://default:$(cat {file})@127.0.0.1:{at.port}"
-        yield f"look     {redis_cli(broker)}"
-    yield "stop     Ctrl-C"
-
-
-def _look_here(services: Sequence[str]) -> None:
-    """Let services be found in the current folder: whoever names one of theirs trusts that folder. Who runs only ours
-    does not, so no module of that folder must be imported in the place of ours, or of those that we use."""
-    if any(where.partition(".")[0] not in ("sagastream_stubs", "sagastream_bridge") for where in services):
-        sys.path.insert(0, str(Path.cwd()))
-
-
-def _claim(broker: "Broker", where: str, name: str) -> None:
-    """If a service has the name of a sample that was started in this store: say so, and have none started again."""
-    import redis
-
-    from sagastream.errors import SagastreamError
-    from sagastream.store import layout, published
-    from sagastream.telemetry import Log
-    from sagastream_bridge.local.stack import SAMPLES
-
-    if where in SAMPLES.values():
-        return
-    # If the broker is away, or the store is not usable, the process says so itself.
-    with contextlib.suppress(redis.RedisError, SagastreamError):
-        if published.claim(broker.client, layout.look(broker), name):
-            Log("service", f"service {name}").warning(
-                "sagastream up has started the sample service of this name in this store; if it still runs, it takes "
-                "commands too: stop it"
-            )
-
-
-def _check_where(where: str) -> None:
-    module, _, name = where.partition(":")
-    if not module or not name:
-        raise click.BadParameter(f"{where!a} is not MODULE:NAME, like shop.payment:service")
-
-
 #: All of them.
-COMMANDS: Final = (worker, service, rq_worker, up, bridge, demo)
+COMMANDS: Final = (worker, service, rq_worker, bridge)
