@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sagastream_bridge.commands import bulk
-from sagastream_bridge.commands.context import finite, json_or_file, opened, safe, user_at_host
+from sagastream_bridge.commands.context import opened, user_at_host
+from sagastream_bridge.commands.given import finite, json_or_file
 from sagastream_bridge.commands.searching import search_options, taken
+from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import counted, opened, orderly, safe, say, width
+from sagastream_bridge.commands.context import opened, orderly
 from sagastream_bridge.commands.searching import refuse_services, wanted
+from sagastream_bridge.commands.terminal import counted, safe, say, width
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

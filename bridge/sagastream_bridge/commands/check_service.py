@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagastream_bridge.commands.context import finite, opened, safe
+from sagastream_bridge.commands.context import opened
+from sagastream_bridge.commands.given import finite
+from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker

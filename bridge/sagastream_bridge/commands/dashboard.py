@@ -5,7 +5,11 @@ from typing import Final
 
 import click
 
-from sagastream_bridge.commands.context import WrongUsage, content, logged, opened, orderly, safe, stop_event
+from sagastream_bridge.commands.context import WrongUsage, opened, orderly
+from sagastream_bridge.commands.ending import stop_event
+from sagastream_bridge.commands.given import content
+from sagastream_bridge.commands.process_options import logged, until_eof_option
+from sagastream_bridge.commands.terminal import safe
 
 _VARIABLE: Final = "SAGASTREAM_DASHBOARD_TOKEN"
 _MISSING: Final = "the dashboard needs the package {}: pip install 'sagastream[dashboard]'"
@@ -40,7 +44,7 @@ _REACHED: Final = (
     "--allow-actions", is_flag=True, help="Let people act on sagas, services and quarantined messages from the pages."
 )
 @logged
-@click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
+@until_eof_option
 def dashboard(
     port: int,
     host: str,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from sagastream_bridge.commands.context import WrongUsage, counted, document_at, opened, orderly, say, width
+from sagastream_bridge.commands.context import WrongUsage, opened, orderly
+from sagastream_bridge.commands.given import document_at
+from sagastream_bridge.commands.terminal import counted, say, width
 from sagastream_bridge.commands.to_begin import is_place
 
 if TYPE_CHECKING:

@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import document_at, opened, orderly, safe
+from sagastream_bridge.commands.context import opened, orderly
+from sagastream_bridge.commands.given import document_at
+from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
     from sagastream.store.definitions import Deployed

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sagastream_bridge.commands.ask import in_options
-from sagastream_bridge.commands.context import opened, redis_cli, safe, user_at_host
+from sagastream_bridge.commands.context import opened, redis_cli, user_at_host
+from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker

@@ -12,10 +12,10 @@ from sagastream_bridge.commands.acl import acl
 from sagastream_bridge.commands.bench import bench
 from sagastream_bridge.commands.bulk import bulk
 from sagastream_bridge.commands.check_service import check_service
-from sagastream_bridge.commands.context import Commands
 from sagastream_bridge.commands.dashboard import dashboard
 from sagastream_bridge.commands.erase import erase
 from sagastream_bridge.commands.metrics import metrics
+from sagastream_bridge.commands.terminal import Commands
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

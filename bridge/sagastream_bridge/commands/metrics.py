@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import logged, opened, safe, stop_event
+from sagastream_bridge.commands.context import opened
+from sagastream_bridge.commands.ending import stop_event
+from sagastream_bridge.commands.process_options import logged
+from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker

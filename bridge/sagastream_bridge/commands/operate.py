@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sagastream_bridge.commands.context import finite, opened, safe, user_at_host, width
+from sagastream_bridge.commands.context import opened, user_at_host
+from sagastream_bridge.commands.given import finite
+from sagastream_bridge.commands.terminal import safe, width
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sagastream_bridge.commands.ask import in_options
-from sagastream_bridge.commands.context import opened, safe, user_at_host
+from sagastream_bridge.commands.context import opened, user_at_host
+from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
     from sagastream.core.pauses import Pause

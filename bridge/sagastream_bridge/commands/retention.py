@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from sagastream_bridge.commands.context import finite
+from sagastream_bridge.commands.given import finite
 
 _DAY_MS: Final = 24 * 3600 * 1000
 _DAYS: Final = click.FloatRange(0, 3650, min_open=True)

@@ -13,15 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sagastream_bridge.commands.context import (
-    call_on_signals,
-    finite,
-    logged,
-    opened,
-    safe,
-    stop_event,
-    traced,
-)
+from sagastream_bridge.commands.context import opened
+from sagastream_bridge.commands.ending import call_on_signals, stop_event
+from sagastream_bridge.commands.given import finite
 from sagastream_bridge.commands.metrics import (
     gauges_of,
     job_metrics,
@@ -33,6 +27,7 @@ from sagastream_bridge.commands.metrics import (
     worker_metrics,
 )
 from sagastream_bridge.commands.named_services import check_where, claim, look_here
+from sagastream_bridge.commands.process_options import health_file_option, logged, traced, until_eof_option
 from sagastream_bridge.commands.retention import milliseconds, retention
 
 if TYPE_CHECKING:
@@ -40,31 +35,6 @@ if TYPE_CHECKING:
     from sagastream.health import HealthFile
     from sagastream.metrics.service import ServiceMetrics
     from sagastream.service.runner import ServiceRunner
-
-
-def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
-    """Checks now that the file can be written, not when the process is running."""
-    from sagastream.health import HealthFile
-
-    if path is None:
-        return None
-    if path == Path():
-        raise click.BadParameter("'' is not a path")
-    try:
-        HealthFile(path)
-    except OSError as error:
-        raise click.ClickException(safe(f"cannot write --health-file {path}: {error.strerror}")) from None
-    return path
-
-
-_HEALTH_FILE = click.option(
-    "--health-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=_writable,
-    metavar="PATH",
-    help="Touch this file every second or two while the broker answers.",
-)
-_UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop when standard input ends.")
 
 
 @click.command()
@@ -84,10 +54,10 @@ _UNTIL_EOF = click.option("--until-eof", is_flag=True, hidden=True, help="Stop w
     show_envvar=True,
     help="What a saga keeps of attempts that failed, for show --history; 0: nothing.  [default: 4096]",
 )
-@_HEALTH_FILE
+@health_file_option
 @logged
 @traced
-@_UNTIL_EOF
+@until_eof_option
 def worker(
     *,
     retention_days: float,
@@ -138,11 +108,11 @@ def worker(
     metavar="SECONDS",
     help="How long handlers may still run when the process has to end.",
 )
-@_HEALTH_FILE
+@health_file_option
 @told_at_a_port
 @logged
 @traced
-@_UNTIL_EOF
+@until_eof_option
 def service(
     *,
     where: str,
@@ -223,7 +193,7 @@ def _collect_rarely() -> None:
 @told_at_a_port
 @logged
 @traced
-@_UNTIL_EOF
+@until_eof_option
 def rq_worker(services: tuple[str, ...], metrics_port: int | None, metrics_host: str, until_eof: bool) -> None:
     """Run an RQ worker for the steps of services that run on RQ.
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from sagastream_bridge.commands.context import finite, opened, orderly, safe, say, width
+from sagastream_bridge.commands.context import opened, orderly
+from sagastream_bridge.commands.given import finite
 from sagastream_bridge.commands.searching import refuse_services, search_options, wanted
+from sagastream_bridge.commands.terminal import safe, say, width
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,8 @@ from typing import Final
 
 import click
 
-from sagastream_bridge.commands.context import counted, opened, orderly
+from sagastream_bridge.commands.context import opened, orderly
+from sagastream_bridge.commands.terminal import counted
 
 
 @click.command()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import document_at, json_or_file, safe
+from sagastream_bridge.commands.given import document_at, json_or_file
+from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

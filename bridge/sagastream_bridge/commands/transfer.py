@@ -8,7 +8,8 @@ from typing import IO, Final
 
 import click
 
-from sagastream_bridge.commands.context import counted, opened, safe
+from sagastream_bridge.commands.context import opened
+from sagastream_bridge.commands.terminal import counted, safe
 
 
 @click.command("export")

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sagastream_bridge.commands.context import logged, opened, orderly, redis_cli, safe, stop_event, traced
+from sagastream_bridge.commands.context import opened, orderly, redis_cli
+from sagastream_bridge.commands.ending import stop_event
 from sagastream_bridge.commands.metrics import check_room, tell_ports, telling_of_store, told_at_a_port
 from sagastream_bridge.commands.named_services import check_where, look_here
+from sagastream_bridge.commands.process_options import logged, traced
 from sagastream_bridge.commands.retention import retention, set_for_workers
+from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
