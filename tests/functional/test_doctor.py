@@ -13,9 +13,11 @@ from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import keys
-from sagastream_bridge.inspection import doctor, indexes, streams
+from sagastream_bridge.inspection import indexes, streams
 from sagastream_bridge.inspection.doctor import Doctor
+from sagastream_bridge.inspection.findings import OK
 from sagastream_bridge.inspection.holes import holes
+from sagastream_bridge.inspection.server_check import SECURITY
 from support.newer import FORMAT, newer
 from support.processes import Commands
 from support.scenes import Scene, do
@@ -34,8 +36,8 @@ def scene(server: Server) -> Scene:
 
 def found(scene: Scene, *, repair: bool = False) -> list[str]:
     """The findings that are not good. Holes of the server that this machine has are left out: see below."""
-    findings = [one for one in Doctor(scene.broker, repair=repair).examine() if one.about != doctor.SECURITY]
-    return [f"{finding.level}: {finding.line}" for finding in findings if finding.level != doctor.OK]
+    findings = [one for one in Doctor(scene.broker, repair=repair).examine() if one.about != SECURITY]
+    return [f"{finding.level}: {finding.line}" for finding in findings if finding.level != OK]
 
 
 def live(scene: Scene) -> None:
@@ -64,7 +66,7 @@ def test_of_a_store_at_work_all_is_well(scene: Scene) -> None:
 def test_holes_of_the_server_are_named(scene: Scene) -> None:
     info: Any = scene.redis.info("server")
     kind, version = ("Valkey", info["valkey_version"]) if "valkey_version" in info else ("Redis", info["redis_version"])
-    told = [one for one in Doctor(scene.broker).examine() if one.about == doctor.SECURITY]
+    told = [one for one in Doctor(scene.broker).examine() if one.about == SECURITY]
     assert [(one.level, one.text) for one in told] == [("warning", holes(kind, version))] * bool(holes(kind, version))
 
 

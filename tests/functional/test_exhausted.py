@@ -11,7 +11,8 @@ from sagastream.core.saga import SagaStatus
 from sagastream.orchestrator import worker
 from sagastream.store.keys import moving
 from sagastream.store.quarantine import Quarantine
-from sagastream_bridge.inspection.doctor import PROBLEM, REPAIRED, Doctor
+from sagastream_bridge.inspection.doctor import Doctor
+from sagastream_bridge.inspection.findings import PROBLEM, REPAIRED
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server

@@ -23,7 +23,8 @@ from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
-from sagastream_bridge.inspection.doctor import PROBLEM, Doctor
+from sagastream_bridge.inspection.doctor import Doctor
+from sagastream_bridge.inspection.findings import PROBLEM
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY

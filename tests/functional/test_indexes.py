@@ -12,7 +12,8 @@ from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.sweeping import Filling, Sweep
 from sagastream.store import sagas
 from sagastream.store.indexes import names_in
-from sagastream_bridge.inspection.doctor import PROBLEM, REPAIRED, WARNING, Doctor
+from sagastream_bridge.inspection.doctor import Doctor
+from sagastream_bridge.inspection.findings import PROBLEM, REPAIRED, WARNING
 from sagastream_bridge.transfer.exporting import Export
 from sagastream_bridge.transfer.importing import Import
 from support.scenes import Scene, do

@@ -19,8 +19,8 @@ from sagastream.errors import QuarantineError, RequestRefused, StoreMismatch
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import layout
 from sagastream.store.quarantine import Quarantine
-from sagastream_bridge.inspection import doctor
 from sagastream_bridge.inspection.doctor import Doctor
+from sagastream_bridge.inspection.findings import OK, REPAIRED
 from support.faults import Scale, world_of
 from support.processes import Commands
 from support.scenes import Scene, do
@@ -303,12 +303,12 @@ def test_doctor_looks_at_every_partition_and_repairs_it(scene: Divided) -> None:
         scene.redis.delete(partition.timers)
         scene.redis.zadd(partition.timers, {"gone": 9e15})
     found = list(Doctor(scene.broker, repair=True).examine())
-    mended = [one.text for one in found if one.level == doctor.REPAIRED]
+    mended = [one.text for one in found if one.level == REPAIRED]
     assert sum("nobody would look at it again" in text for text in mended) == 3
     assert sum("saga gone is waited for" in text for text in mended) == 3
     assert scene.lengths("timers") == [1, 1, 1]
     again = [one for one in Doctor(scene.broker).examine() if one.about == "sagas"]
-    assert [one.level for one in again] == [doctor.OK]
+    assert [one.level for one in again] == [OK]
 
 
 # --- two stores on one server

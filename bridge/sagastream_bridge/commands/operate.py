@@ -193,7 +193,8 @@ def doctor(repair: bool, after_failover: bool, hours: float, settled: bool, as_j
         from sagastream.store import layout, sagas
         from sagastream_bridge.inspection import embedded, views
         from sagastream_bridge.inspection.after_failover import AfterFailover
-        from sagastream_bridge.inspection.doctor import PROBLEM, Doctor
+        from sagastream_bridge.inspection.doctor import Doctor
+        from sagastream_bridge.inspection.findings import PROBLEM
 
         keys = layout.look(broker)
         if settled:

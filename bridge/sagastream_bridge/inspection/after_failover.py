@@ -30,8 +30,8 @@ from sagastream.core.steps import AS_PUBLISHED, STANDING
 from sagastream.errors import CannotBuild, QuarantineError, UnreadableSaga
 from sagastream.store import heartbeat, layout, lineage, published, sagas
 from sagastream.store.quarantine import Quarantine
-from sagastream_bridge.inspection.doctor import OK, PROBLEM, REPAIRED, WARNING, Finding
 from sagastream_bridge.inspection.evidence import ASKED_BY, KEYS_AT_ONCE, NoAnswer, Page, Questions, Where, recorded
+from sagastream_bridge.inspection.findings import OK, PROBLEM, REPAIRED, WARNING, Finding
 from sagastream_bridge.inspection.reconcile import Difference, Effect, Found, differences
 
 #: How many sagas one round trip reads.

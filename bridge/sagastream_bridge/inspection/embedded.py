@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from sagastream.broker.connection import Broker
-from sagastream_bridge.inspection.doctor import PROBLEM, WARNING, Finding
+from sagastream_bridge.inspection.findings import PROBLEM, WARNING, Finding
 
 #: A fault that ended the server is a problem for so long after its next start, in seconds: it may come again.
 _RECENT_S: Final = 600

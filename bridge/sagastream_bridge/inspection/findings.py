@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
+import redis
+
+from sagastream.console import describe
+from sagastream.core.causes import Cause, Evidence
+
 OK: Final = "ok"
 WARNING: Final = "warning"
 PROBLEM: Final = "problem"
@@ -37,3 +42,19 @@ def problem(about: str, text: str, *do: str, kind: str | None = None) -> Finding
 
 def repaired(about: str, text: str) -> Finding:
     return Finding(level=REPAIRED, about=about, text=text)
+
+
+def problem_of(about: str, text: str, cause: Cause) -> Finding:
+    """A problem that is this cause."""
+    return problem(about, text, *cause.do, kind=cause.kind)
+
+
+def not_allowed(about: str, text: str, error: "redis.exceptions.NoPermissionError") -> Finding:
+    """A problem that this user may not repair."""
+    return problem(about, f"{text}; this user may not repair it, run this as one who may: {describe(error)}")
+
+
+def cannot_tell(about: str, evidence: Evidence) -> Finding:
+    """Nobody is heard, for a reason that has nothing to do with who is there."""
+    text = "who is at work cannot be told: the broker takes no writes, so no process is heard"
+    return warning(about, text, kind=evidence.broker[0].kind)

@@ -17,12 +17,11 @@ from sagastream.broker import scripting
 from sagastream.broker.entries import REPLAYED, is_possible, time_of
 from sagastream.broker.failures import is_no_group
 from sagastream.broker.leases import HANDED_BACK_MS
-from sagastream.console import describe
 from sagastream.core.durations import spoken
 from sagastream.core.messages import is_id
 from sagastream.store.events import sort_key
 from sagastream.store.keys import moving
-from sagastream_bridge.inspection.findings import Finding, problem, repaired, warning
+from sagastream_bridge.inspection.findings import Finding, not_allowed, problem, repaired, warning
 
 #: How long a reader may hold an entry before that is told, in milliseconds.
 _HELD_MS: Final = 120_000
@@ -64,7 +63,7 @@ class StreamCheck:
                 self._renew(keys=[stream, moving(stream)], args=[newest])
             yield repaired(stream, f"{text}; moved to a new stream: {self._move(stream)}")
         except redis.exceptions.NoPermissionError as error:
-            yield problem(stream, f"{text}; this user may not repair it, run this as one who may: {describe(error)}")
+            yield not_allowed(stream, text, error)
 
     def _move(self, stream: str) -> int:
         """Move the entries that are set aside back into their stream, at its end. Returns how many."""
