@@ -26,7 +26,6 @@ from sagastream.errors import DefinitionError, MalformedMessage, SettingsError, 
 from sagastream.store import heartbeat, layout, sagas
 from sagastream.store.lineage import Lineage
 from sagastream.telemetry import Observer, guarded, runs
-from sagastream_bridge.local.stack import SAMPLES, Stack
 from sagastream_bridge.stdin.defined import names_definition, with_steps
 from sagastream_bridge.stdin.follower import LOG, WHO, Asker, Follower
 from sagastream_bridge.stdin.lines import (
@@ -41,14 +40,12 @@ from sagastream_bridge.stdin.lines import (
     read_lines,
     told,
 )
+from sagastream_bridge.stdin.own_stack import OwnStack
 from sagastream_bridge.stdin.served import ServedService
 
 #: How long the threads may take to end, in seconds: longer than any answer of the broker. A thread that is stuck
 #: because nobody reads its output ends with the process.
 _JOIN_S: Final = 6.0
-#: How long no worker may be there before the bridge of an embedded server runs its own, in seconds: the
-#: process that has just started the server may be starting a worker.
-_LONELY_S: Final = 2.0
 #: How often to look whether the store has lost writes, in seconds.
 _LOOK_EVERY_S: Final = 1.0
 
@@ -92,8 +89,7 @@ class StdinBridge:
         self._served = {name: ServedService(broker, name, self._out, self._outage, self._codec) for name in serve}
         self._lineage = Lineage(WHO, area="bridge", observer=self._observer)
         self._look_at = 0.0
-        self._stack: Stack | None = None
-        self._lonely_since = time.monotonic()
+        self._own_stack = OwnStack(broker, self._served)
         self._fault: Exception | None = None
         self._line_number = 0
         self._read = self._settled = 0  # lines that were read; lines whose effect the broker has
@@ -126,8 +122,7 @@ class StdinBridge:
             deadline = time.monotonic() + _JOIN_S
             for thread in threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
-            if self._stack is not None:
-                self._stack.stop()
+            self._own_stack.stop()
         if self._fault is not None:
             raise self._fault
         if self._out.gone:
@@ -285,23 +280,8 @@ class StdinBridge:
         self._tend()
 
     def _tend(self) -> None:
-        """Run a worker and the sample services if the embedded server has none: because this bridge started the server,
-        or because the process that ran them has gone."""
         self._outage.restore()
-        if self._broker.embedded is None:
-            return
-        if self._stack is None:
-            if not self._broker.embedded.owned and not self._is_lonely():
-                return
-            services = [where for name, where in SAMPLES.items() if name not in self._served]
-            self._stack = Stack(self._broker, workers=1, services=services, log_dir=self._broker.embedded.home.path)
-        self._stack.tend()
-
-    def _is_lonely(self) -> bool:
-        """Whether no worker has been there for a while."""
-        if heartbeat.worker_is_alive(self._broker.client, self._keys):
-            self._lonely_since = time.monotonic()
-        return time.monotonic() - self._lonely_since > _LONELY_S
+        self._own_stack.tend(self._keys)
 
     def _drain(self) -> None:
         """Wait for the end of the sagas that were begun here, as long as is allowed. Log which have not ended."""
@@ -314,7 +294,7 @@ class StdinBridge:
         if going:
             client = self._broker.client
             keys = self._keys
-            alive = self._stack is None and self._outage.patiently(lambda: heartbeat.worker_is_alive(client, keys))
+            alive = not self._own_stack.runs and self._outage.patiently(lambda: heartbeat.worker_is_alive(client, keys))
             names = ", ".join(going[:5]) + (", …" if len(going) > 5 else "")
             then = "they go on by themselves" if alive else "they go on when a worker runs: sagastream worker"
             LOG.warning(f"not ended within {self._drain_timeout_s:g} s, and safe in the store: {names} ({then})")
