@@ -11,7 +11,8 @@ from sagastream.core.steps import AS_PUBLISHED, StepKind
 from sagastream.errors import SettingsError
 from sagastream_bridge.definitions import parking
 from sagastream_bridge.definitions.documents import Document
-from sagastream_bridge.definitions.inputs import in_example, in_saga, in_schema
+from sagastream_bridge.definitions.input_schema import in_schema
+from sagastream_bridge.definitions.inputs import in_example, in_saga
 from sagastream_bridge.definitions.known import Known, Services, never_undone
 from sagastream_bridge.definitions.lasting import shortest_safe_deadline_ms
 from sagastream_bridge.definitions.mending import mended
