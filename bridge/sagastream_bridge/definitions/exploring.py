@@ -14,13 +14,14 @@ from msgspec.structs import replace
 
 from sagastream.core import graph
 from sagastream.core.decision import FAULT, Event, decide
-from sagastream.core.messages import Begin, Due, Intervene, Reply, Signal, Verb, failed, ok
-from sagastream.core.phases import AWAITS, UNDO, Phase
+from sagastream.core.messages import Begin, Reply, failed, ok
+from sagastream.core.phases import UNDO, Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sending import Published
 from sagastream.core.steps import StepKind
 from sagastream.core.transitions import Moment
 from sagastream.errors import SagastreamError
+from sagastream_bridge.definitions.happenings import command_answers, happenings
 from sagastream_bridge.definitions.model import NOW_MS, SAGA_ID, Key, Model, answers
 from sagastream_bridge.definitions.outcomes import Explored, Park, Some, Undone, What
 
@@ -35,13 +36,6 @@ _Known = tuple[tuple[str, bool], ...]
 
 class TooMany(SagastreamError):
     """The saga can be in more states than are looked at, or than can be looked at in time."""
-
-
-class _Happening(NamedTuple):
-    what: What | None  # None: nothing that makes the saga go back
-    group: int
-    event: Event
-    state: SagaState  # with its time set so that the event can come
 
 
 class _After(NamedTuple):
@@ -96,7 +90,7 @@ class _Exploration:
             self._go_on(None, after, None, 0)
         while self._waiting:
             going, answered = self._waiting.pop()
-            for what, group, event, before in self._happenings(going):
+            for what, group, event, before in happenings(self._model, going):
                 for after in self._decided(before, event, dict(answered)):
                     self._go_on(before, after, what, group)
         undone = tuple(row for group, what in sorted(self._back, key=_in_order) for row in self._rows(group, what))
@@ -193,28 +187,6 @@ class _Exploration:
             text = f"the saga can be in more states than could be looked at in {self._most_s} s: {self._worlds} were"
             raise TooMany(f"{text}; --seconds gives it more time")
 
-    def _happenings(self, state: SagaState) -> Iterator[_Happening]:
-        """All that can happen next to a saga that goes forward. Of steps that can change places, one stands for all."""
-        cancel = Intervene(verb=Verb.CANCEL, saga_id=SAGA_ID, reason="cancel")
-        for group, numbers in enumerate(self._model.groups):
-            for number in self._model.places(state, group):
-                yield from self._happenings_at(state, group, number)
-            if any(state.steps[number - 1].phase in _WAITS for number in numbers):
-                yield _Happening(What.CANCELLED, group, cancel, state)
-
-    def _happenings_at(self, state: SagaState, group: int, number: int) -> Iterator[_Happening]:
-        step = state.steps[number - 1]
-        if step.phase is Phase.OUT:
-            for what, reply in _answers(number, step.command):
-                yield _Happening(what, group, reply, state)
-        elif step.phase in AWAITS:
-            shape = step.definition.shape
-            if (name := shape.wait if step.phase is Phase.AWAITING else shape.retry_on) is not None:
-                yield _Happening(None, group, Signal(saga_id=SAGA_ID, name=name), state)
-                yield _Happening(What.DECLINED, group, Signal(saga_id=SAGA_ID, name=name, declined="no"), state)
-            due = state.with_step(number, replace(step, due_ms=NOW_MS))
-            yield _Happening(What.NOT_SIGNALLED, group, Due(saga_id=SAGA_ID), due)
-
     def _note_parked(self, before: SagaState | None, state: SagaState, what: What | None) -> None:
         """Note the steps that are parked now, and were not before. Of those that are being undone, see `_rows`."""
         for number, step in enumerate(state.steps, 1):
@@ -254,7 +226,7 @@ class _Exploration:
             yield state, known
             return
         number = next(number for number, step in enumerate(state.steps, 1) if step.phase is Phase.OUT)
-        what, reply = _answers(number, state.steps[number - 1].command)[outcome]
+        what, reply = command_answers(number, state.steps[number - 1].command)[outcome]
         for after, known_then, unbegun in self._decided(state, reply, known):
             self._note_parked(state, after, what if unbegun is None else What.FAILS)
             yield from self._settled(after, known_then, outcome)
@@ -323,19 +295,8 @@ class _Exploration:
                 waiting.update(self._model.alike(other))
 
 
-#: The step waits for an answer, a signal or a time.
-_WAITS: Final = AWAITS | {Phase.OUT}
 #: Nothing has happened to the step.
 _IDLE: Final = frozenset({Phase.WAITING, Phase.BYPASSED})
-
-
-def _answers(number: int, command: str) -> list[tuple[What | None, Reply]]:
-    """What the service may say of the command of a step that is out."""
-    return [
-        (None, Reply(type=ok(command), saga_id=SAGA_ID, step=number)),
-        (What.FAILS, Reply(type=failed(command), saga_id=SAGA_ID, step=number)),
-        (What.UNKNOWN, Reply(type=failed(command), saga_id=SAGA_ID, step=number, unknown=True)),
-    ]
 
 
 def _in_order(key: tuple[int, What]) -> tuple[int, int]:
