@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Begin
-from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator import commit
 from sagastream.orchestrator.sweeping import Sweep
 from sagastream_bridge.bench import services

@@ -11,12 +11,12 @@ from msgspec.structs import replace
 
 from exploration import rules
 from sagastream.core import back
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.clock import STEADY, by_the_clock
 from sagastream.core.decision import Event, decide
 from sagastream.core.indexing import held_names
 from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Signal, Verb, failed, ok, reply_to
 from sagastream.core.moves import released
-from sagastream.core.parsing import parse_begin
 from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.phases import Phase
 from sagastream.core.saga import KeptSignal, SagaState, SagaStatus

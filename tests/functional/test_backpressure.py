@@ -6,8 +6,8 @@ import pytest
 
 from sagastream.broker import wire
 from sagastream.client.blocking import SagaClient
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Begin
-from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaStatus
 from support.processes import Commands
 from support.scenes import Scene, do

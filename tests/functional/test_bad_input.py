@@ -23,9 +23,10 @@ from msgspec import convert, msgpack
 from sagastream import Context, Reject
 from sagastream.broker.entries import Entry
 from sagastream.client.blocking import SagaClient
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.decision import decide
 from sagastream.core.messages import Due, Intervene, Reply, Verb
-from sagastream.core.parsing import parse_begin, parse_intervene
+from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.transitions import Moment
 from sagastream.orchestrator.change import Change

@@ -13,7 +13,8 @@ import redis
 from sagastream import Context, Service
 from sagastream.broker.entries import time_of
 from sagastream.broker.group_reader import GroupReader
-from sagastream.core.parsing import parse_begin, parse_intervene, parse_signal
+from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.parsing import parse_intervene, parse_signal
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sagastream import SagaClient
-from sagastream.core.parsing import parse_begin
+from sagastream.core.begin_parsing import parse_begin
 from support.page import Shell
 from support.processes import SAMPLES, Commands
 from support.servers import Server

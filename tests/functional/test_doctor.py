@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from sagastream.broker import scripting
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Intervene, Verb
-from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import keys

@@ -16,8 +16,8 @@ from sagastream.broker import exchange
 from sagastream.broker.connection import Broker
 from sagastream.client import requests
 from sagastream.client.blocking import SagaClient
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.erasure import ERASED
-from sagastream.core.parsing import parse_begin
 from sagastream.errors import MalformedMessage
 from sagastream.store.keys import StoreKeys, moving
 from sagastream.store.quarantine import Quarantine

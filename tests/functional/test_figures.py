@@ -6,7 +6,7 @@ import pytest
 
 from sagastream.broker.entries import time_of
 from sagastream.broker.exchange import run
-from sagastream.core.parsing import parse_begin
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.store.roles import Role
 from sagastream_bridge.inspection import figures
 from sagastream_bridge.inspection.figures import Figures, FiguresReader, ParkedAt, ServiceFigures, look

@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream import AsyncSagaClient, SagaClient
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.decision import decide
 from sagastream.core.filtering import Filter, matches, parse_filter
-from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.transitions import Moment
 from sagastream.orchestrator.change import Change

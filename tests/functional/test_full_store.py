@@ -14,9 +14,9 @@ import redis
 from sagastream.broker import exchange, wire
 from sagastream.client import requests
 from sagastream.client.requests import Accepted, Refused
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.causes import CauseKind
 from sagastream.core.messages import Verb
-from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaStatus
 from sagastream.errors import StoreFull
 from sagastream.orchestrator.room import Room

@@ -14,8 +14,9 @@ import redis
 from sagastream.broker.exchange import run
 from sagastream.client.event_loop import AsyncSagaClient
 from sagastream.client.requests import Accepted
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Code
-from sagastream.core.parsing import parse_begin, parse_intervene
+from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState
 from sagastream.errors import RequestRefused
 from sagastream.orchestrator.worker import Orchestrator

@@ -8,8 +8,8 @@ import pytest
 
 from sagastream.broker.exchange import run
 from sagastream.client.waiting import completed
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.causes import CauseKind
-from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState
 from sagastream.errors import SagaAborted, SagaParked
 from sagastream.store import published

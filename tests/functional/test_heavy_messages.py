@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sagastream.client.blocking import SagaClient
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Begin, Intervene, Verb
-from sagastream.core.parsing import parse_begin
 from sagastream.core.references import MAX_TOGETHER_BYTES
 from sagastream.core.saga import SagaStatus
 from sagastream.core.steps import MAX_CARRIED_BYTES

@@ -12,9 +12,9 @@ import redis
 from sagastream.broker.entries import Entry
 from sagastream.client.blocking import SagaClient
 from sagastream.client.requests import Accepted
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.decision import decide
 from sagastream.core.messages import Intervene, Reply, Verb, ok
-from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga, RequestRefused

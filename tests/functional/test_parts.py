@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Due
-from sagastream.core.parsing import parse_begin
 from sagastream.orchestrator.streams import Input
 from sagastream.orchestrator.worker import _PART, _parts
 from sagastream.store import sagas

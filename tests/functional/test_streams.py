@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Intervene, Verb
-from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaStatus
 from sagastream.errors import QuarantineError
 from sagastream.orchestrator import services, streams

@@ -17,9 +17,10 @@ from msgspec import structs
 
 from sagastream import Context, Reject, Service
 from sagastream.client.blocking import SagaClient
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.journal import notes
 from sagastream.core.messages import Command, Verb, ok, reply_to
-from sagastream.core.parsing import parse_begin, read_command
+from sagastream.core.parsing import read_command
 from sagastream.core.phases import AWAITS
 from sagastream.core.saga import SagaState
 from sagastream.core.strict_json import encode

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from sagastream.client.definition import Definition
-from sagastream.core.parsing import parse_begin
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.saga import SagaState
 from sagastream_bridge.dashboard.rules import Names
 from sagastream_bridge.dashboard.server import DashboardServer

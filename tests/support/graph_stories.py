@@ -5,8 +5,8 @@ from typing import Any, Final, Self
 
 from msgspec.structs import replace
 
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Begin, Intervene, Notice, Signal, Verb, done_body, parked_body
-from sagastream.core.parsing import parse_begin
 from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.sending import Published
 from support.stories import BEGUN_MS, Story

@@ -8,7 +8,7 @@ from typing import Any
 from sagastream import Context, Reject, Service
 from sagastream.broker.connection import Broker
 from sagastream.client.blocking import SagaClient
-from sagastream.core.parsing import parse_begin
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner

@@ -1,11 +1,11 @@
-"""Values that many unit tests need: JSON, malformed names and records, a command, and the complaint about bad input."""
+"""Values that many unit tests need: JSON, malformed names and records, a command, an entry, complaints about input."""
 
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 
-from sagastream.core.messages import Command
+from sagastream.core.messages import Command, Fields
 from sagastream.errors import MalformedMessage
 
 JSON_VALUES = st.recursive(
@@ -34,6 +34,11 @@ def complaint(call: Any, *args: Any, **kwargs: Any) -> str:
     with pytest.raises(MalformedMessage) as caught:
         call(*args, **kwargs)
     return str(caught.value)
+
+
+def stored(fields: Fields) -> dict[bytes, bytes]:
+    """The fields of an entry as the broker returns them."""
+    return {name.encode(): value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()}
 
 
 BAD_IDS = {

@@ -14,7 +14,7 @@ import pytest
 import sagastream
 from sagastream import Definition, testing
 from sagastream.client.expressions import Expression
-from sagastream.core.parsing import parse_begin
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.phases import Phase
 from sagastream.core.references import Sources, build
 from sagastream.core.strict_json import encode

@@ -13,8 +13,9 @@ from sagastream import scripts
 from sagastream.broker import leases
 from sagastream.broker.entries import REPLAYED, Entry
 from sagastream.core import service_rules
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import ID_PATTERN, Begin, Command, Reply, failed, ok, reply_to
-from sagastream.core.parsing import parse_begin, read_command, read_reply, read_request
+from sagastream.core.parsing import read_command, read_reply, read_request
 from sagastream.core.service_actions import RUN, Undo
 from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS, TRIES
 from sagastream.core.steps import MAX_STEPS

@@ -10,8 +10,8 @@ import redis
 
 from sagastream.broker import exchange
 from sagastream.client import requests
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Begin
-from sagastream.core.parsing import parse_begin
 from sagastream.errors import SagastreamError
 from sagastream.store import events
 from sagastream.store.keys import StoreKeys

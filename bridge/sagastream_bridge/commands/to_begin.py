@@ -93,7 +93,7 @@ class ToBegin:
             raise MalformedMessage(f"{error}{hint}") from None
 
     def _read(self, where: str) -> None:
-        from sagastream.core.parsing import parse_begin
+        from sagastream.core.begin_parsing import parse_begin
         from sagastream.errors import MalformedMessage
 
         document = document_at(where)
@@ -146,7 +146,7 @@ def is_place(what: str) -> bool:
 
 
 def _moment(text: str) -> datetime:
-    from sagastream.core.parsing import MAX_START_MS, MIN_START_MS
+    from sagastream.core.begin_parsing import MAX_START_MS, MIN_START_MS
 
     try:
         moment = datetime.fromisoformat(text)

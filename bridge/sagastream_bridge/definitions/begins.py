@@ -2,10 +2,10 @@
 
 from typing import Any, Final, NamedTuple
 
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.definition import SagaDefinition, parse
 from sagastream.core.expansion import expand, sketch
 from sagastream.core.messages import Begin
-from sagastream.core.parsing import parse_begin
 from sagastream.core.pointers import tokens_of
 from sagastream.errors import MalformedMessage
 from sagastream_bridge.definitions.documents import CannotRead, Document

@@ -5,10 +5,10 @@ from typing import Any, Final
 
 from sagastream.client.schema import check_input, check_schema
 from sagastream.core import conditions, references
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.definition import parse
 from sagastream.core.expansion import expand
 from sagastream.core.messages import Begin, is_service
-from sagastream.core.parsing import parse_begin
 from sagastream.core.pointers import below
 from sagastream.core.references import Sources
 from sagastream.core.steps import StepKind

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any, Final, NamedTuple
 
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.definition import parse
 from sagastream.core.expansion import sketch
 from sagastream.core.messages import Begin
-from sagastream.core.parsing import parse_begin
 from sagastream.core.pointers import below, tokens_of
 from sagastream.core.steps import StepKind
 from sagastream.errors import MalformedMessage

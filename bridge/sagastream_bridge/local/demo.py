@@ -13,7 +13,7 @@ from sagastream.broker.exchange import run
 from sagastream.broker.home import HOME_VARIABLE, default_home, named_home
 from sagastream.client.blocking import SagaClient
 from sagastream.console import printable
-from sagastream.core.parsing import parse_begin
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.strict_json import decode
 from sagastream.errors import SagastreamError
 from sagastream.store import events, layout

@@ -19,8 +19,9 @@ from sagastream.broker.outage import Outage
 from sagastream.client import refusals, requests
 from sagastream.client.blocking import SagaClient
 from sagastream.codecs.setting import codec_of, seals_with
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import SIGNAL, Begin, Code, ToSaga, is_id
-from sagastream.core.parsing import VERBS, parse_begin, parse_intervene, parse_signal
+from sagastream.core.parsing import VERBS, parse_intervene, parse_signal
 from sagastream.core.saga import SagaState
 from sagastream.errors import DefinitionError, MalformedMessage, SettingsError, UnreadableSaga
 from sagastream.store import heartbeat, layout, sagas

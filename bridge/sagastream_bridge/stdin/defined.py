@@ -3,8 +3,8 @@
 from typing import Any, Final
 
 from sagastream.client.blocking import SagaClient
+from sagastream.core.begin_parsing import MAX_VERSION
 from sagastream.core.members import checked_object, limit
-from sagastream.core.parsing import MAX_VERSION
 
 _MEMBERS: Final = {"type", "msg_id", "saga_id", "definition", "version", "input", "start_at_ms", "attributes"}
 

@@ -9,8 +9,8 @@ import click
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.decision import decide
-from sagastream.core.parsing import parse_begin
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.transitions import Moment

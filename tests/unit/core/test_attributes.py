@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sagastream.core.attributes import MAX_NUMBER, RESERVED, named, parse_attributes
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.decision import decide
 from sagastream.core.erasure import without_data
 from sagastream.core.messages import Begin, Code, Unreadable
-from sagastream.core.parsing import parse_begin, read_request
+from sagastream.core.parsing import read_request
 from sagastream.core.saga import SagaState, protocol_view
 from sagastream.core.same_saga import conflict
 from sagastream.core.transitions import Moment

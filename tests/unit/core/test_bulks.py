@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.bulks import (
     Bulk,
     BulkState,
@@ -22,7 +23,7 @@ from sagastream.core.bulks import (
 from sagastream.core.decision import decide
 from sagastream.core.filtering import Filter, matches
 from sagastream.core.messages import Verb
-from sagastream.core.parsing import parse_begin, read_request
+from sagastream.core.parsing import read_request
 from sagastream.core.saga import SagaState
 from sagastream.core.transitions import Moment
 from sagastream.errors import MalformedMessage

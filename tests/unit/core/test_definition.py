@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from sagastream.core.begin_parsing import MAX_VERSION
 from sagastream.core.definition import canonical, parse, read
-from sagastream.core.parsing import MAX_VERSION
 from sagastream.errors import MalformedMessage
 
 STEP = {"transaction": "ReserveInventory", "service": "inventory"}

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.definition import canonical, parse
 from sagastream.core.expansion import expand, sketch
-from sagastream.core.parsing import parse_begin
 from sagastream.core.references import Sources, build
 from sagastream.errors import MalformedMessage
 

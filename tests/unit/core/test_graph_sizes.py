@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream.core import back, references
-from sagastream.core.parsing import parse_begin
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.references import MAX_BUILT_BYTES, MAX_TOGETHER_BYTES
 from sagastream.core.sealed_messages import sealed_begin
 from sagastream.core.steps import MAX_CARRIED_BYTES

@@ -9,10 +9,10 @@ from msgspec.structs import replace
 
 from sagastream.client.requests import conflicting
 from sagastream.codecs.keyring import Keyring
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.decision import decide
 from sagastream.core.erasure import ERASE, without_data
 from sagastream.core.messages import Begin
-from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import Intervention, SagaState
 from sagastream.core.same_saga import conflict, with_params_of
 from sagastream.core.sealing import Codec, Place, seal

@@ -10,9 +10,9 @@ from sagastream import Context, Definition, Reject, Service, item
 from sagastream.client import requests
 from sagastream.client.requests import conflicting, to_begin
 from sagastream.codecs.keyring import Keyring
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.decision import decide
 from sagastream.core.messages import Begin, Command, Signal, reply_to
-from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.same_saga import conflict
 from sagastream.core.sealed_messages import (

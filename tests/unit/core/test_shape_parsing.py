@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from sagastream.core.begin_parsing import MAX_START_MS, parse_begin
 from sagastream.core.decision import decide
 from sagastream.core.messages import Begin, Code, Unreadable
-from sagastream.core.parsing import MAX_START_MS, parse_begin, read_request
+from sagastream.core.parsing import read_request
 from sagastream.core.saga import SagaState
 from sagastream.core.steps import GRAPH, MAX_DEADLINE_MS, MAX_STEPS, MAX_WAIT_MS, PLAIN, PLAIN_SHAPE, Shape, StepKind
 from sagastream.core.strict_json import MAX_BYTES, decode, encode

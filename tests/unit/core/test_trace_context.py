@@ -6,14 +6,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sagastream.core import trace_context
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.decision import decide
 from sagastream.core.messages import Begin, Command, Reply, ok, reply_to
-from sagastream.core.parsing import parse_begin, read_command, read_reply, read_request
+from sagastream.core.parsing import read_command, read_reply, read_request
 from sagastream.core.saga import SagaState
 from sagastream.core.transitions import Moment
 from sagastream.store.saga_hash import changed_fields, read
 from support.states import written
-from support.values import TRACEPARENT
+from support.values import TRACEPARENT, stored
 
 BODY = {
     "saga_id": "s1",
@@ -37,14 +38,6 @@ WRONG = [
     TRACEPARENT.replace("00-", "01-", 1) + "-\x1b[2J",
     TRACEPARENT.replace("00-", "01-", 1) + "-" + "x" * 500,
 ]
-
-
-def stored(message: Begin | Command | Reply) -> dict[bytes, bytes]:
-    """The fields of its entry, as the broker returns them."""
-    return {
-        name.encode(): value if isinstance(value, bytes) else str(value).encode()
-        for name, value in message.fields().items()
-    }
 
 
 def moment(now_ms: int) -> Moment:
@@ -74,11 +67,11 @@ def test_it_is_read_as_it_is_written_and_later_versions_as_far_as_they_are_known
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_not_written_as_the_standard_says_is_ignored(wrong: str) -> None:
-    begin = stored(parse_begin(BODY)) | {b"traceparent": wrong.encode()}
+    begin = stored(parse_begin(BODY).fields()) | {b"traceparent": wrong.encode()}
     found = read_request(begin)
     assert isinstance(found, Begin)
     assert found.traceparent is None
-    command = read_command("inventory", stored(begun(None)[1]) | {b"traceparent": wrong.encode()}, 0)
+    command = read_command("inventory", stored(begun(None)[1].fields()) | {b"traceparent": wrong.encode()}, 0)
     assert isinstance(command, Command)
     assert command.traceparent is None
 
@@ -95,11 +88,11 @@ def test_every_command_of_a_saga_names_its_span_and_the_reply_names_it_too() -> 
     span = trace_context.span_id_of("s1", state.begun_ms)
     assert command.traceparent == f"00-4bf92f3577b34da6a3ce929d0e0e4736-{span}-01"
     assert command.trace_id == state.trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
-    assert read_command("inventory", stored(command), 0) == command
+    assert read_command("inventory", stored(command.fields()), 0) == command
 
     reply = reply_to(command, ok("Reserve"))
     assert reply.traceparent == command.traceparent
-    assert read_reply(stored(reply)) == replace(reply, traceparent=None)  # the saga knows it
+    assert read_reply(stored(reply.fields())) == replace(reply, traceparent=None)  # the saga knows it
 
     state, second = answered(state, reply)
     assert second.traceparent == command.traceparent
@@ -131,7 +124,12 @@ def test_a_saga_that_is_not_sampled_stays_so() -> None:
 def test_a_saga_that_belongs_to_no_trace_is_written_as_ever() -> None:
     state, command = begun(None)
     reply = reply_to(command, ok("Reserve"))
-    written_fields = [*stored(parse_begin(BODY)), *stored(command), *stored(reply), *changed_fields(None, state)]
+    written_fields = [
+        *stored(parse_begin(BODY).fields()),
+        *stored(command.fields()),
+        *stored(reply.fields()),
+        *changed_fields(None, state),
+    ]
     assert "traceparent" not in written_fields
     assert b"traceparent" not in written_fields
     assert command.trace_id is state.trace_id is None

@@ -6,9 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Due, Intervene, Reply, Unreadable, Verb
-from sagastream.core.parsing import parse_begin
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.steps import StepDefinition
 from sagastream.core.transitions import Moment

@@ -19,8 +19,9 @@ from sagastream.broker.exchange import Exchange, all_of
 from sagastream.broker.failures import is_outage, is_wrong_type
 from sagastream.broker.scripting import Script, added_even_if_full
 from sagastream.broker.wire import or_raise
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import SIGNAL, Begin, Code, DeadlineKind, Intervene, Signal, ToSaga, Verb
-from sagastream.core.parsing import parse_begin, parse_intervene, parse_signal
+from sagastream.core.parsing import parse_intervene, parse_signal
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.same_saga import conflict, with_params_of
 from sagastream.core.sealed_messages import check_unsealed, open_begin, open_state, sealed_begin, sealed_signal

@@ -14,9 +14,9 @@ from typing import Any, Final
 import orjson
 from msgspec import Struct
 
+from sagastream.core.begin_parsing import MAX_VERSION
 from sagastream.core.members import checked_object, limit, name_in
 from sagastream.core.messages import SERVICE_PATTERN, DefinedBy
-from sagastream.core.parsing import MAX_VERSION
 from sagastream.core.pointers import shown, tokens_of
 from sagastream.core.steps import MAX_STEPS
 from sagastream.core.strict_json import decode

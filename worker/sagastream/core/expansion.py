@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.conditions import OF_CONDITIONS
 from sagastream.core.definition import SagaDefinition
 from sagastream.core.messages import Begin
-from sagastream.core.parsing import parse_begin
 from sagastream.core.pointers import INDEX, below, follow, kind_of, shown, tokens_of, why_nothing
 from sagastream.core.steps import MAX_STEPS
 from sagastream.errors import MalformedMessage

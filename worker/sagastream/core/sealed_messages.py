@@ -12,9 +12,9 @@ from typing import Any, Final
 import orjson
 from msgspec.structs import replace
 
+from sagastream.core.begin_parsing import check_size
 from sagastream.core.input_use import Paths, paths, unreadable
 from sagastream.core.messages import Begin, Command, Reply, Signal, ToSaga, ok
-from sagastream.core.parsing import check_size
 from sagastream.core.pointers import below, shown
 from sagastream.core.saga import KeptSignal, SagaState
 from sagastream.core.sealed_values import MARK, is_sealed, keys_of, sealed_value

@@ -18,9 +18,9 @@ from sagastream.broker import wire
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise
+from sagastream.core.begin_parsing import MAX_VERSION
 from sagastream.core.definition import SagaDefinition, parse
 from sagastream.core.messages import is_service
-from sagastream.core.parsing import MAX_VERSION
 from sagastream.errors import DefinitionError, MalformedMessage
 from sagastream.store.columns import iso
 from sagastream.store.keys import StoreKeys

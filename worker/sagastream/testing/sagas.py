@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from msgspec.structs import replace
 
+from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin, Command, DeadlineKind, Signal, Verb
-from sagastream.core.parsing import parse_begin, parse_intervene
+from sagastream.core.parsing import parse_intervene
 from sagastream.core.pauses import name_of_pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealed_messages import open_command, open_state
