@@ -15,10 +15,10 @@ from typing import Final, NamedTuple
 
 from exploration import mirror
 from exploration.bugs import ServicesBug
-from sagastream.core import service_rules
+from sagastream.core import holding_rules, service_rules
+from sagastream.core.holding_rules import State
 from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.service_actions import RELEASE, RUN, Answer, Call, Next, Requeue, Retry, Run, Undo
-from sagastream.core.service_rules import State
 from sagastream.service.declaration import Service
 
 Label = tuple[str, ...]
@@ -381,7 +381,7 @@ class ServicesModel:
         held = process.held
         if held is None or (self.bug is ServicesBug.LAST_ANSWERS_DROPPED and held.answer is not None):
             yield Move((f"process {at} ends",), _gone(world, at), fault=False)
-        elif held.state is not None and service_rules.is_handed_back(
+        elif held.state is not None and holding_rules.is_handed_back(
             held.state, stopping=True, alone=False, held_s=0.0, lease_s=1.0
         ):
             after = self._hands_back(world, at, held)

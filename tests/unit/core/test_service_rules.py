@@ -26,19 +26,15 @@ from sagastream.core.service_actions import (
     Undo,
 )
 from sagastream.core.service_rules import (
-    LONGEST_S,
     MAX_TAKEOVERS,
     MAX_UNDOS,
     TRIES,
-    State,
     before_call,
     data_away,
     delivered,
     for_twin,
     gave_up,
     in_doubt,
-    is_handed_back,
-    is_renewed,
     kind,
     overruled,
     raised,
@@ -472,37 +468,6 @@ def test_a_twin_gets_the_same_answer_to_its_own_attempt() -> None:
     assert for_twin(Answer(DONE, "ok"), twin) == Answer(replace(DONE, attempt=7), "ok")
     # If the failure of a twin is tried again, it is not recorded.
     assert for_twin(Answer(NOT_DONE, "failed"), replace(twin, retried=True)).kind == "unknown"
-
-
-# --- while a command is held
-
-
-@pytest.mark.parametrize(("state", "stopping", "alone", "held_s", "expected"), [
-    (State.WAITING, False, False, 7.5, False), (State.WAITING, False, False, 7.6, True),
-    (State.WAITING, False, True, 30.0, False), (State.WAITING, False, True, 30.1, True),
-    (State.WAITING, True, False, 0.0, True), (State.WAITING, True, True, 0.0, True),
-    (State.RUNNING, False, False, 99.0, False), (State.RUNNING, True, True, 99.0, False),
-    (State.BACKING_OFF, False, True, 99.0, False), (State.BACKING_OFF, True, False, 0.0, True),
-])  # fmt: skip
-def test_what_waits_for_long_or_would_be_begun_by_a_process_that_ends_is_handed_back(
-    state: State, stopping: bool, alone: bool, held_s: float, expected: bool
-) -> None:
-    assert is_handed_back(state, stopping=stopping, alone=alone, held_s=held_s, lease_s=30.0) is expected
-
-
-@pytest.mark.parametrize(("state", "todo", "not_after_ms", "alone", "running_s", "expected"), [
-    (State.WAITING, RUN, 5001, False, 0.0, False), (State.WAITING, RUN, None, True, 0.0, True),
-    (State.BACKING_OFF, RUN, None, False, 0.0, True), (State.BACKING_OFF, RUN, 1, False, 0.0, True),
-    (State.RUNNING, RUN, 5001, False, 99.0, True), (State.RUNNING, RUN, 5000, False, 1.0, False),
-    # Its answer is always waited for: a retriable step, a compensation, an undo of a command that was too late.
-    (State.RUNNING, RUN, None, False, LONGEST_S - 1, True), (State.RUNNING, RUN, None, False, LONGEST_S, False),
-    (State.RUNNING, UNDO, 1, False, LONGEST_S - 1, True), (State.RUNNING, UNDO, 1, False, LONGEST_S, False),
-])  # fmt: skip
-def test_a_lease_is_renewed_while_a_handler_backs_off_or_its_answer_is_waited_for(
-    state: State, todo: Run | Undo, not_after_ms: int | None, *, alone: bool, running_s: float, expected: bool
-) -> None:
-    command = replace(CHARGE, not_after_ms=not_after_ms)
-    assert is_renewed(state, command, todo, alone=alone, running_s=running_s, now_ms=5000) is expected
 
 
 def test_a_command_runs_alone_from_the_second_time_that_it_is_taken_over() -> None:

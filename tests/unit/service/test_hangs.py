@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from sagastream.broker.entries import Entry
 from sagastream.core.messages import Command
 from sagastream.core.service_actions import RUN, Run, Undo
-from sagastream.core.service_rules import LONGEST_S, is_overdue, refusal
+from sagastream.core.service_rules import refusal
 from sagastream.service.context import Context
 from sagastream.service.declaration import Service
 from sagastream.service.delivery import Delivery
@@ -217,23 +217,3 @@ def test_what_runs_for_longer_than_its_hard_timeout_is_found_and_the_rest_is_wai
         f"Charge of saga s1, step 2 (handler {__name__}.charge) ran for longer than its hard timeout of 5 s; "
         "the process leaves what it holds to others and ends with exit code 75"
     )
-
-
-@pytest.mark.parametrize(
-    ("not_after_ms", "ran_ms", "hard_timeout_ms", "overdue"),
-    [
-        (1000, 5000, None, False),
-        (999, 5000, None, True),
-        (None, 5000, None, False),
-        (None, round(LONGEST_S * 1000), None, False),
-        (None, round(LONGEST_S * 1000) + 1, None, True),
-        (None, 5000, 5000, False),
-        (None, 5001, 5000, True),
-        (2000, 5001, 5000, True),
-    ],
-)
-def test_what_should_have_ended_by_now(
-    not_after_ms: int | None, ran_ms: int, hard_timeout_ms: int | None, overdue: bool
-) -> None:
-    found = is_overdue(not_after_ms=not_after_ms, now_ms=1000, ran_ms=ran_ms, hard_timeout_ms=hard_timeout_ms)
-    assert found is overdue

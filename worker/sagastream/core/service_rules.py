@@ -19,13 +19,10 @@ Each rule is told what has happened to one command, and returns what to do next,
     overruled           answer.lua did not accept the answer                    Undo or Requeue
     lost                another process has taken it over, or answered it      Answer or None
     for_twin            another delivery of an answered command is held too     Answer
-    is_handed_back      the command is held, and time passes                    whether it is released now
-    is_renewed          its lease is about to be renewed                        whether that is right
-    is_overdue          its handler runs, and time passes                       whether that should have ended by now
 
 The executor of a service's process and of RQ jobs (service.executor), the inbox (service.inbox), the outbox
 (service.outbox), the test kit (sagastream.testing) and the explorer (tests/exploration) carry these values out. None of
-them decides by itself.
+them decides by itself. What they do with a command while time passes, holding_rules says.
 
 Before a process undoes a step it leaves a *tombstone* for the step's transaction: from then on the transaction is
 refused, and a process that was running it has to undo what came of it. recall.lua looks up the record (see
@@ -38,7 +35,6 @@ the process still holds the command, that entry does. It was delivered before, s
 command is added to the stream again. The entry goes only when the undo has succeeded, or to the quarantine.
 """
 
-from enum import StrEnum
 from typing import Final
 
 from msgspec.structs import replace
@@ -73,26 +69,6 @@ MAX_UNDOS: Final = 10
 #: its process would kill one after another. From the second takeover on it runs alone, so that what else a process had
 #: begun is not charged with its death.
 MAX_TAKEOVERS: Final = 5
-#: How long the lease is renewed for a handler whose answer is always waited for, in seconds. It may be slow, but one
-#: that hangs must not hold its command forever.
-LONGEST_S: Final = 24 * 3600.0
-
-
-class State(StrEnum):
-    """Where a command stands in the process that holds it.
-
-        WAITING --> RUNNING --> answered, released or set aside
-                     |   ^
-                     v   |
-                  BACKING_OFF
-
-    A command that answer.lua overrules comes back as WAITING, with an Undo.
-    """
-
-    WAITING = "waiting"  # no handler was called for it yet
-    RUNNING = "running"  # its handler, or the compensation that undoes it, was called and has not ended
-    BACKING_OFF = "backing off"  # that has failed, and is called again after a while
-
 
 # --- before a handler is called
 
@@ -285,52 +261,6 @@ def for_twin(answer: Answer, twin: Command) -> Answer:
     """`answer`: to another delivery of the same command. It has to be the last word; if it is not, the twin is still to
     be done."""
     return _answer(twin, replace(answer.reply, attempt=twin.attempt))
-
-
-# --- while the command is held
-
-
-def is_handed_back(state: State, *, stopping: bool, alone: bool, held_s: float, lease_s: float) -> bool:
-    """
-    Args:
-        stopping: whether the process is to end.
-        alone: whether the command runs alone. It may have to wait until all others have ended.
-        held_s: for how long the process has held the command, in seconds.
-        lease_s: the lease of the service, in seconds.
-    """
-    if stopping:
-        return state is not State.RUNNING
-    # Other processes may have the time for what waits here.
-    return state is State.WAITING and held_s > (lease_s if alone else lease_s / 4)
-
-
-def is_renewed(state: State, command: Command, todo: Run | Undo, *, alone: bool, running_s: float, now_ms: int) -> bool:
-    """
-    Args:
-        alone: as for `is_handed_back`.
-        running_s: for how long the handler has run, in seconds.
-        now_ms: the time by the broker's clock.
-    """
-    if state is not State.RUNNING:
-        return state is State.BACKING_OFF or alone
-    if todo is RUN and command.not_after_ms is not None:
-        return now_ms < command.not_after_ms  # nobody waits for it any longer: its process is given up for dead
-    return running_s < LONGEST_S
-
-
-def is_overdue(*, not_after_ms: int | None, now_ms: int, ran_ms: int, hard_timeout_ms: int | None) -> bool:
-    """Whether a running handler should have ended by now.
-
-    Args:
-        not_after_ms: its deadline by the broker's clock; None: it has none, since it is a compensation, a retriable
-            step or an undo.
-        now_ms: the time by the broker's clock.
-        ran_ms: for how long it has been running.
-        hard_timeout_ms: how long it may run, as its service declares; None: it does not say.
-    """
-    if not_after_ms is not None and now_ms > not_after_ms:
-        return True
-    return ran_ms > (LONGEST_S * 1000 if hard_timeout_ms is None else hard_timeout_ms)
 
 
 # --- replies without a handler

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
-from sagastream.core import service_rules
+from sagastream.core import holding_rules
 from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.report import ServiceReport
 from sagastream.store.running import LONG_S, OLDEST, Busy, LongRun
@@ -101,7 +101,7 @@ class Hangs:
 
 
 def _is_overdue(held: Held, now_s: float, now_ms: int) -> bool:
-    return service_rules.is_overdue(
+    return holding_rules.is_overdue(
         not_after_ms=held.not_after_ms,
         now_ms=now_ms,
         ran_ms=round((now_s - held.begun_s) * 1000),

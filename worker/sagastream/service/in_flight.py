@@ -8,10 +8,10 @@ from typing import Final
 from msgspec import Struct
 
 from sagastream.broker.entries import BATCH
-from sagastream.core import service_rules
+from sagastream.core import holding_rules
+from sagastream.core.holding_rules import State
 from sagastream.core.messages import Command
 from sagastream.core.service_actions import RUN, Count
-from sagastream.core.service_rules import State
 from sagastream.service.delivery import Delivery
 from sagastream.service.registration import Registration
 
@@ -247,6 +247,6 @@ class InFlight:
 
 def _is_renewed(held: Held, now_s: float, now_ms: int) -> bool:
     delivery, running_s = held.delivery, now_s - held.begun_s
-    return service_rules.is_renewed(
+    return holding_rules.is_renewed(
         held.state, delivery.command, delivery.todo, alone=held.alone, running_s=running_s, now_ms=now_ms
     )

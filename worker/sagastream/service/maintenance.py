@@ -8,7 +8,7 @@ from typing import Final, NoReturn
 import redis
 
 from sagastream.broker.failures import is_outage
-from sagastream.core import service_rules
+from sagastream.core import holding_rules
 from sagastream.health import HealthFile
 from sagastream.service.executor import Executor
 from sagastream.service.hangs import Hangs
@@ -122,7 +122,7 @@ class Maintenance:
 
         def is_handed_back(held: Held) -> bool:
             held_s = now_s - held.since_s
-            return service_rules.is_handed_back(
+            return holding_rules.is_handed_back(
                 held.state, stopping=stopping, alone=held.alone, held_s=held_s, lease_s=self._lease_s
             )
 
