@@ -48,3 +48,22 @@ def test_streams_share_what_is_taken() -> None:
     assert portion.share(4, 128) == 4
     assert portion.share(4, 3) == 3
     assert portion.share(100, 128) == 1
+
+
+def test_streams_share_what_a_reading_takes_if_the_last_entries_were_large() -> None:
+    portion = Portion(1024)
+    portion.saw(entries(8, 1 << 20))
+    assert portion.of({"a": 2, "b": 3}) == {"a": 2, "b": 3}
+    assert portion.of({"a": 128, "b": 2}) == {"a": 4, "b": 2}
+
+
+def test_of_more_streams_than_entries_some_are_read_each_time_others() -> None:
+    portion = Portion(2)
+    wanted = dict.fromkeys("abc", 128)
+    assert portion.of(wanted) == wanted  # all that it may ever take
+    portion = Portion(1024)
+    portion.saw(entries(4, 4 << 20))
+    assert portion.count == 2
+    read = [list(portion.of(wanted)) for _ in range(3)]
+    assert read == [["c", "a"], ["b", "c"], ["a", "b"]]
+    assert portion.of(wanted) == {"c": 1, "a": 1}

@@ -10,7 +10,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import redis
 
@@ -19,16 +19,14 @@ from sagastream.broker.clock import BrokerClock, own_s
 from sagastream.broker.entries import BATCH, Entry, entries_of, report_deleted
 from sagastream.broker.exchange import Exchange, all_of, together
 from sagastream.broker.failures import is_deleted, is_wrong_type
+from sagastream.broker.heard import Heard, Heartbeat
 from sagastream.broker.leases import Leases
-from sagastream.broker.portions import Portion
+from sagastream.broker.portions import Counts, Portion, batches
 from sagastream.broker.redelivered import EntryId, Redelivered
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
 
 _T = TypeVar("_T")
-
-#: Of the streams that a reader reads, at most how many new entries of each.
-Counts = Callable[[Sequence[str]], Mapping[str, int]]
 
 #: How long entries that were read ahead may wait, in seconds; at most a quarter of the lease. It is far more than the
 #: next reading needs to come.
@@ -44,20 +42,6 @@ _AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
 def consumer_name() -> str:
     """A name for this process in its consumer groups. No name is used twice: a namesake would take its entries."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-
-
-class Heartbeat(Protocol):
-    """Has a reader known to be alive; see store/heartbeat.py."""
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it is time to be heard again."""
-
-    def beat(self) -> Exchange[None]:
-        """Be heard. Raises redis.ResponseError."""
-
-    def end(self, *, holds: bool) -> Exchange[None]:
-        """Be known to have ended; `holds`: the consumer stays in a group with what it still holds."""
 
 
 class GroupReader:
@@ -94,7 +78,7 @@ class GroupReader:
         self._lease_ms = lease_ms
         self._on_join = on_join
         self._heartbeat = heartbeat
-        self._no_heartbeat = ""  # why the broker refuses it
+        self._heard = Heard(heartbeat, self._log)
         self._leave = scripting.Script("leave")
         self._unusable: set[str] = set()  # streams that are none, and are left out
         #: Streams that `counts` leaves out for a while: a reading waits for the others.
@@ -105,7 +89,6 @@ class GroupReader:
         self._reached = reached
         self._was_deleted = False  # a stream or a group, since it last joined
         self._portion = Portion(_MOST_AT_ONCE)
-        self._first = 0  # which stream is read first, if not all are
         #: Of the streams from which the last reading took new entries, at most how many it took of each.
         self.asked: Mapping[str, int] = {}
         self._ahead: list[Entry] = []  # read ahead, or too much for one turn: for the next reading
@@ -148,7 +131,7 @@ class GroupReader:
             if self.leases.is_time_to_forget:
                 self.leases.forget_gone(self.streams)
                 self.follow(sorted(self._unusable))
-            return self._for_a_turn(self._take_new((counts or _batches)(self.streams), block_ms))
+            return self._for_a_turn(self._take_new((counts or batches)(self.streams), block_ms))
         except redis.ResponseError as error:
             self._deleted(error)
             return []
@@ -198,25 +181,9 @@ class GroupReader:
     def _read_ahead(self, counts: Mapping[str, int]) -> Exchange[None]:
         self._ahead_at = time.monotonic()
         try:
-            self._ahead = yield from self._with_heartbeat(self._read_new(self._at_once(counts)))
+            self._ahead = yield from self._heard.along(self._read_new(self._portion.of(counts)))
         except redis.ResponseError as error:
             self._deleted(error)
-
-    def _with_heartbeat(self, reading: Exchange[_T]) -> Exchange[_T]:
-        """The read and, if one is due, the heartbeat before it, since the read may wait."""
-        if self._heartbeat is None or not self._heartbeat.is_due:
-            return (yield from reading)
-        _, found = yield from together(self._beat(self._heartbeat), reading)
-        return found
-
-    def _beat(self, heartbeat: Heartbeat) -> Exchange[None]:
-        """Write the heartbeat. If the broker refuses it, entries are read all the same."""
-        try:
-            yield from heartbeat.beat()
-        except redis.ResponseError as error:
-            if str(error) != self._no_heartbeat:
-                self._no_heartbeat = str(error)
-                self._log.warning(f"the broker does not take the heartbeat of this process: {error}")
 
     def _ask(self, words: wire.Words) -> Any:
         """The answer to one command, raised if it is an error; the heartbeat goes along."""
@@ -224,13 +191,13 @@ class GroupReader:
 
     def _ask_all(self, commands: Sequence[wire.Words]) -> list[Any]:
         """The answers to these commands, errors among them; the heartbeat goes along."""
-        return exchange.run(self._client, self._with_heartbeat(_plainly(commands)))
+        return exchange.run(self._client, self._heard.along(_plainly(commands)))
 
     def _join(self) -> None:
         streams = self._on_join()
         if self._heartbeat is not None:
             # Before it has a consumer: a consumer without a heartbeat is taken for a process of an earlier release.
-            exchange.run(self._client, self._beat(self._heartbeat))
+            exchange.run(self._client, self._heard.beat(self._heartbeat))
         self.streams, self._unusable = [], set()
         self._make_groups(streams)
         if self._was_deleted:
@@ -293,25 +260,14 @@ class GroupReader:
             return entries[:taken]
         return entries
 
-    def _at_once(self, wanted: Mapping[str, int]) -> Mapping[str, int]:
-        """How many new entries the next reading takes of these streams: fewer than are wanted if the last were large.
-        If there are more streams than entries, it takes one of some streams, each time of others."""
-        room = self._portion.count
-        if self._portion.is_full or sum(wanted.values()) <= room:
-            return wanted
-        if len(wanted) <= room:
-            return {stream: self._portion.share(len(wanted), count) for stream, count in wanted.items()}
-        self._first = (self._first + room) % len(wanted)
-        return dict.fromkeys([*wanted, *wanted][self._first : self._first + room], 1)
-
     def _take_new(self, wanted: Mapping[str, int], block_ms: int) -> list[Entry]:
-        entries = self._read_now(self._at_once(wanted), block_ms)
+        entries = self._read_now(self._portion.of(wanted), block_ms)
         if not entries and len(self.asked) < len(wanted):  # what was read did not wait, and the rest may have some
             return self._read_now(dict.fromkeys(wanted, 1), block_ms)
         return entries
 
     def _read_now(self, counts: Mapping[str, int], block_ms: int) -> list[Entry]:
-        return exchange.run(self._client, self._with_heartbeat(self._read_new(counts, block_ms)))
+        return exchange.run(self._client, self._heard.along(self._read_new(counts, block_ms)))
 
     def _read_new(self, counts: Mapping[str, int], block_ms: int | None = None) -> Exchange[list[Entry]]:
         """New entries; sets `now_ms` when they are there."""
@@ -368,19 +324,6 @@ class GroupReader:
                     report_deleted(self._log, stream, deleted)
                     self._client.xack(stream, self._group, *deleted)
         return entries
-
-
-def in_all(count: int) -> Counts:
-    """At most about so many entries in all, of all streams."""
-
-    def counts(streams: Sequence[str]) -> Mapping[str, int]:
-        return dict.fromkeys(streams, -(-count // len(streams)))
-
-    return counts
-
-
-def _batches(streams: Sequence[str]) -> Mapping[str, int]:
-    return dict.fromkeys(streams, BATCH)
 
 
 def _plainly(commands: Sequence[wire.Words]) -> Exchange[list[Any]]:

@@ -7,7 +7,8 @@ import redis
 from msgspec.structs import replace
 
 from sagastream.broker.entries import BATCH, Entry
-from sagastream.broker.group_reader import GroupReader, in_all
+from sagastream.broker.group_reader import GroupReader
+from sagastream.broker.portions import InTurn, in_all
 from sagastream.broker.wire import execute
 from sagastream.core import service_records, service_rules
 from sagastream.core.messages import Command, Newer
@@ -82,7 +83,7 @@ class CommandInbox:
         )
         self.heard_s = time.monotonic()  # when the broker last answered a reading, by time.monotonic
         self.left = 0  # how many entries it has left to processes of another release
-        self._first = 0  # which partition is read first, if not all are
+        self._in_turn = InTurn()  # if not all partitions are read
         self._told: set[int] = set()  # the formats of newer releases that it has told of
 
     @property
@@ -213,8 +214,7 @@ class CommandInbox:
         def some(streams: Sequence[str]) -> Mapping[str, int]:
             if count >= len(streams):
                 return in_all(count)(streams)
-            self._first = (self._first + count) % len(streams)
-            return dict.fromkeys([*streams, *streams][self._first : self._first + count], 1)
+            return self._in_turn.of(streams, count)
 
         entries = self.reader.read(block_ms, some)
         if entries or count >= len(self.reader.streams):

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from sagastream.broker import scripting
 from sagastream.broker.entries import BATCH, REPLAYED, Entry
 from sagastream.broker.exchange import Exchange, run
-from sagastream.broker.group_reader import GroupReader, in_all
-from sagastream.broker.portions import BYTES
+from sagastream.broker.group_reader import GroupReader
+from sagastream.broker.portions import BYTES, in_all
 from sagastream.broker.wire import Words, or_raise, round_trip
 from sagastream.core import service_rules
 from sagastream.core.messages import Command, Fields

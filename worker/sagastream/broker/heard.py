@@ -1,0 +1,48 @@
+"""Has a reader known to be alive: its heartbeat goes along with its readings."""
+
+from typing import Protocol, TypeVar
+
+import redis
+
+from sagastream.broker.exchange import Exchange, together
+from sagastream.telemetry import Log
+
+_T = TypeVar("_T")
+
+
+class Heartbeat(Protocol):
+    """Has a reader known to be alive; see store/heartbeat.py."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to be heard again."""
+
+    def beat(self) -> Exchange[None]:
+        """Be heard. Raises redis.ResponseError."""
+
+    def end(self, *, holds: bool) -> Exchange[None]:
+        """Be known to have ended; `holds`: the consumer stays in a group with what it still holds."""
+
+
+class Heard:
+    def __init__(self, heartbeat: Heartbeat | None, log: Log) -> None:
+        """`heartbeat`: None: the reader is not heard."""
+        self._heartbeat = heartbeat
+        self._log = log
+        self._refused = ""  # why the broker does not take it
+
+    def along(self, reading: Exchange[_T]) -> Exchange[_T]:
+        """The read and, if one is due, the heartbeat before it, since the read may wait."""
+        if self._heartbeat is None or not self._heartbeat.is_due:
+            return (yield from reading)
+        _, found = yield from together(self.beat(self._heartbeat), reading)
+        return found
+
+    def beat(self, heartbeat: Heartbeat) -> Exchange[None]:
+        """Write the heartbeat. If the broker refuses it, entries are read all the same."""
+        try:
+            yield from heartbeat.beat()
+        except redis.ResponseError as error:
+            if str(error) != self._refused:
+                self._refused = str(error)
+                self._log.warning(f"the broker does not take the heartbeat of this process: {error}")
