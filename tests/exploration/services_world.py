@@ -368,7 +368,7 @@ class ServicesModel:
     # --- what a process holds no longer
 
     def _looks_up_again(self, world: World, at: int, process: Process) -> Move:
-        """Executor.look_up_again: what does not run is read again."""
+        """HandingOver.look_up_again: what does not run is read again."""
         held, world = process.held, _with(world, at, process._replace(interrupted=False))
         label = (f"process {at} looks up again",)
         if held is None or held.answer is not None or held.state is State.RUNNING:

@@ -140,7 +140,8 @@ class Nowhere:
 def a_runner(service: Service, post: Post) -> ServiceRunner:
     runner = ServiceRunner(cast(Broker, Nowhere()), service, threading.Event())
     runner._inbox = runner._maintenance._inbox = runner._executor._inbox = runner._executor._others._inbox = post
-    runner._executor._outbox = post.outbox
+    runner._handing_over._inbox = post
+    runner._executor._outbox = runner._handing_over._outbox = post.outbox
     return runner
 
 

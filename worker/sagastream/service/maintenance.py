@@ -11,6 +11,7 @@ from sagastream.broker.failures import is_outage
 from sagastream.core import holding_rules
 from sagastream.health import HealthFile
 from sagastream.service.executor import Executor
+from sagastream.service.handing_over import HandingOver
 from sagastream.service.hangs import Hangs
 from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import CommandInbox
@@ -32,9 +33,10 @@ class Maintenance:
         inbox: CommandInbox,
         in_flight: InFlight,
         executor: Executor,
+        handing_over: HandingOver,
         hangs: Hangs,
-        stop: threading.Event,
         *,
+        stop: threading.Event,
         lease_ms: int,
         grace_s: float,
         health: HealthFile | None,
@@ -52,6 +54,7 @@ class Maintenance:
         self._inbox = inbox
         self._in_flight = in_flight
         self._executor = executor
+        self._handing_over = handing_over
         self._hangs = hangs
         self._stop = stop
         self._grace_s = grace_s
@@ -103,7 +106,7 @@ class Maintenance:
         self._hand_back(now_s)
         if now_s >= self._renew_at_s:
             self._renew_at_s = now_s + self._lease_s / 4
-            self._executor.renew()
+            self._handing_over.renew()
         for chore in self._chores:
             chore()
         if now_s - self._inbox.heard_s > _SILENCE_S:
@@ -126,4 +129,4 @@ class Maintenance:
                 held.state, stopping=stopping, alone=held.alone, held_s=held_s, lease_s=self._lease_s
             )
 
-        self._executor.hand_back(is_handed_back)
+        self._handing_over.hand_back(is_handed_back)

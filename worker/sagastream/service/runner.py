@@ -27,6 +27,7 @@ from sagastream.core.causes import GRACE_S
 from sagastream.health import HealthFile
 from sagastream.service.declaration import EXIT_HANGS, Service
 from sagastream.service.executor import Dispatcher, Executor
+from sagastream.service.handing_over import HandingOver
 from sagastream.service.hangs import Hangs
 from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.inbox import CommandInbox
@@ -119,6 +120,7 @@ class ServiceRunner:
             unopened=self._unopened,
             fail=self._fail,
         )
+        self._handing_over = HandingOver(self._inbox, self._in_flight)
         self._reading = threading.Lock()  # one thread reads at a time
         self._worked = False  # whether `work_on` was called before
         self._error: BaseException | None = None
@@ -126,8 +128,9 @@ class ServiceRunner:
             self._inbox,
             self._in_flight,
             self._executor,
+            self._handing_over,
             self._hangs,
-            stop,
+            stop=stop,
             lease_ms=service.lease_ms,
             grace_s=grace_s,
             health=health,
@@ -205,7 +208,7 @@ class ServiceRunner:
         left = self._inbox.left
         entry = self._inbox.fetch(entry_id, partition, again=again)
         if entry is None:
-            self._executor.let_go({(stream, entry_id) for stream in self._inbox.streams})
+            self._handing_over.let_go({(stream, entry_id) for stream in self._inbox.streams})
         deliveries = [] if entry is None else self._inbox.take([entry])
         self._in_flight.release(lambda _: True)
         self._executor.hold(deliveries)
@@ -265,7 +268,7 @@ class ServiceRunner:
 
     def _recover(self) -> None:
         """After an outage: what does not run is read and looked up again, since other processes may have it by now."""
-        self._executor.look_up_again()
+        self._handing_over.look_up_again()
         self._inbox.reader.recover()
 
     def _finish_async(self) -> None:
@@ -282,7 +285,7 @@ class ServiceRunner:
         failures = 0
         while True:
             try:
-                self._executor.give_up(fatal=self._hangs.expired)
+                self._handing_over.give_up(fatal=self._hangs.expired)
                 self._executor.send()
                 return
             except redis.RedisError as error:
@@ -304,7 +307,7 @@ class ServiceRunner:
             running = self._in_flight.running
             text = f"handlers: {running} still running {self._grace_s:g} s after {since}; ended, others take over"
             self._report.log.error(text)
-        self._outage.once(lambda: self._executor.give_up(fatal=self._hangs.expired))
+        self._outage.once(lambda: self._handing_over.give_up(fatal=self._hangs.expired))
         self._outage.once(self._executor.send)
         self._outage.once(self._inbox.reader.leave)
         if self._observer is not None:
