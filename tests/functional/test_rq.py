@@ -32,7 +32,7 @@ from sagastream.core.messages import ok, reply_to
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.service_actions import Answer
 from sagastream.rq_steps.dispatcher import on_rq
-from sagastream.rq_steps.jobs import SERVICES_VARIABLE, waiting_for_worker
+from sagastream.rq_steps.queues import SERVICES_VARIABLE, waiting_for_worker
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import layout, published
 from sagastream.store.job_names import job_id

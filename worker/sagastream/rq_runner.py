@@ -4,6 +4,7 @@ It stays valid: command lines name `sagastream.rq_runner.SagaWorker`, and jobs i
 `sagastream.rq_runner.run_step`.
 """
 
-from sagastream.rq_steps.worker import SagaWorker, load_services, run_step
+from sagastream.rq_steps.services import load_services
+from sagastream.rq_steps.worker import SagaWorker, run_step
 
 __all__ = ["SagaWorker", "load_services", "run_step"]

@@ -184,7 +184,7 @@ class Doctor:
     def _jobs(self) -> Iterator[Finding]:
         """Steps that wait in queues of RQ that no worker reads."""
         # Imported here: that takes longer than the rest of the command.
-        from sagastream.rq_steps.jobs import START_WORKER, queues_of_sagas, start_worker, waiting_for_worker
+        from sagastream.rq_steps.queues import START_WORKER, queues_of_sagas, start_worker, waiting_for_worker
 
         try:
             waiting = waiting_for_worker(self._client, queues_of_sagas(self._client, self._keys.prefix))

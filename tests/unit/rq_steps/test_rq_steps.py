@@ -19,8 +19,10 @@ from rq.timeouts import HorseMonitorTimeoutException, JobTimeoutException
 from sagastream import Reject, Service
 from sagastream.core.messages import Command
 from sagastream.errors import JobRefused, ServiceError
-from sagastream.rq_steps.jobs import JobState, _meta
-from sagastream.rq_steps.worker import JobTimedOut, SagaJob, _TimeLimit, coverage, run_step
+from sagastream.rq_steps.job_meta import entry_and_left
+from sagastream.rq_steps.jobs import JobState
+from sagastream.rq_steps.services import coverage
+from sagastream.rq_steps.worker import JobTimedOut, SagaJob, _TimeLimit, run_step
 from sagastream.service.named_function import NamedFunction
 from sagastream.store.job_names import begins, job_id, patterns
 
@@ -78,12 +80,12 @@ def test_every_attempt_has_the_same_job_id() -> None:
 
 @pytest.mark.parametrize("meta", [None, b"", b"{", b"[]", b"{}", b'{"entry":1}', b"\x80\x04", b"[" * 100_000])
 def test_meta_data_that_name_no_entry_name_none(meta: bytes | None) -> None:
-    assert _meta(meta) == (None, False)
+    assert entry_and_left(meta) == (None, False)
 
 
 @pytest.mark.parametrize(("left", "expected"), [(b"true", True), (b"false", False), (b"1", False), (b'"x"', False)])
 def test_meta_data_say_whether_the_job_was_left_to_another_release(left: bytes, expected: bool) -> None:
-    assert _meta(b'{"entry":"1-0","left":%s}' % left) == ("1-0", expected)
+    assert entry_and_left(b'{"entry":"1-0","left":%s}' % left) == ("1-0", expected)
 
 
 @pytest.mark.parametrize(

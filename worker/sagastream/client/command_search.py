@@ -162,6 +162,6 @@ def _job(keys: StoreKeys, partition: Partition, command: object) -> Exchange[Job
     if found != 1 or not isinstance(command, Command):
         return None
     # Imported here: that takes longer than all the rest.
-    from sagastream.rq_steps.jobs import job_of
+    from sagastream.rq_steps.queues import job_of
 
     return (yield from job_of(command, prefix=keys.prefix, partition=partition.number))

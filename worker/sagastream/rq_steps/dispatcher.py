@@ -20,7 +20,8 @@ from sagastream.console import printable
 from sagastream.core import service_rules
 from sagastream.core.messages import Command
 from sagastream.core.service_actions import RUN, Answer
-from sagastream.rq_steps.jobs import START_WORKER, Jobs, JobState, start_worker, waiting_for_worker
+from sagastream.rq_steps.jobs import Jobs, JobState
+from sagastream.rq_steps.queues import START_WORKER, start_worker, waiting_for_worker
 from sagastream.service.declaration import Service
 from sagastream.service.delivery import Delivery
 from sagastream.service.inbox import CommandInbox

@@ -1,4 +1,4 @@
-"""The RQ jobs of steps, as a service's process and people see them: enqueued, looked at, taken back.
+"""The RQ jobs of steps, as the process of their service sees them: enqueued, looked at, taken back.
 
 A job names no code. It holds the name of a service and the id of an entry of its commands. The service's own process
 keeps that entry pending meanwhile (see dispatcher). The job does with the entry what that process would do: it looks up
@@ -6,36 +6,26 @@ the command, calls the handler, records and answers, and undoes what was overrul
 needs the process that sent the job.
 """
 
-import json
 import time
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any, Final
 
 import redis
 from msgspec import Struct
-from rq import Queue, Worker
+from rq import Queue
 from rq.exceptions import DeserializationError
 from rq.job import Job
 from rq.results import Result
 from rq.serializers import JSONSerializer
-from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
-from sagastream.broker.connection import DEFAULT_PREFIX
-from sagastream.broker.exchange import Exchange
-from sagastream.broker.wire import execute, or_raise
-from sagastream.core import causes
+from sagastream.broker.wire import execute
 from sagastream.core.messages import Command
+from sagastream.rq_steps.job_meta import entry_and_left
+from sagastream.rq_steps.queues import WORKER_COMMAND
 from sagastream.service.declaration import Service
-from sagastream.store.job_names import begins, job_id
+from sagastream.store.job_names import job_id
 from sagastream.store.keys import ENDED_KEPT_MS
 
-#: The services of a SagaWorker: MODULE:NAME, with commas or spaces between them.
-SERVICES_VARIABLE: Final = "SAGASTREAM_SERVICES"
-#: The command that starts the worker which runs the jobs.
-WORKER_COMMAND: Final = "rq worker -w sagastream.rq_runner.SagaWorker"
-#: … and one that does so for an embedded broker too.
-START_WORKER: Final = "sagastream rq-worker MODULE:NAME"
 #: The function that every job names. It has to stay valid: jobs wait in Redis, and another release may run them.
 RUN_STEP: Final = "sagastream.rq_runner.run_step"
 #: How long RQ keeps a job that failed, in seconds: as long as its saga is kept.
@@ -44,92 +34,6 @@ _FAILED_KEPT_S: Final = ENDED_KEPT_MS // 1000
 _LIVE: Final = {b"created", b"queued", b"started", b"deferred", b"scheduled", b"rate_limited", b"ready_to_enqueue"}
 #: The error with which a job ends if the worker has another serializer.
 _UNREADABLE: Final = f"{DeserializationError.__module__}.{DeserializationError.__name__}"
-
-
-#: In the meta data of a job: its worker has left the command to another release of the service.
-LEFT: Final = "left"
-#: … or to a worker that has the key: why it could not open the command. For people.
-UNOPENED: Final = "unopened"
-
-
-def start_worker(queue: str) -> str:
-    """The command of RQ that starts a worker for a queue. RQ finds the broker by REDIS_URL alone."""
-    return f"{SERVICES_VARIABLE}=MODULE:NAME {WORKER_COMMAND} {queue}"
-
-
-# --- for people who look after the jobs
-
-
-def waiting_for_worker(client: "redis.Redis", queues: Iterable[str]) -> dict[str, int]:
-    """The queues in which jobs wait although no RQ worker is registered for them, and how many jobs wait in each.
-
-    A worker that was killed stays registered until RQ has not heard of it for some minutes. Raises redis.RedisError.
-    """
-    waiting = {}
-    for name in queues:
-        # Not by rq.Worker.all, which deletes registrations and reads whatever they name.
-        workers: Any = client.smembers(WORKERS_BY_QUEUE_KEY % name)
-        if not (workers and client.exists(*workers)) and (jobs := Queue(name, connection=client).count):
-            waiting[name] = jobs
-    return waiting
-
-
-def job_of(command: Command, *, prefix: str, partition: int) -> Exchange[causes.Job | None]:
-    """The job of a command, as RQ has it now; None: there is none. `prefix`: of the store."""
-    one = job_id(command, prefix=prefix, partition=partition)
-    (found,) = yield [("HMGET", Job.key_for(one), "status", "origin", "worker_name", "started_at", "timeout", "meta")]
-    *words, meta = [None] * 6 if isinstance(found, redis.ResponseError) else found
-    status, origin, worker, started, limit = (None if word is None else word.decode(errors="replace") for word in words)
-    if status is None or origin is None:
-        return None
-    queue = origin
-    key = Queue.redis_queue_namespace_prefix + queue
-    before, registered = yield [("LPOS", key, one), ("SMEMBERS", WORKERS_BY_QUEUE_KEY % queue)]
-    workers = or_raise(registered)
-    alive, place = yield [
-        ("EXISTS", *(workers or ["rq:worker:"])),
-        ("HMGET", f"{Worker.redis_worker_namespace_prefix}{worker}", "hostname", "pid"),
-    ]
-    host, pid = (None, None) if isinstance(place, redis.ResponseError) else place
-    return causes.Job(
-        queue=queue,
-        status=status,
-        before=or_raise(before),
-        workers=or_raise(alive) if workers else 0,
-        start=START_WORKER,
-        start_by_rq=start_worker(queue),
-        worker=worker or "",
-        process=f"{host.decode(errors='replace')}, pid {pid.decode(errors='replace')}" if host and pid else "",
-        since_ms=_ms(started),
-        limit_s=int(limit) if limit and limit.isdigit() and len(limit) <= 9 else None,
-        unopened=_unopened(meta) if status == "finished" else "",
-    )
-
-
-def _ms(moment: str | None) -> int | None:
-    """A time as RQ writes it, in milliseconds since the epoch; None: there is none."""
-    try:
-        found = datetime.fromisoformat(moment or "")
-    except ValueError:
-        return None
-    return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-def queues_of_sagas(client: "redis.Redis", store: str = DEFAULT_PREFIX) -> list[str]:
-    """The queues whose oldest job is a step of a saga, of any service of the store with this prefix. Raises
-    redis.RedisError."""
-    found: Any = client.smembers(Queue.redis_queues_keys)
-    prefix = Queue.redis_queue_namespace_prefix
-    beginnings = tuple(f"{begins(store)}{mark}".encode() for mark in ("-", "_p"))
-    oldest: dict[str, Any] = {key.decode(errors="replace"): client.lindex(key, 0) for key in found}
-    return sorted(
-        key.removeprefix(prefix)
-        for key, job in oldest.items()
-        if key.startswith(prefix) and job is not None and job.startswith(beginnings)
-    )
-
-
-# --- for the service's process
 
 
 class JobState(Struct, frozen=True, kw_only=True):
@@ -146,7 +50,7 @@ class JobState(Struct, frozen=True, kw_only=True):
         return self.status in _LIVE and not self.abandoned
 
     def is_still(self, status: bytes | None, meta: bytes | None) -> bool:
-        return (self.status, self.entry) == (status, _meta(meta)[0])
+        return (self.status, self.entry) == (status, entry_and_left(meta)[0])
 
 
 class Jobs:
@@ -185,9 +89,7 @@ class Jobs:
             again: the command was delivered before, so that somebody may have begun with it.
             dead: what a job was like that will not answer, whatever its status says.
         """
-        registration = self._service.registration(command)
-        assert registration is not None
-        queue = self._queues[registration.queue or ""]
+        queue = self._queue(command)
         one = self.id_of(command, partition)
         key = Job.key_for(one)
         with self._client.pipeline() as pipeline:
@@ -196,7 +98,7 @@ class Jobs:
                     _watch(pipeline, key)
                     status, meta = _hmget(pipeline, key)
                     is_dead = dead is not None and dead.is_still(status, meta)
-                    if not is_dead and (status in _LIVE or (_meta(meta)[0] == entry_id and not undoing)):
+                    if not is_dead and (status in _LIVE or (entry_and_left(meta)[0] == entry_id and not undoing)):
                         return
                     pipeline.multi()
                     self._erase(pipeline, queue, one, dead)
@@ -224,7 +126,7 @@ class Jobs:
             begun = executions.get(one, [])
             is_heard = status != b"started" or any(heard_until >= time.time() for _, heard_until in begun)
             abandoned = () if is_heard else tuple(member for member, _ in begun)
-            entry, left = _meta(meta)
+            entry, left = entry_and_left(meta)
             states.append(JobState(status=status, entry=entry, left=left, abandoned=abandoned))
         return states
 
@@ -296,22 +198,3 @@ def _watch(pipeline: Any, key: str) -> None:
 def _hmget(pipeline: Any, key: str) -> list[bytes | None]:
     found: list[bytes | None] = pipeline.hmget(key, "status", "meta")
     return found
-
-
-def _meta(meta: bytes | None) -> tuple[str | None, bool]:
-    """What the meta data of a job say: the entry that it is for (None: they do not say), and whether it was left."""
-    try:
-        found = json.loads(meta or b"null")
-        entry = found["entry"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None, False
-    return (entry if isinstance(entry, str) else None), found.get(LEFT) is True
-
-
-def _unopened(meta: bytes | None) -> str:
-    """Why the worker of a job could not open its command; "": it could, or somebody else has written there."""
-    try:
-        why = json.loads(meta or b"null")[UNOPENED]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return ""
-    return why[:1000] if isinstance(why, str) else ""

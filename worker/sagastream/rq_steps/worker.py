@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 import redis
@@ -27,11 +27,11 @@ from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.console import printable, summary
 from sagastream.errors import BrokerError, JobRefused, ServiceError, SettingsError
 from sagastream.log_output import write_to_stderr
-from sagastream.rq_steps.jobs import LEFT, RUN_STEP, SERVICES_VARIABLE, UNOPENED, WORKER_COMMAND
-from sagastream.service.declaration import Service
+from sagastream.rq_steps.job_meta import LEFT, UNOPENED
+from sagastream.rq_steps.jobs import RUN_STEP
+from sagastream.rq_steps.queues import SERVICES_VARIABLE, WORKER_COMMAND
+from sagastream.rq_steps.services import LOADED, coverage, load_services
 from sagastream.service.handlers import Interrupted
-from sagastream.service.loading import load_service
-from sagastream.service.named_function import NamedFunction
 from sagastream.service.runner import ServiceRunner, Worked
 from sagastream.store.layout import MAX_PARTITIONS
 from sagastream.telemetry import Log, Observer, guarded, runs
@@ -47,8 +47,6 @@ _BELIEVED: Final = frozenset(
 )
 _WHO: Final = "rq worker"
 _LOG: Final = Log("rq", _WHO)
-#: The services of this process, by name.
-_services: dict[str, Service] = {}
 
 
 class JobTimedOut(Interrupted):
@@ -75,8 +73,8 @@ def run_step(
 
     Returns what became of it, for people. Raises JobRefused.
     """
-    if not isinstance(service, str) or service not in _services:
-        have = ", ".join(_services) or f"none; it is to be started as {WORKER_COMMAND}"
+    if not isinstance(service, str) or service not in LOADED:
+        have = ", ".join(LOADED) or f"none; it is to be started as {WORKER_COMMAND}"
         raise JobRefused(f"this worker does not run the service {printable(str(service)[:200])}; it runs {have}")
     if not isinstance(entry_id, str) or not _ENTRY_ID.fullmatch(entry_id):
         raise JobRefused("the job does not name the entry of a command")
@@ -86,7 +84,7 @@ def run_step(
         broker = Broker(os.environ["REDIS_URL"], prefix=prefix)
     except BrokerError as error:
         raise JobRefused(str(error)) from None
-    runner = ServiceRunner(broker, _services[service], threading.Event(), observer=SagaWorker.watching)
+    runner = ServiceRunner(broker, LOADED[service], threading.Event(), observer=SagaWorker.watching)
     outage = Outage(broker, runner.name, threading.Event(), observer=SagaWorker.watching)
     try:
         worked = outage.patiently(lambda: runner.work_on(entry_id.encode(), partition, again=bool(again)))
@@ -153,13 +151,13 @@ class SagaWorker(Worker):
         try:
             _have_logs_written()
             load_services(re.split(r"[,\s]+", os.environ.get(SERVICES_VARIABLE, "")))
-            name = next(iter(_services)) if len(_services) == 1 else "sagastream-rq-worker"
+            name = next(iter(LOADED)) if len(LOADED) == 1 else "sagastream-rq-worker"
             SagaWorker.watching = guarded(watched(name, self.observer))
         except (ServiceError, SettingsError) as error:
             raise SystemExit(printable(f"{_WHO}: {error}")) from None
-        for line in coverage(self.queue_names(), _services.values()):
+        for line in coverage(self.queue_names(), LOADED.values()):
             _LOG.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, line)
-        for service in _services.values():
+        for service in LOADED.values():
             if (codec := codec_of(service.codec)) is not None:
                 _LOG.info(f"{seals_with(codec)} what steps of {service.name} return")
         broker = Broker(os.environ["REDIS_URL"])
@@ -231,61 +229,6 @@ def _have_logs_written() -> None:
         rq_log.propagate = not rq_log.handlers
     if not rq_log.handlers:
         colorizer.notty = True  # its colours would be shown as escapes
-
-
-def coverage(queues: Sequence[str], services: Collection[Service]) -> list[str]:
-    """What a worker of these queues does for these services, and what it does not do; one line each."""
-    lines = []
-    for service in services:
-        if own := [queue for queue in service.queues if queue in queues]:
-            lines.append(f"runs steps of {service.name}, of queue {', '.join(own)}")
-        lines += [
-            f"warning: steps of {service.name} wait in queue {queue} too, on which this worker does not work"
-            for queue in service.queues
-            if queue not in queues
-        ]
-    known = {queue for service in services for queue in service.queues}
-    return lines + [
-        f"warning: works on queue {queue}, in which no step of {', '.join(service.name for service in services)} runs"
-        for queue in queues
-        if queue not in known
-    ]
-
-
-def load_services(names: Iterable[str]) -> list[str]:
-    """Load the services (MODULE:NAME) whose steps this process runs. Returns the queues of their jobs.
-
-    Raises ServiceError, and SettingsError if the environment names a codec that cannot be used.
-    """
-    url = os.environ.get("REDIS_URL") or os.environ.get("RQ_REDIS_URL")
-    if not url:
-        raise ServiceError("REDIS_URL is not set; it names the broker that the answers go to")
-    os.environ["REDIS_URL"] = url
-    for where in filter(None, names):
-        service = load_service(where)
-        service.publishes()
-        codec_of(service.codec)
-        if not service.queues:
-            raise ServiceError(f'no step of {where} runs on RQ; declare one with via="rq"')
-        _load_functions(service)
-        _services[service.name] = service
-    if not _services:
-        raise ServiceError(f"{SERVICES_VARIABLE} is not set; it names the services to run, as MODULE:NAME")
-    return sorted({queue for service in _services.values() for queue in service.queues})
-
-
-def _load_functions(service: Service) -> None:
-    """Import the functions that its jobs call by name. Raises ServiceError with all that cannot be imported: found out
-    later, each would be an unknown outcome of some saga."""
-    wrong = []
-    for one in service.registrations:
-        if one.queue is not None and isinstance(one.handler, NamedFunction):
-            try:
-                one.handler.load()
-            except ServiceError as error:
-                wrong.append(f"{one.name}: {error}")
-    if wrong:
-        raise ServiceError(f"service {service.name}: {'; '.join(wrong)}; run it where the modules are found")
 
 
 def run_worker(broker: Broker, services: Sequence[str], observer: Observer | None = None) -> None:
