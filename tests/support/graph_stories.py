@@ -6,7 +6,8 @@ from typing import Any, Final, Self
 from msgspec.structs import replace
 
 from sagastream.core.begin_parsing import parse_begin
-from sagastream.core.messages import Begin, Intervene, Notice, Signal, Verb, done_body, parked_body
+from sagastream.core.messages import Begin, Intervene, Signal, Verb
+from sagastream.core.notices import Notice, done_body, parked_body
 from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.sending import Published
 from support.stories import BEGUN_MS, Story

@@ -6,22 +6,8 @@ import orjson
 import pytest
 from msgspec.structs import replace
 
-from sagastream.core.messages import (
-    Begin,
-    Command,
-    Intervene,
-    Notice,
-    Reply,
-    Verb,
-    done_body,
-    error_body,
-    failed,
-    is_id,
-    ok,
-    outcome_body,
-    parked_body,
-    reply_to,
-)
+from sagastream.core.messages import Begin, Command, Intervene, Reply, Verb, failed, is_id, ok, reply_to
+from sagastream.core.notices import done_body
 from sagastream.core.steps import OPTIONS, PERSISTENT_ATTEMPTS, StepDefinition, StepKind, unlike_defaults
 from sagastream.core.strict_json import MAX_DEPTH, MAX_PAYLOAD_BYTES, decode, encode_payload
 from support.values import BAD_IDS, OTHER_TYPES, a_command, nested_value
@@ -98,12 +84,6 @@ def test_what_an_operator_asks_for_has_a_type_of_its_own_and_is_answered_in_kind
     assert asked.fields() == {"body": asked.body()}
     assert replace(asked, request_id="op-1").fields() == {"body": asked.body(), "request_id": "op-1"}
     assert orjson.loads(done_body(verb, "saga42")) == {"type": f"saga_{verb}_ok", "saga_id": "saga42"}
-
-
-def test_a_parked_saga_is_told_with_its_status_and_the_reason() -> None:
-    assert parked_body("saga42", "COMPENSATING", "bank is closed") == (
-        b'{"type":"saga_parked","saga_id":"saga42","status":"COMPENSATING","reason":"bank is closed"}'
-    )
 
 
 def test_a_command_has_the_body_of_the_protocol() -> None:
@@ -187,33 +167,6 @@ def test_an_unknown_outcome_and_the_attempt_are_no_part_of_the_body() -> None:
     assert reply.fields() == {"body": reply.body(), "attempt": 3, "unknown": 1}
     assert replace(reply, unknown=False).fields() == {"body": reply.body(), "attempt": 3}
     assert replace(reply, attempt=None).fields() == {"body": reply.body(), "unknown": 1}
-
-
-def test_outcomes_have_the_bodies_of_the_protocol() -> None:
-    assert outcome_body("saga42", "COMPLETED", None) == (
-        b'{"type":"saga_completed","saga_id":"saga42","status":"COMPLETED"}'
-    )
-    assert outcome_body("saga42", "ABORTED", "Step 2 failed: insufficient_funds") == (
-        b'{"type":"saga_aborted","saga_id":"saga42","status":"ABORTED","reason":"Step 2 failed: insufficient_funds"}'
-    )
-
-
-def test_an_error_has_its_code_and_text() -> None:
-    assert orjson.loads(error_body(22, "no")) == {"type": "error", "code": 22, "text": "no"}
-
-
-def test_a_notice_says_what_there_is_to_say() -> None:
-    assert Notice(kind="refused", body=b"{}", request_id="me-1").fields() == {
-        "kind": "refused",
-        "body": b"{}",
-        "request_id": "me-1",
-    }
-    assert Notice(kind="command", body=b"{}", saga_id="saga42", service="payment").fields() == {
-        "kind": "command",
-        "body": b"{}",
-        "saga_id": "saga42",
-        "service": "payment",
-    }
 
 
 def test_a_begin_names_its_format_where_it_is_not_the_plain_one() -> None:

@@ -4,7 +4,8 @@ from msgspec.structs import replace
 
 from sagastream.core import back, moves
 from sagastream.core.clock import by_the_clock
-from sagastream.core.messages import Notice, Reply, failed, ok
+from sagastream.core.messages import Reply, failed, ok
+from sagastream.core.notices import Notice
 from sagastream.core.phases import ACTIVE
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.step_state import Step, StepStatus

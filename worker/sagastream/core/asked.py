@@ -7,18 +7,8 @@ from msgspec.structs import replace
 
 from sagastream.core import back, moves, waits
 from sagastream.core.clock import by_the_clock
-from sagastream.core.messages import (
-    Begin,
-    Code,
-    Intervene,
-    Notice,
-    Signal,
-    ToSaga,
-    Unreadable,
-    Verb,
-    done_body,
-    error_body,
-)
+from sagastream.core.messages import Begin, Code, Intervene, Signal, ToSaga, Unreadable, Verb
+from sagastream.core.notices import Notice, done_body, error_body
 from sagastream.core.saga import Found, Intervention, SagaState, SagaStatus
 from sagastream.core.step_state import Step
 from sagastream.core.steps import PLAIN, StepKind

@@ -337,23 +337,6 @@ class Newer(Struct, frozen=True, kw_only=True, gc=False):
     request_id: str | None = None  # of the stream entry: who asked
 
 
-class Notice(Struct, frozen=True, kw_only=True, gc=False):
-    """One entry of the events stream: news from the orchestrator for all who follow it."""
-
-    kind: str  # outcome, parked, done, refused, command, reply
-    body: bytes  # the message itself, JSON
-    saga_id: str | None = None
-    service: str | None = None  # of command and reply
-    request_id: str | None = None  # of the request that it answers
-
-    def fields(self) -> Fields:
-        fields: Fields = {"kind": self.kind, "body": self.body}
-        for name in ("saga_id", "service", "request_id"):
-            if (value := getattr(self, name)) is not None:
-                fields[name] = value
-        return fields
-
-
 def _addressed(body: bytes, request_id: str | None) -> Fields:
     """The fields of a request. `request_id`: to which the answer is addressed."""
     return {"body": body} if request_id is None else {"body": body, "request_id": request_id}
@@ -388,26 +371,6 @@ def reply_to(
         attempt=command.attempt,
         traceparent=command.traceparent,
     )
-
-
-def outcome_body(saga_id: str, status: str, reason: str | None) -> bytes:
-    members = {"type": f"saga_{status.lower()}", "saga_id": saga_id, "status": status}
-    if reason is not None:
-        members["reason"] = reason
-    return encode(members)
-
-
-def parked_body(saga_id: str, status: str, reason: str) -> bytes:
-    return encode({"type": "saga_parked", "saga_id": saga_id, "status": status, "reason": reason})
-
-
-def done_body(verb: str, saga_id: str) -> bytes:
-    """The answer to an operator's request that was done."""
-    return encode({"type": f"saga_{verb}_ok", "saga_id": saga_id})
-
-
-def error_body(code: int, text: str) -> bytes:
-    return encode({"type": "error", "code": code, "text": text})
 
 
 def is_id(text: object) -> bool:

@@ -5,7 +5,8 @@ from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
 from sagastream.core.indexing import held_names
-from sagastream.core.messages import Code, Command, Notice
+from sagastream.core.messages import Code, Command
+from sagastream.core.notices import Notice
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import GivenUp, given_up
 from sagastream.core.strict_json import value_of
