@@ -27,7 +27,8 @@ from sagastream.core import (
     step_state,
     waits,
 )
-from sagastream.core.messages import Command, Intervene, Reply, Signal, failed, ok, reply_to
+from sagastream.core.commands import Command, Reply, failed, ok, reply_to
+from sagastream.core.messages import Intervene, Signal
 from sagastream.core.pauses import Paused
 from sagastream.core.phases import STEP, TO_UNDO, Phase
 from sagastream.core.saga import SagaState

@@ -6,8 +6,9 @@ from typing import Final
 import orjson
 from msgspec.structs import replace
 
+from sagastream.core.commands import Command, Reply, ok
 from sagastream.core.decision import FAULT, Event
-from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb, ok
+from sagastream.core.messages import Begin, Due, Intervene, Verb
 from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Found, SagaState, SagaStatus

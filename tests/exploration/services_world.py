@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 from exploration import mirror
 from exploration.bugs import ServicesBug
 from sagastream.core import holding_rules, service_rules
+from sagastream.core.commands import Command, Reply, failed, ok, reply_to
 from sagastream.core.holding_rules import State
-from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.service_actions import RELEASE, RUN, Answer, Call, Next, Requeue, Retry, Run, Undo
 from sagastream.service.declaration import Service
 

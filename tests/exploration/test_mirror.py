@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from exploration import mirror
 from sagastream.broker import scripting
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.moves import begin
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.change import Change

@@ -13,9 +13,10 @@ from exploration import rules
 from sagastream.core import back
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.clock import STEADY, by_the_clock
+from sagastream.core.commands import Command, Reply, failed, ok, reply_to
 from sagastream.core.decision import Event, decide
 from sagastream.core.indexing import held_names
-from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Signal, Verb, failed, ok, reply_to
+from sagastream.core.messages import Begin, Due, Intervene, Signal, Verb
 from sagastream.core.moves import released
 from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.phases import Phase

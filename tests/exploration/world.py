@@ -25,20 +25,9 @@ from exploration import mirror, rules
 from exploration.bugs import Bug
 from exploration.rules import NOW, canonical
 from sagastream.core import service_rules
+from sagastream.core.commands import Command, Reply, failed, ok, reply_to
 from sagastream.core.decision import Event, decide
-from sagastream.core.messages import (
-    Begin,
-    Command,
-    Due,
-    Intervene,
-    Reply,
-    Signal,
-    Unreadable,
-    Verb,
-    failed,
-    ok,
-    reply_to,
-)
+from sagastream.core.messages import Begin, Due, Intervene, Signal, Unreadable, Verb
 from sagastream.core.parsing import read_reply, read_request
 from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.phases import AWAITS, Phase

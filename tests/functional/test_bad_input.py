@@ -24,8 +24,9 @@ from sagastream import Context, Reject
 from sagastream.broker.entries import Entry
 from sagastream.client.blocking import SagaClient
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Reply
 from sagastream.core.decision import decide
-from sagastream.core.messages import Due, Intervene, Reply, Verb
+from sagastream.core.messages import Due, Intervene, Verb
 from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.transitions import Moment

@@ -13,8 +13,9 @@ from sagastream.broker.entries import Entry
 from sagastream.client.blocking import SagaClient
 from sagastream.client.requests import Accepted
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Reply, ok
 from sagastream.core.decision import decide
-from sagastream.core.messages import Intervene, Reply, Verb, ok
+from sagastream.core.messages import Intervene, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga, RequestRefused

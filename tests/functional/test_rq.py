@@ -28,7 +28,7 @@ from sagastream import Service
 from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
 from sagastream.core.begin_parsing import parse_begin
-from sagastream.core.messages import ok, reply_to
+from sagastream.core.commands import ok, reply_to
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.service_actions import Answer
 from sagastream.rq_steps.dispatcher import on_rq

@@ -27,8 +27,8 @@ from sagastream.broker.exchange import Exchange, run, run_each
 from sagastream.broker.group_reader import GroupReader
 from sagastream.core import service_rules
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Command, Reply, failed, ok, reply_to
 from sagastream.core.decision import decide
-from sagastream.core.messages import Command, Reply, failed, ok, reply_to
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.service_actions import Answer, Kind, Run, Undo
 from sagastream.core.transitions import Moment

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from sagastream import Context, Reject, Service
 from sagastream.broker.entries import Entry
 from sagastream.client.blocking import SagaClient
-from sagastream.core.messages import ok, reply_to
+from sagastream.core.commands import ok, reply_to
 from sagastream.core.saga import SagaStatus
 from sagastream.core.service_actions import RUN, Answer
 from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS

@@ -12,8 +12,9 @@ from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Reply
 from sagastream.core.decision import Event, decide
-from sagastream.core.messages import Due, Fields, Intervene, Reply, Verb
+from sagastream.core.messages import Due, Fields, Intervene, Verb
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga

@@ -18,8 +18,9 @@ from msgspec import structs
 from sagastream import Context, Reject, Service
 from sagastream.client.blocking import SagaClient
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Command, ok, reply_to
 from sagastream.core.journal import notes
-from sagastream.core.messages import Command, Verb, ok, reply_to
+from sagastream.core.messages import Verb
 from sagastream.core.parsing import read_command
 from sagastream.core.phases import AWAITS
 from sagastream.core.saga import SagaState

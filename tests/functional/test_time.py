@@ -7,7 +7,7 @@ import pytest
 
 from sagastream import Context, Service
 from sagastream.broker import group_reader, leases
-from sagastream.core.messages import Reply, ok
+from sagastream.core.commands import Reply, ok
 from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import RequestRefused

@@ -4,8 +4,9 @@ from typing import Any
 
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.causes import Evidence, Reader, ServiceFacts
+from sagastream.core.commands import Reply
 from sagastream.core.decision import decide
-from sagastream.core.messages import Due, Reply
+from sagastream.core.messages import Due
 from sagastream.core.parsing import parse_intervene, parse_signal
 from sagastream.core.saga import SagaState
 from sagastream.core.strict_json import encode

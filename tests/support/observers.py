@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.telemetry import POINTS, Observer, handled, handling
 
 

@@ -6,8 +6,9 @@ import orjson
 from msgspec.structs import replace
 
 from sagastream.core.clock import STEADY
+from sagastream.core.commands import Reply
 from sagastream.core.decision import Event, decide
-from sagastream.core.messages import Begin, Code, Due, Intervene, Reply, Verb
+from sagastream.core.messages import Begin, Code, Due, Intervene, Verb
 from sagastream.core.notices import Notice, done_body, parked_body
 from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused
 from sagastream.core.saga import Found, SagaState

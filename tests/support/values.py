@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from sagastream.core.messages import Command, Fields
+from sagastream.core.commands import Command
+from sagastream.core.messages import Fields
 from sagastream.errors import MalformedMessage
 
 JSON_VALUES = st.recursive(

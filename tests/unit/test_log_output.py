@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.errors import SettingsError
 from sagastream.log_output import JsonLines, TextLines, write_to_stderr
 from sagastream.telemetry import Escaped, HandlerFields, Log, about

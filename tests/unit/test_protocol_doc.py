@@ -14,7 +14,8 @@ from sagastream.broker import leases
 from sagastream.broker.entries import REPLAYED, Entry
 from sagastream.core import service_rules
 from sagastream.core.begin_parsing import parse_begin
-from sagastream.core.messages import ID_PATTERN, Begin, Command, Reply, failed, ok, reply_to
+from sagastream.core.commands import Command, Reply, failed, ok, reply_to
+from sagastream.core.messages import ID_PATTERN, Begin
 from sagastream.core.parsing import read_command, read_reply, read_request
 from sagastream.core.service_actions import RUN, Undo
 from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS, TRIES

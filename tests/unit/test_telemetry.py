@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.service.handlers import call, context_of
 from sagastream.telemetry import (
     POINTS,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from sagastream.console import printable, summary
 
 if TYPE_CHECKING:  # the command line imports this module before it knows whether it needs those
-    from sagastream.core.messages import Command, Reply
+    from sagastream.core.commands import Command, Reply
     from sagastream.core.saga import SagaState
 
 #: The fields of a log record that say to which call of a handler it belongs.

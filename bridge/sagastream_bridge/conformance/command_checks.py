@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from sagastream.core.messages import Command, failed, is_id, ok
+from sagastream.core.commands import Command, failed, ok
+from sagastream.core.messages import is_id
 from sagastream_bridge.conformance.exchange import Answer
 from sagastream_bridge.conformance.promises import Checks
 from sagastream_bridge.conformance.trial import Broken, NotChecked, Trial

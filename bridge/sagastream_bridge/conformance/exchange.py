@@ -17,7 +17,8 @@ import redis
 from sagastream.broker.failures import is_no_group
 from sagastream.broker.wire import execute
 from sagastream.codecs.setting import codec_of
-from sagastream.core.messages import Fields, Reply
+from sagastream.core.commands import Reply
+from sagastream.core.messages import Fields
 from sagastream.core.parsing import read_reply
 from sagastream.errors import SagastreamError
 from sagastream.store import heartbeat

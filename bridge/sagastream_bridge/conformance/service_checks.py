@@ -6,7 +6,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from sagastream.core.messages import Fields, failed
+from sagastream.core.commands import failed
+from sagastream.core.messages import Fields
 from sagastream_bridge.conformance.exchange import Answer
 from sagastream_bridge.conformance.promises import Check, Checks
 from sagastream_bridge.conformance.trial import Broken, Trial

@@ -6,7 +6,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from sagastream.core.messages import Command, Fields, failed, ok
+from sagastream.core.commands import Command, failed, ok
+from sagastream.core.messages import Fields
 from sagastream.core.sealing import Place, seal
 from sagastream_bridge.conformance.effects import Effects
 from sagastream_bridge.conformance.exchange import Answer, Exchange, WrongUsage

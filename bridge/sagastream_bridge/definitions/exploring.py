@@ -13,8 +13,9 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from sagastream.core import graph
+from sagastream.core.commands import Reply, failed, ok
 from sagastream.core.decision import FAULT, Event, decide
-from sagastream.core.messages import Begin, Reply, failed, ok
+from sagastream.core.messages import Begin
 from sagastream.core.phases import UNDO, Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sending import Published

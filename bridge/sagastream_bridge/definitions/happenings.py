@@ -5,7 +5,8 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from sagastream.core.messages import Due, Intervene, Reply, Signal, Verb, failed, ok
+from sagastream.core.commands import Reply, failed, ok
+from sagastream.core.messages import Due, Intervene, Signal, Verb
 from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import SagaState
 from sagastream_bridge.definitions.model import NOW_MS, SAGA_ID, Model

@@ -20,7 +20,7 @@ from sagastream.broker.scripting import added_even_if_full
 from sagastream.broker.wire import or_raise, round_trip
 from sagastream.client.blocking import SagaClient
 from sagastream.core.back import told_to_undo
-from sagastream.core.messages import Command, ok
+from sagastream.core.commands import Command, ok
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Found as FoundSaga
 from sagastream.core.saga import SagaState

@@ -10,7 +10,8 @@ import redis
 
 from sagastream.broker import scripting
 from sagastream.broker.entries import REPLAYED
-from sagastream.core.messages import Command, Newer
+from sagastream.core.commands import Command
+from sagastream.core.messages import Newer
 from sagastream.core.parsing import read_command
 from sagastream.core.saga import SagaState
 from sagastream.errors import UnreadableSaga

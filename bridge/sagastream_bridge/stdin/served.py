@@ -14,7 +14,7 @@ from sagastream.broker.outage import Outage
 from sagastream.broker.scripting import added_even_if_full
 from sagastream.broker.wire import or_raise, round_trip
 from sagastream.core import service_rules
-from sagastream.core.messages import Command, Reply, failed, ok
+from sagastream.core.commands import Command, Reply, failed, ok
 from sagastream.core.parsing import parse_reply
 from sagastream.core.sealed_messages import open_command, sealed_reply
 from sagastream.core.sealing import Codec, Place, seal

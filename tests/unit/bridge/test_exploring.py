@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Reply, failed, ok
 from sagastream.core.decision import decide
-from sagastream.core.messages import Begin, Due, Intervene, Reply, Signal, Verb, failed, ok
+from sagastream.core.messages import Begin, Due, Intervene, Signal, Verb
 from sagastream.core.phases import AWAITS, TO_UNDO, UNDO, Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.steps import StepKind

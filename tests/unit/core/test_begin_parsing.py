@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sagastream.core.backoff import step_delay_ms
 from sagastream.core.begin_parsing import parse_begin
-from sagastream.core.messages import Begin, Command, is_id
+from sagastream.core.commands import Command
+from sagastream.core.messages import Begin, is_id
 from sagastream.core.parsing import read_request
 from sagastream.core.steps import (
     AS_PUBLISHED,

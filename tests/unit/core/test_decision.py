@@ -9,8 +9,9 @@ from msgspec.structs import replace
 
 from sagastream.core.back import REASON_CHARS
 from sagastream.core.clock import SET_BACK_MS, Jump, Watch
+from sagastream.core.commands import Command, Reply
 from sagastream.core.decision import Event, decide, may_undo
-from sagastream.core.messages import Begin, Code, Command, Due, Intervene, Newer, Reply, Unreadable, Verb
+from sagastream.core.messages import Begin, Code, Due, Intervene, Newer, Unreadable, Verb
 from sagastream.core.notices import Notice
 from sagastream.core.saga import MAX_INTERVENTIONS, protocol_view
 from sagastream.core.same_saga import conflict

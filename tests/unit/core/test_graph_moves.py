@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from sagastream.core.asked import MAX_KEPT_BYTES
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.clock import Jump, Watch
+from sagastream.core.commands import Reply, ok
 from sagastream.core.decision import decide, may_undo
-from sagastream.core.messages import Due, Reply, Verb, ok
+from sagastream.core.messages import Due, Verb
 from sagastream.core.parsing import parse_signal
 from sagastream.core.saga import SagaState, protocol_view
 from sagastream.core.strict_json import encode, value_of

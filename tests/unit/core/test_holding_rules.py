@@ -3,8 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
+from sagastream.core.commands import failed, reply_to
 from sagastream.core.holding_rules import LONGEST_S, State, is_handed_back, is_overdue, is_renewed
-from sagastream.core.messages import failed, reply_to
 from sagastream.core.service_actions import RUN, Run, Undo
 from support.values import a_command
 

@@ -11,11 +11,12 @@ from msgspec.structs import replace
 
 from sagastream.core import back, step_state, transitions
 from sagastream.core.backoff import LONGEST_MS
+from sagastream.core.commands import Command, Reply
 from sagastream.core.decision import Event, decide
 from sagastream.core.history import history
 from sagastream.core.history_events import HistoryKind
 from sagastream.core.journal import MAX_JOURNAL_BYTES
-from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Verb
+from sagastream.core.messages import Begin, Due, Intervene, Verb
 from sagastream.core.phases import STEP, Phase
 from sagastream.core.saga import SagaState, SagaStatus, protocol_view
 from sagastream.core.sending import Published

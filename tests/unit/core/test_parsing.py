@@ -11,21 +11,18 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Command, Reply, failed, ok
 from sagastream.core.members import type_of
 from sagastream.core.messages import (
     MAX_ACTOR_CHARS,
     MAX_REASON_CHARS,
     Begin,
     Code,
-    Command,
     Intervene,
     Newer,
-    Reply,
     Signal,
     Unreadable,
     Verb,
-    failed,
-    ok,
 )
 from sagastream.core.parsing import (
     operator_text,

@@ -11,8 +11,9 @@ from sagastream.client import requests
 from sagastream.client.requests import conflicting, to_begin
 from sagastream.codecs.keyring import Keyring
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Command, reply_to
 from sagastream.core.decision import decide
-from sagastream.core.messages import Begin, Command, Signal, reply_to
+from sagastream.core.messages import Begin, Signal
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.same_saga import conflict
 from sagastream.core.sealed_messages import (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sagastream.core import backoff
-from sagastream.core.messages import Command, Reply, failed, ok, reply_to
+from sagastream.core.commands import Command, Reply, failed, ok, reply_to
 from sagastream.core.service_actions import (
     HAND_BACK,
     RELEASE,

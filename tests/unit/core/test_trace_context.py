@@ -7,8 +7,9 @@ from msgspec.structs import replace
 
 from sagastream.core import trace_context
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Command, Reply, ok, reply_to
 from sagastream.core.decision import decide
-from sagastream.core.messages import Begin, Command, Reply, ok, reply_to
+from sagastream.core.messages import Begin
 from sagastream.core.parsing import read_command, read_reply, read_request
 from sagastream.core.saga import SagaState
 from sagastream.core.transitions import Moment

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import sessionmaker
 
 from sagastream import Context, Effects, Reject, Service
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.steps import STANDING
 from sagastream.effects import standing
 from sagastream.service.handlers import context_of

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.errors import PackageMissing, SagastreamError
 from sagastream.metrics import catalogue, serving
 from sagastream.metrics.process import ProcessMetrics

@@ -9,8 +9,9 @@ from msgspec import msgpack
 from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
+from sagastream.core.commands import Reply
 from sagastream.core.decision import decide
-from sagastream.core.messages import Begin, Due, Intervene, Reply, Verb
+from sagastream.core.messages import Begin, Due, Intervene, Verb
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.steps import TIMEOUT_MS, StepDefinition
 from sagastream.core.transitions import Decision, Moment

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sagastream.broker.entries import Entry
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step

@@ -7,8 +7,9 @@ from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Reply
 from sagastream.core.decision import Event, decide
-from sagastream.core.messages import Begin, Due, Intervene, Reply, Unreadable, Verb
+from sagastream.core.messages import Begin, Due, Intervene, Unreadable, Verb
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.steps import StepDefinition
 from sagastream.core.transitions import Moment

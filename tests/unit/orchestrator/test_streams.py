@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from sagastream.broker.entries import BATCH, Entry
-from sagastream.core.messages import Begin, Due, Intervene, Reply, Unreadable
+from sagastream.core.commands import Reply
+from sagastream.core.messages import Begin, Due, Intervene, Unreadable
 from sagastream.core.strict_json import encode
 from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.streams import _A_FEW, _A_FEW_EVERY, _MANY_REPLIES, _REQUESTS, Streams

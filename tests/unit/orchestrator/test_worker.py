@@ -11,8 +11,9 @@ import pytest
 
 from sagastream.broker.entries import Entry
 from sagastream.core.backoff import jitter
+from sagastream.core.commands import Reply
 from sagastream.core.decision import Event
-from sagastream.core.messages import Begin, Code, Due, Intervene, Reply, Unreadable, Verb
+from sagastream.core.messages import Begin, Code, Due, Intervene, Unreadable, Verb
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
 from sagastream.core.steps import BACKOFF_MS, TIMEOUT_MS

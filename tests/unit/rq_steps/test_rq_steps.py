@@ -17,7 +17,7 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import HorseMonitorTimeoutException, JobTimeoutException
 
 from sagastream import Reject, Service
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.errors import JobRefused, ServiceError
 from sagastream.rq_steps.job_meta import entry_and_left
 from sagastream.rq_steps.jobs import JobState

@@ -7,7 +7,7 @@ from typing import Any, assert_type
 import pytest
 from msgspec.structs import replace
 
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.errors import ServiceError
 from sagastream.service.context import Context
 from sagastream.service.declaration import SHORTEST_LEASE_MS, Service

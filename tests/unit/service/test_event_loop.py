@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.service.event_loop import EventLoop
 from support.observers import called_with
 from support.values import a_charge

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from msgspec.structs import replace
 
-from sagastream.core.messages import Reply
+from sagastream.core.commands import Reply
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES, decode
 from sagastream.errors import MalformedMessage, Reject
 from sagastream.service.context import Context, Handler

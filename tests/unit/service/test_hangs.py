@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.service_actions import RUN, Run, Undo
 from sagastream.core.service_rules import refusal
 from sagastream.service.context import Context

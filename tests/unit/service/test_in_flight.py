@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
+from sagastream.core.commands import Command
 from sagastream.core.holding_rules import State
-from sagastream.core.messages import Command
 from sagastream.service.context import Context
 from sagastream.service.delivery import Delivery
 from sagastream.service.in_flight import Held, InFlight

@@ -18,7 +18,7 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.entries import Entry
 from sagastream.core import backoff, service_rules
 from sagastream.core.causes import GRACE_S
-from sagastream.core.messages import Command, Reply
+from sagastream.core.commands import Command, Reply
 from sagastream.core.service_actions import Count, Undo
 from sagastream.core.service_rules import TRIES
 from sagastream.core.strict_json import MAX_PAYLOAD_BYTES

@@ -22,7 +22,7 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream import Context, Effects, Reject, Service
-from sagastream.core.messages import Command, Reply
+from sagastream.core.commands import Command, Reply
 from sagastream.errors import ServiceError
 from sagastream.service.handlers import call, call_async, context_of
 from sagastream.testing import Sagas

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from sagastream.broker.exchange import Exchange, all_of
 from sagastream.broker.leases import HANDED_BACK_MS
 from sagastream.core.causes import Job, Place, Whereabouts
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.parsing import read_command
 from sagastream.core.phases import BACKING_OFF
 from sagastream.core.saga import SagaState

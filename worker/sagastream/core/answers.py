@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from sagastream.core import back, moves
 from sagastream.core.clock import by_the_clock
-from sagastream.core.messages import Reply, failed, ok
+from sagastream.core.commands import Reply, failed, ok
 from sagastream.core.notices import Notice
 from sagastream.core.phases import ACTIVE
 from sagastream.core.saga import Found, SagaState

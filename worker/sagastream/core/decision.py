@@ -12,18 +12,9 @@ from sagastream.core import back, moves, waits
 from sagastream.core.answers import answer
 from sagastream.core.asked import ask, refuse
 from sagastream.core.clock import by_the_clock
+from sagastream.core.commands import Reply
 from sagastream.core.journal import with_notes
-from sagastream.core.messages import (
-    Begin,
-    Code,
-    Due,
-    Intervene,
-    Newer,
-    Reply,
-    Signal,
-    ToSaga,
-    Unreadable,
-)
+from sagastream.core.messages import Begin, Code, Due, Intervene, Newer, Signal, ToSaga, Unreadable
 from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.same_saga import conflict

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from sagastream.core import conditions, plan, references
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.pauses import is_paused
 from sagastream.core.phases import DONE, Phase
 from sagastream.core.references import Failure, Sources

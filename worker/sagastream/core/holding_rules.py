@@ -7,7 +7,7 @@ What it does when something happens to the command, service_rules says.
 from enum import StrEnum
 from typing import Final
 
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.service_actions import RUN, Run, Undo
 
 #: How long the lease is renewed for a handler whose answer is always waited for, in seconds. It may be slow, but one

@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 
-from sagastream.core.messages import Due, Reply, failed, ok
+from sagastream.core.commands import Reply, failed, ok
+from sagastream.core.messages import Due
 from sagastream.core.pauses import Pause, pauses_of
 from sagastream.core.phases import BACKING_OFF, IN_FLIGHT, Phase
 from sagastream.core.saga import Found, SagaState

@@ -7,7 +7,8 @@ import re
 from difflib import get_close_matches
 from typing import Any
 
-from sagastream.core.messages import ID_PATTERN, REPLY_PATTERN, SERVICE_PATTERN
+from sagastream.core.commands import REPLY_PATTERN
+from sagastream.core.messages import ID_PATTERN, SERVICE_PATTERN
 from sagastream.core.steps import FORMATS, MAX_STEPS, PLAIN
 from sagastream.errors import MalformedMessage
 

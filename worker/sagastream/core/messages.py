@@ -1,8 +1,8 @@
-"""The messages of the protocol: what each says, and how it is written into a stream entry.
+"""The requests of the protocol: what each says, and how it is written into a stream entry.
 
-Bodies are exact JSON objects, in the field `body`. What the engine needs besides (attempt, request id, echo) travels
-as fields of the entry next to it. Payloads (params, result, error) are kept as JSON bytes and put into messages as they
-are; `parsing` read and wrote them once, where they came in.
+Bodies are exact JSON objects, in the field `body`. What the engine needs besides (request id, echo) travels as fields
+of the entry next to it. Payloads are kept as JSON bytes and put into messages as they are; `parsing` read and wrote
+them once, where they came in.
 """
 
 import re
@@ -13,24 +13,19 @@ import orjson
 from msgspec import Struct
 
 from sagastream.core.attributes import Attributes
-from sagastream.core.steps import AS_PUBLISHED, GRAPH, PLAIN, StepDefinition
+from sagastream.core.steps import GRAPH, PLAIN, StepDefinition
 from sagastream.core.strict_json import encode
-from sagastream.core.trace_context import trace_id
 
 #: Saga ids, and the names of transactions and compensations.
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 #: The name of a service: without a colon, which ends it in the names of keys.
 SERVICE_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-#: The type of a reply: the name of a command and `_ok` or `_failed`.
-REPLY_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,135}")
 #: Where a saga is parked: step, transaction or compensation, and how often that was sent.
 PARKED_AT_PATTERN: Final = re.compile(r"[1-9][0-9]{0,2}/(transaction|compensation)/[0-9]{1,15}")
 
 #: The longest reason that an operator may give, and the longest name of an operator, in characters.
 MAX_REASON_CHARS: Final = 500
 MAX_ACTOR_CHARS: Final = 128
-#: The longest name of a process that is kept, in characters.
-MAX_PROCESS_CHARS: Final = 128
 
 
 #: What happens to a command that is out at the deadline of its saga. "soft": it is waited for, as with a cancel.
@@ -199,127 +194,6 @@ class Due(Struct, frozen=True, kw_only=True, gc=False):
     saga_id: str
 
 
-class Command(Struct, frozen=True, kw_only=True, gc=False):
-    """A command for a service; with `compensating`, the one that undoes the step."""
-
-    service: str
-    type: str
-    saga_id: str
-    step: int  # counts from 1
-    params: bytes  # JSON; of the step, for its compensation too
-    result: bytes | None = None  # JSON; of a compensation: what the step returned
-    compensating: bool = False
-    attempt: int = 1
-    begun_ms: int  # when the saga began; services file their dedupe records by it
-    not_after_ms: int | None = None  # by the broker's clock: it must not be started later, since nobody waits then
-    retried: bool = False  # if it fails it is tried again, so the failure is not recorded
-    compensation: str | None = AS_PUBLISHED  # of a transaction: what undoes it, if the step says so (None: nothing)
-    undo: bytes | None = None  # JSON; of a compensation: what the saga tells it besides, its `compensation_params`
-    input: bytes | None = None  # JSON; of the saga
-    definition: str | None = None  # the name of the definition of the saga
-    traceparent: str | None = None  # of the stream entry: the span of the saga, if it was begun within a trace
-
-    @property
-    def trace_id(self) -> str | None:
-        """The id of the trace that the saga belongs to."""
-        return None if self.traceparent is None else trace_id(self.traceparent)
-
-    @property
-    def key(self) -> str:
-        """The idempotency key: the same for every attempt."""
-        return f"{self.saga_id}/{self.step}/{'compensation' if self.compensating else 'transaction'}"
-
-    @property
-    def transaction_key(self) -> str:
-        """The idempotency key of the step's transaction, which a compensation undoes."""
-        return f"{self.saga_id}/{self.step}/transaction"
-
-    @property
-    def record(self) -> str:
-        """The key of the service's record. A stray command with another name has a record of its own."""
-        return f"{self.key}/{self.type}"
-
-    @property
-    def tombstone(self) -> str:
-        """The key of the tombstone that a compensation leaves for its transaction. No command has such a name."""
-        return f"{self.transaction_key}/(void)"
-
-    @property
-    def size(self) -> int:
-        """About how many bytes it takes."""
-        return sum([len(one) for one in (self.params, self.result, self.undo, self.input) if one is not None])
-
-    def body(self) -> bytes:
-        members: dict[str, Any] = {"type": self.type, "saga_id": self.saga_id, "step": self.step}
-        if self.compensating:
-            members["compensating"] = True
-        else:
-            members["params"] = orjson.Fragment(self.params)
-        return encode(members)
-
-    def fields(self) -> Fields:
-        fields: Fields = {"body": self.body(), "attempt": self.attempt, "begun_ms": self.begun_ms}
-        if self.not_after_ms is not None:
-            fields["not_after_ms"] = self.not_after_ms
-        if self.retried:
-            fields["retried"] = 1
-        if self.compensation != AS_PUBLISHED:
-            fields["compensation"] = self.compensation or ""
-        if self.compensating:
-            fields["params"] = self.params
-            if self.result is not None:
-                fields["result"] = self.result
-            if self.undo is not None:
-                fields["undo"] = self.undo
-        if self.input is not None:
-            fields["input"] = self.input
-        if self.definition is not None:
-            fields["definition"] = self.definition
-        if self.traceparent is not None:
-            fields["traceparent"] = self.traceparent
-        return fields
-
-
-class Reply(Struct, frozen=True, kw_only=True, gc=False):
-    """A service's answer to a command."""
-
-    type: str
-    saga_id: str
-    step: int
-    result: bytes | None = None  # JSON
-    error: bytes | None = None  # JSON
-    unknown: bool = False  # of the stream entry: the service cannot say whether the step had its effect
-    attempt: int | None = None  # of the stream entry: which attempt it answers; None: the last one
-    process: str | None = None  # of the stream entry: which process of the service answers; None: it does not say
-    service: str | None = None  # whose stream it came on; None: that is not known
-    traceparent: str | None = None  # of the stream entry, as in the command; workers do not read it
-
-    @property
-    def payload(self) -> bytes | None:
-        """The result or, if it failed, the error. A service records it besides how the command ended."""
-        return self.error if self.type.endswith("_failed") else self.result
-
-    def body(self) -> bytes:
-        members: dict[str, Any] = {"type": self.type, "saga_id": self.saga_id, "step": self.step}
-        if self.result is not None:
-            members["result"] = orjson.Fragment(self.result)
-        if self.error is not None:
-            members["error"] = orjson.Fragment(self.error)
-        return encode(members)
-
-    def fields(self) -> Fields:
-        fields: Fields = {"body": self.body()}
-        if self.attempt is not None:
-            fields["attempt"] = self.attempt
-        if self.unknown:
-            fields["unknown"] = 1
-        if self.traceparent is not None:
-            fields["traceparent"] = self.traceparent
-        if self.process is not None:
-            fields["process"] = self.process
-        return fields
-
-
 class Unreadable(Struct, frozen=True, kw_only=True, gc=False):
     """An entry that is not a message, or not one that its reader knows."""
 
@@ -340,37 +214,6 @@ class Newer(Struct, frozen=True, kw_only=True, gc=False):
 def _addressed(body: bytes, request_id: str | None) -> Fields:
     """The fields of a request. `request_id`: to which the answer is addressed."""
     return {"body": body} if request_id is None else {"body": body, "request_id": request_id}
-
-
-def ok(name: str) -> str:
-    """The type of the reply that says that `name` was done."""
-    return f"{name}_ok"
-
-
-def failed(name: str) -> str:
-    """The type of the reply that says that `name` was not done and nothing of it remains; or that this is `unknown`."""
-    return f"{name}_failed"
-
-
-def reply_to(
-    command: Command,
-    kind: str,
-    *,
-    result: bytes | None = None,
-    error: bytes | None = None,
-    unknown: bool = False,
-) -> Reply:
-    """The reply of this type to a command."""
-    return Reply(
-        type=kind,
-        saga_id=command.saga_id,
-        step=command.step,
-        result=result,
-        error=error,
-        unknown=unknown,
-        attempt=command.attempt,
-        traceparent=command.traceparent,
-    )
 
 
 def is_id(text: object) -> bool:

@@ -9,19 +9,17 @@ from typing import Any, Final, TypeVar
 
 from sagastream.core import trace_context
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import MAX_PROCESS_CHARS, Command, Reply
 from sagastream.core.members import checked_object, flag_in, format_of, known_format, name_in, step_number, type_of
 from sagastream.core.messages import (
     MAX_ACTOR_CHARS,
-    MAX_PROCESS_CHARS,
     MAX_REASON_CHARS,
     PARKED_AT_PATTERN,
     SIGNAL,
     Begin,
     Code,
-    Command,
     Intervene,
     Newer,
-    Reply,
     Signal,
     ToSaga,
     Unreadable,

@@ -13,8 +13,9 @@ import orjson
 from msgspec.structs import replace
 
 from sagastream.core.begin_parsing import check_size
+from sagastream.core.commands import Command, Reply, ok
 from sagastream.core.input_use import Paths, paths, unreadable
-from sagastream.core.messages import Begin, Command, Reply, Signal, ToSaga, ok
+from sagastream.core.messages import Begin, Signal, ToSaga
 from sagastream.core.pointers import below, shown
 from sagastream.core.saga import KeptSignal, SagaState
 from sagastream.core.sealed_values import MARK, is_sealed, keys_of, sealed_value

@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import HELD_MS, Step
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition, StepKind

@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from sagastream.core.messages import Command, Reply
+from sagastream.core.commands import Command, Reply
 
 
 class Simple(Enum):

@@ -9,7 +9,7 @@ nor replaced: a process of that release takes the command.
 import re
 from typing import Final
 
-from sagastream.core.messages import Command, Reply, failed, ok, reply_to
+from sagastream.core.commands import Command, Reply, failed, ok, reply_to
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage
 

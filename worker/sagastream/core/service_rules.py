@@ -40,7 +40,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from sagastream.core import backoff
-from sagastream.core.messages import Command, Reply, failed, ok, reply_to
+from sagastream.core.commands import Command, Reply, failed, ok, reply_to
 from sagastream.core.service_actions import (
     HAND_BACK,
     RELEASE,

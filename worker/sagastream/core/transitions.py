@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from sagastream.core import plan
 from sagastream.core.backoff import Jitter, whole
 from sagastream.core.clock import STEADY, Watch
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.notices import Notice, outcome_body, parked_body
 from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused
 from sagastream.core.saga import Found, SagaState, SagaStatus

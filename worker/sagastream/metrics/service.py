@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.metrics import catalogue
 from sagastream.metrics.process import ProcessMetrics
 from sagastream.metrics.tally import MOST_SERIES, Sample, Times

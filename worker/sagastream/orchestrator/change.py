@@ -4,8 +4,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
+from sagastream.core.commands import Command
 from sagastream.core.indexing import held_names
-from sagastream.core.messages import Code, Command
+from sagastream.core.messages import Code
 from sagastream.core.notices import Notice
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import GivenUp, given_up

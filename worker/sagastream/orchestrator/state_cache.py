@@ -11,8 +11,9 @@ from typing import Final
 
 from sagastream.broker.entries import Entry
 from sagastream.core.answers import awaits
+from sagastream.core.commands import Reply
 from sagastream.core.decision import Event
-from sagastream.core.messages import Begin, Newer, Reply
+from sagastream.core.messages import Begin, Newer
 from sagastream.core.saga import Found, SagaState
 from sagastream.orchestrator.change import Change
 

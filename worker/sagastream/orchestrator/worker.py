@@ -20,9 +20,10 @@ from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import GroupReader, consumer_name
 from sagastream.broker.outage import Outage
 from sagastream.core.backoff import jitter
+from sagastream.core.commands import Reply
 from sagastream.core.decision import decide, may_undo
 from sagastream.core.journal import JOURNAL_BYTES, MAX_JOURNAL_BYTES
-from sagastream.core.messages import Begin, Due, Reply, ToSaga
+from sagastream.core.messages import Begin, Due, ToSaga
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
 from sagastream.core.steps import services_of

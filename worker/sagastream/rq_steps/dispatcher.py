@@ -18,7 +18,7 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.entries import BATCH
 from sagastream.console import printable
 from sagastream.core import service_rules
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.service_actions import RUN, Answer
 from sagastream.rq_steps.jobs import Jobs, JobState
 from sagastream.rq_steps.queues import START_WORKER, start_worker, waiting_for_worker

@@ -19,7 +19,7 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from sagastream.broker.wire import execute
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.rq_steps.job_meta import entry_and_left
 from sagastream.rq_steps.queues import WORKER_COMMAND
 from sagastream.service.declaration import Service

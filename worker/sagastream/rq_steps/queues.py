@@ -13,7 +13,7 @@ from sagastream.broker.connection import DEFAULT_PREFIX
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.wire import or_raise
 from sagastream.core import causes
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.rq_steps import job_meta
 from sagastream.store.job_names import begins, job_id
 

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from typing import Final, TypeVar, Unpack, overload
 
 from sagastream.codecs.setting import codec_of
-from sagastream.core.messages import Command, failed, is_id, is_service, ok
+from sagastream.core.commands import Command, failed, ok
+from sagastream.core.messages import is_id, is_service
 from sagastream.core.sealing import Codec
 from sagastream.core.steps import AS_PUBLISHED, STANDING
 from sagastream.core.typed_values import Model

@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from sagastream.broker.entries import Entry
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.service_actions import RUN, Count, Run, Undo
 from sagastream.store.keys import Partition
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.telemetry import command_in_hand
 
 #: How long coroutines that are cancelled may take to end, in seconds.

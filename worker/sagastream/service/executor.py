@@ -14,7 +14,7 @@ import redis
 from sagastream.broker.failures import is_outage
 from sagastream.console import printable, summary
 from sagastream.core import service_rules
-from sagastream.core.messages import Command, Reply
+from sagastream.core.commands import Command, Reply
 from sagastream.core.service_actions import HAND_BACK, RELEASE, RUN, Answer, Count, Release, Retry, Run, SetAside, Undo
 from sagastream.errors import MalformedMessage
 from sagastream.service.declaration import Service

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sagastream.console import printable
-from sagastream.core.messages import Command, Reply, failed, ok, reply_to
+from sagastream.core.commands import Command, Reply, failed, ok, reply_to
 from sagastream.core.strict_json import encode, encode_payload, value_of
 from sagastream.core.typed_values import Model
 from sagastream.errors import MalformedMessage, Reject

@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from sagastream.broker.entries import BATCH
 from sagastream.core import holding_rules
+from sagastream.core.commands import Command
 from sagastream.core.holding_rules import State
-from sagastream.core.messages import Command
 from sagastream.core.service_actions import RUN, Count
 from sagastream.service.delivery import Delivery
 from sagastream.service.registration import Registration

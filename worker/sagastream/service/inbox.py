@@ -11,7 +11,8 @@ from sagastream.broker.group_reader import GroupReader
 from sagastream.broker.portions import InTurn, in_all
 from sagastream.broker.wire import execute
 from sagastream.core import service_records, service_rules
-from sagastream.core.messages import Command, Newer
+from sagastream.core.commands import Command
+from sagastream.core.messages import Newer
 from sagastream.core.parsing import read_command
 from sagastream.core.service_actions import RUN, Answer, Count
 from sagastream.service.delivery import Delivery

@@ -17,7 +17,8 @@ from sagastream.broker.group_reader import GroupReader
 from sagastream.broker.portions import BYTES, in_all
 from sagastream.broker.wire import Words, or_raise, round_trip
 from sagastream.core import service_rules
-from sagastream.core.messages import Command, Fields
+from sagastream.core.commands import Command
+from sagastream.core.messages import Fields
 from sagastream.core.service_actions import Answer, Requeue
 from sagastream.core.steps import STANDING
 from sagastream.service.delivery import Delivery

@@ -6,7 +6,8 @@ The hash in which all of them publish their commands tells it so. See `service_r
 
 from collections.abc import Sequence
 
-from sagastream.core.messages import Command, is_id
+from sagastream.core.commands import Command
+from sagastream.core.messages import is_id
 from sagastream.core.steps import AS_PUBLISHED
 from sagastream.service.declaration import Service
 from sagastream.service.delivery import Delivery

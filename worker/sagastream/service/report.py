@@ -8,7 +8,7 @@ import redis
 from sagastream.broker.failures import is_outage
 from sagastream.console import summary
 from sagastream.core.back import quote
-from sagastream.core.messages import Command, Reply, ok
+from sagastream.core.commands import Command, Reply, ok
 from sagastream.core.sealed_values import keys_of
 from sagastream.errors import CannotOpen
 from sagastream.service.declaration import EXIT_HANGS

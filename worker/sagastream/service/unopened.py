@@ -8,7 +8,7 @@ import redis
 from msgspec.structs import replace
 
 from sagastream.console import printable
-from sagastream.core.messages import Command, Reply
+from sagastream.core.commands import Command, Reply
 from sagastream.core.sealed_messages import open_command, sealed_reply
 from sagastream.core.sealing import Codec
 from sagastream.errors import CannotOpen, SagastreamError

@@ -7,7 +7,7 @@ and - in ids; the other characters of names, and _ itself, are written as two ch
 from typing import Final
 
 from sagastream.broker.connection import DEFAULT_PREFIX
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 
 #: How the characters of a saga's id are written. Of a service and a prefix, - ends the name, so it is written so too.
 _IN_IDS: Final = str.maketrans({"_": "__", ".": "_d", ":": "_c"})

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sagastream.console import printable
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.strict_json import encode_payload
 from sagastream.errors import Reject, ScenarioError
 from sagastream.testing.tracebacks import without_ours

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from sagastream.core.back import no_answer
 from sagastream.core.backoff import jitter
+from sagastream.core.commands import Command, Reply
 from sagastream.core.decision import Event, decide
 from sagastream.core.indexing import held_names
 from sagastream.core.journal import JOURNAL_BYTES
-from sagastream.core.messages import Begin, Command, Due, Intervene, Reply, Signal, ToSaga
+from sagastream.core.messages import Begin, Due, Intervene, Signal, ToSaga
 from sagastream.core.pauses import NOTHING_PAUSED, Paused
 from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import SagaState

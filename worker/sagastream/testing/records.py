@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from sagastream.core.messages import Reply
+from sagastream.core.commands import Reply
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage
 

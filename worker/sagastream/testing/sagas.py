@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from msgspec.structs import replace
 
 from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Command
 from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent
-from sagastream.core.messages import Begin, Command, DeadlineKind, Signal, Verb
+from sagastream.core.messages import Begin, DeadlineKind, Signal, Verb
 from sagastream.core.parsing import parse_intervene
 from sagastream.core.pauses import name_of_pause
 from sagastream.core.saga import SagaState, SagaStatus

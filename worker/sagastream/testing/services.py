@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from sagastream.console import describe, printable
 from sagastream.core import service_rules
-from sagastream.core.messages import Command, Fields, Reply, failed, reply_to
+from sagastream.core.commands import Command, Reply, failed, reply_to
+from sagastream.core.messages import Fields
 from sagastream.core.parsing import read_command, read_reply
 from sagastream.core.sealed_messages import open_command, sealed_reply
 from sagastream.core.sealing import Codec

@@ -5,7 +5,7 @@ import traceback
 from msgspec import Struct
 
 from sagastream.console import printable
-from sagastream.core.messages import Command, Reply
+from sagastream.core.commands import Command, Reply
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import Step

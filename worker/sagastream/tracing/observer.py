@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from sagastream.console import brief, describe, printable
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.saga import SagaState
 from sagastream.core.trace_context import is_sampled
 from sagastream.errors import PackageMissing
