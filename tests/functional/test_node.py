@@ -59,7 +59,7 @@ service.command('Do', { compensation: 'Undo' }, async (params, context) => {
   if (params === 'throw') throw new Error('no luck \\x1b[31m')
   if (params === 'not JSON') return { size: NaN }
   if (params === 'remaining') return context.remainingMs
-  if (params === 'trace') return context.traceparent ?? 'none'
+  if (params === 'trace') return [context.traceparent ?? 'none', context.tracestate ?? 'none']
   if (params === 'inexact') return 2 ** 64
   if (params === 'too large') return 2n ** 64n
   if (params?.add) return { sum: [params.add + 1n] }
@@ -550,17 +550,33 @@ def test_the_time_that_remains_goes_by_the_clock_of_redis(client: redis.Redis, n
 
 def test_a_handler_is_told_the_trace_and_the_reply_names_it_too(client: redis.Redis, node: Node) -> None:
     later = TRACEPARENT.replace("00-", "01-", 1) + "-more"
-    given = [None, TRACEPARENT, later, f"{TRACEPARENT}-more", TRACEPARENT.upper(), f"{TRACEPARENT}\n", ""]
-    for number, traceparent in enumerate(given):
-        fields: dict[str, Any] = {} if traceparent is None else {"traceparent": traceparent}
-        deliver(client, "trace", saga_id=f"s{number}", **fields)
+    state = "a=1,b@c=x y"
+    of_sagas = {  # what a command names, and what of it is passed on
+        (None, state): ("none", "none"),
+        (TRACEPARENT, None): (TRACEPARENT, "none"),
+        (later, state): (TRACEPARENT, state),
+        (TRACEPARENT, f"{state},c=\x1b"): (TRACEPARENT, "none"),
+        (TRACEPARENT, ",".join([f"a={'x' * 250}"] * 3)): (TRACEPARENT, "none"),
+        (TRACEPARENT, ""): (TRACEPARENT, "none"),
+    } | {
+        (wrong, state): ("none", "none")
+        for wrong in (f"{TRACEPARENT}-more", TRACEPARENT.upper(), f"{TRACEPARENT}\n", "")
+    }
+    for number, given in enumerate(of_sagas):
+        fields: dict[str, Any] = dict(zip(("traceparent", "tracestate"), given, strict=True))
+        deliver(client, "trace", saga_id=f"s{number}", **{name: one for name, one in fields.items() if one is not None})
     node.probe()
-    told = answers(client, len(given))
-    expected = ["none", TRACEPARENT, TRACEPARENT, *["none"] * 4]
+    told = answers(client, len(of_sagas))
+    expected = [*of_sagas.values()]
+    assert sorted(told) == sorted(f"Do_ok {[*one]}" for one in expected)
     entries: Any = client.xrange(ONLY.replies("work"))
-    sent = {json.loads(fields[b"body"])["saga_id"]: fields.get(b"traceparent", b"none") for _, fields in entries}
-    assert sorted(told) == sorted(f"Do_ok {one}" for one in expected)
-    assert [sent[f"s{number}"].decode() for number in range(len(given))] == expected
+    sent = {
+        json.loads(fields[b"body"])["saga_id"]: tuple(
+            fields.get(name, b"none").decode() for name in (b"traceparent", b"tracestate")
+        )
+        for _, fields in entries
+    }
+    assert [sent[f"s{number}"] for number in range(len(of_sagas))] == expected
 
 
 def test_what_is_no_command_is_set_aside_and_what_is_not_known_fails(client: redis.Redis, node: Node) -> None:

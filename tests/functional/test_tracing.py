@@ -32,6 +32,16 @@ from support.waiting import until
 pytestmark = pytest.mark.both_in_soak
 
 TRACE_ID: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
+#: The span of a program that asks for something. A tracing system has added `a=1` to it.
+CALLER: Final = trace.NonRecordingSpan(
+    trace.SpanContext(
+        int(TRACE_ID, 16),
+        1,
+        is_remote=True,
+        trace_flags=trace.TraceFlags(1),
+        trace_state=trace.TraceState([("a", "1")]),
+    )
+)
 
 
 class Traced:
@@ -52,7 +62,7 @@ class Traced:
 
     def ended(self, saga_id: str, *steps: Any) -> SagaState:
         """A saga that was begun within a span, at its end."""
-        with self.tracer.start_as_current_span("order"):
+        with trace.use_span(CALLER), self.tracer.start_as_current_span("order"):
             self.scene.client.begin(saga_id, steps)
         return self.scene.play(saga_id)
 
@@ -73,10 +83,14 @@ def traced(server: Server) -> Iterator[Traced]:
     traced.provider.shutdown()
 
 
-def ids(span: ReadableSpan) -> tuple[int, int]:
+def context_of(span: ReadableSpan) -> trace.SpanContext:
     context = span.get_span_context()
     assert context is not None
-    return context.trace_id, context.span_id
+    return context
+
+
+def ids(span: ReadableSpan) -> tuple[int, int]:
+    return context_of(span).trace_id, context_of(span).span_id
 
 
 def parent(span: ReadableSpan) -> tuple[int, int] | None:
@@ -113,6 +127,7 @@ def test_a_handlers_own_span_hangs_under_the_step_and_that_under_the_saga(traced
         assert parent(traced.one(own)) == ids(traced.one(name))
         assert traced.one(name).kind is SpanKind.CONSUMER
     assert state.trace_id == f"{ids(order)[0]:032x}"
+    assert {dict(context_of(span).trace_state)["a"] for span in traced.spans} == {"1"}
     assert not trace.get_current_span().get_span_context().is_valid
 
 
@@ -240,7 +255,7 @@ PROBE = """
 import { Service } from './sagastream/service.mjs'
 
 const service = new Service('js')
-service.command('Tell', { compensation: null }, (params, context) => context.traceparent)
+service.command('Tell', { compensation: null }, (params, context) => [context.traceparent, context.tracestate])
 await service.run()
 """
 
@@ -259,7 +274,7 @@ def test_a_service_in_javascript_is_told_the_span_of_the_saga(
     assert state.status is SagaStatus.COMPLETED
     trace_id, span_id = ids(traced.one("saga"))
     assert str(state.traceparent).startswith(f"00-{trace_id:032x}-")
-    assert state.results[1] == f"00-{trace_id:032x}-{span_id:016x}-{str(state.traceparent)[-2:]}"
+    assert state.results[1] == [f"00-{trace_id:032x}-{span_id:016x}-{str(state.traceparent)[-2:]}", "a=1"]
 
 
 #: A service of the command line. Its steps run in its own process and on RQ.
@@ -311,10 +326,8 @@ def test_the_command_line_writes_spans_of_workers_services_and_rq_workers(server
         with file.open("wb") as stdout:
             running.append(commands.start(name, "--traces", *where, env=env, stdin=subprocess.DEVNULL, stdout=stdout))
     saga = {"saga_id": "s1", "steps": [do(1, "Charge", "shop"), do(2, "Print", "shop")]}
-    traceparent = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
-    began = commands.run(
-        "begin", "-", "--wait", "--timeout", "60", given=json.dumps(saga), **env, TRACEPARENT=traceparent
-    )
+    trace_of_caller = {"TRACEPARENT": f"00-{TRACE_ID}-00f067aa0ba902b7-01", "TRACESTATE": "a=1"}
+    began = commands.run("begin", "-", "--wait", "--timeout", "60", given=json.dumps(saga), **env, **trace_of_caller)
     assert began.returncode == 0, began.stderr
 
     def spans() -> dict[str, dict[str, Any]]:
@@ -324,6 +337,7 @@ def test_the_command_line_writes_spans_of_workers_services_and_rq_workers(server
     until(lambda: spans().keys() >= {*names}, what="all spans are written")
     found = spans()
     assert {span["context"]["trace_id"] for span in found.values()} == {f"0x{TRACE_ID}"}
+    assert {span["context"]["trace_state"] for span in found.values()} == {"['{key=a, value=1}']"}
     hangs = {name: span["parent_id"] for name, span in found.items()}
     own = {name: span["context"]["span_id"] for name, span in found.items()}
     assert hangs["saga"] == "0x00f067aa0ba902b7"

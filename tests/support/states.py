@@ -134,6 +134,7 @@ SAGAS = st.builds(
     request_id=st.none() | NAMES,
     echo=st.booleans(),
     traceparent=st.sampled_from([None, TRACEPARENT]),
+    tracestate=st.sampled_from([None, "a=1,b=2"]),
     journal=st.none() | TEXTS.map(str.encode),
 )
 

@@ -117,7 +117,7 @@ def test_the_fields_and_members_of_commands_are_all_there() -> None:
     entry, body = tables("Fields of a command")
     whole: dict[str, Any] = {}
     members: dict[str, Any] = {}
-    of_a_graph = replace(REFUND, undo=b"{}", input=b"{}", definition="order", traceparent=TRACEPARENT)
+    of_a_graph = replace(REFUND, undo=b"{}", input=b"{}", definition="order", traceparent=TRACEPARENT, tracestate="a=1")
     for command in (replace(CHARGE, compensation="Undo", retried=True), of_a_graph):
         whole |= command.fields()
         members |= json.loads(command.body())
@@ -137,6 +137,7 @@ def test_the_fields_and_members_of_replies_are_all_there() -> None:
         attempt=1,
         process="p",
         traceparent=TRACEPARENT,
+        tracestate="a=1",
     )
     assert sorted(first_column(entry)) == sorted(reply.fields())
     assert sorted(first_column(body)) == sorted(json.loads(reply.body()))
@@ -151,7 +152,7 @@ def test_the_fields_of_what_is_set_aside_are_all_there() -> None:
 def test_the_fields_of_a_request_are_all_there_and_its_example_is_one() -> None:
     [table] = tables("Beginning a saga")
     body = {"saga_id": "s", "steps": [{"transaction": "T", "service": "s"}]}
-    begin = parse_begin(body, request_id="r", echo=True, traceparent=TRACEPARENT)
+    begin = parse_begin(body, request_id="r", echo=True, traceparent=TRACEPARENT, tracestate="a=1")
     assert sorted(first_column(table)) == sorted(begin.fields())
     found = re.search(r"XADD saga:\{0\}:requests '\*' body '(.*?)'\n", DOC, re.DOTALL)
     assert found is not None

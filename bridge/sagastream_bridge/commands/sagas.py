@@ -99,14 +99,15 @@ def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
 
 
 def _within_trace(request: "Begin") -> "Begin":
-    """The request, within the span that the environment names: programs that run others within a span set this variable
-    for them."""
+    """The request, within the span that the environment names: programs that run others within a span set these
+    variables for them."""
     from msgspec.structs import replace
 
     from sagastream.core import trace_context
 
-    traceparent = trace_context.read(os.environb.get(b"TRACEPARENT"))
-    return request if traceparent is None else replace(request, traceparent=traceparent)
+    named = {name.lower(): value for name in (b"TRACEPARENT", b"TRACESTATE") if (value := os.environb.get(name))}
+    traceparent, tracestate = trace_context.of_entry(named)
+    return request if traceparent is None else replace(request, traceparent=traceparent, tracestate=tracestate)
 
 
 @click.command()

@@ -11,6 +11,11 @@ const MAX_BODY_BYTES = 1 << 20
 /** The span of a saga, as W3C Trace Context writes it. A later version may have more at the end. */
 const TRACEPARENT = /^(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-[!-~]{0,400})?$/
 
+/** What tracing systems add to it: members, as workers write them. */
+const MEMBER = '[a-z0-9][a-z0-9_*/@-]{0,255}=[ -+\\--<>-~]{0,255}[!-+\\--<>-~]'
+const TRACESTATE = new RegExp(`^${MEMBER}(,${MEMBER}){0,31}$`)
+const MAX_TRACESTATE = 512
+
 /** A command that only a newer release knows. */
 export class Newer extends Error {}
 
@@ -45,7 +50,7 @@ export function readCommand(fields, sentMs) {
     notAfterMs: readNumber(fields.not_after_ms, 'not_after_ms', Infinity),
     retried: fields.retried !== undefined,
     undoneBy: readCompensation(fields.compensation),
-    traceparent: readTraceparent(fields.traceparent),
+    ...readTrace(fields),
     key,
     transactionKey: `${where}/transaction`,
     record: `${key}/${type}`,
@@ -104,6 +109,7 @@ export function replyFields(reply) {
   const fields = ['body', `{${members.join(',')}}`, 'attempt', String(command.attempt)]
   if (reply.unknown) fields.push('unknown', '1')
   if (command.traceparent !== undefined) fields.push('traceparent', command.traceparent)
+  if (command.tracestate !== undefined) fields.push('tracestate', command.tracestate)
   return fields
 }
 
@@ -195,8 +201,14 @@ function readCompensation(bytes) {
   return String(bytes)
 }
 
-/** undefined if it is not written as it should be: a trace that is cut off is better than a command that is refused. */
-function readTraceparent(value) {
-  const [, version, rest, more] = TRACEPARENT.exec(value?.toString('latin1') ?? '') ?? []
-  return rest === undefined || (version === '00' && more !== undefined) ? undefined : `00-${rest}`
+/**
+ * The span of the saga, and what tracing systems add to it. undefined: it is not there, or not written as it should be. A
+ * trace that is cut off is better than a command that is refused.
+ */
+function readTrace({ traceparent, tracestate }) {
+  const [, version, rest, more] = TRACEPARENT.exec(traceparent?.toString('latin1') ?? '') ?? []
+  if (rest === undefined || (version === '00' && more !== undefined)) return {}
+  const state = tracestate?.toString('latin1') ?? ''
+  const isState = state.length <= MAX_TRACESTATE && TRACESTATE.test(state)
+  return { traceparent: `00-${rest}`, tracestate: isState ? state : undefined }
 }

@@ -448,11 +448,11 @@ function prefixOf(environment) {
  * @param clock the time by the clock of Redis, in ms
  */
 async function callHandler(handler, command, clock) {
-  const { sagaId, step, key, transactionKey, attempt, result, notAfterMs, traceparent } = command
+  const { sagaId, step, key, transactionKey, attempt, result, notAfterMs, traceparent, tracestate } = command
   const deadline = notAfterMs === Infinity ? null : new Date(notAfterMs)
   // With the API of OpenTelemetry, a handler's spans hang under the saga's if it runs `context.with(…, …)` with
-  // `propagation.extract(ROOT_CONTEXT, { traceparent })`. It is undefined if the saga belongs to no trace.
-  const context = { sagaId, step, key, transactionKey, attempt, result, deadline, traceparent }
+  // `propagation.extract(ROOT_CONTEXT, { traceparent, tracestate })`. Both are undefined if the saga belongs to no trace.
+  const context = { sagaId, step, key, transactionKey, attempt, result, deadline, traceparent, tracestate }
   // For how long the answer is still waited for, in ms; Infinity: for good. The clock of this machine may be wrong.
   Object.defineProperty(context, 'remainingMs', { get: () => Math.max(0, notAfterMs - clock()) })
   let value

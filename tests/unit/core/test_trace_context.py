@@ -45,9 +45,10 @@ def moment(now_ms: int) -> Moment:
     return Moment(now_ms=now_ms, published={})
 
 
-def begun(traceparent: str | None) -> tuple[SagaState, Command]:
+def begun(traceparent: str | None, tracestate: str | None = None) -> tuple[SagaState, Command]:
     """A saga that has just begun, and its first command."""
-    decision = decide(None, parse_begin(BODY, traceparent=traceparent), moment(1_700_000_000_000))
+    begin = parse_begin(BODY, traceparent=traceparent, tracestate=tracestate)
+    decision = decide(None, begin, moment(1_700_000_000_000))
     assert isinstance(decision.state, SagaState)
     return decision.state, decision.commands[0]
 
@@ -131,8 +132,7 @@ def test_a_saga_that_belongs_to_no_trace_is_written_as_ever() -> None:
         *stored(reply.fields()),
         *changed_fields(None, state),
     ]
-    assert "traceparent" not in written_fields
-    assert b"traceparent" not in written_fields
+    assert not {"traceparent", "tracestate", b"traceparent", b"tracestate"} & {*written_fields}
     assert command.trace_id is state.trace_id is None
 
 
@@ -142,3 +142,66 @@ def test_the_hash_keeps_within_which_span_a_saga_was_begun_and_no_damage_there_s
     assert fields[b"traceparent"] == TRACEPARENT.encode()
     assert read("s1", fields) == replace(state, version=1)
     assert read("s1", fields | {b"traceparent": b"gone"}) == replace(state, version=1, traceparent=None)
+
+
+# --- tracestate
+
+#: What is read, and what of it is passed on.
+STATES = {
+    "ot=th:8,rojo=00f067aa0ba902b7": "ot=th:8,rojo=00f067aa0ba902b7",
+    " a=1 ,\t b=2,,": "a=1,b=2",
+    "a b=1": None,
+    "=1": None,
+    "A=1": None,
+    "a=1;b=2\x1b[2J": None,
+    "a=\u00fc": None,
+    "a": None,
+    "": None,
+    ",".join(f"k{n}=1" for n in range(32)): ",".join(f"k{n}=1" for n in range(32)),
+    ",".join(f"k{n}=1" for n in range(33)): None,
+    f"a={'x' * 256}": f"a={'x' * 256}",
+    f"a={'x' * 257}": None,
+    # What is too long loses its long members first, then the last ones.
+    f"a=1,b={'x' * 126},c={'y' * 127},d={'y' * 256},e=2": f"a=1,b={'x' * 126},e=2",
+    ",".join(f"k{n}={'x' * 60}" for n in range(10)): ",".join(f"k{n}={'x' * 60}" for n in range(8)),
+    f"a={'x' * 250},b={'x' * 250},c={'x' * 250}": None,
+    ",".join(["a=1", *[" " * 100] * 100]): None,
+}
+
+
+@pytest.mark.parametrize("given", STATES, ids=range(len(STATES)))
+def test_what_tracing_systems_add_is_passed_on_up_to_a_limit(given: str) -> None:
+    assert trace_context.read_state(given.encode()) == STATES[given]
+    found = read_request(stored(parse_begin(BODY, traceparent=TRACEPARENT).fields()) | {b"tracestate": given.encode()})
+    assert isinstance(found, Begin)
+    assert (found.traceparent, found.tracestate) == (TRACEPARENT, STATES[given])
+
+
+@given(st.binary(max_size=700) | st.text("ab=, \t1", max_size=700).map(str.encode))
+def test_any_bytes_are_read_as_a_tracestate_or_ignored(value: bytes) -> None:
+    found = trace_context.read_state(value)
+    assert found is None or (len(found) <= 512 and trace_context.read_state(found.encode()) == found)
+
+
+def test_the_tracestate_goes_wherever_the_trace_goes() -> None:
+    state, command = begun(TRACEPARENT, "a=1,b=2")
+    assert read("s1", written(changed_fields(None, state))) == replace(state, version=1)
+    assert state.tracestate == command.tracestate == "a=1,b=2"
+    assert read_command("inventory", stored(command.fields()), 0) == command
+    reply = reply_to(command, ok("Reserve"))
+    assert stored(reply.fields())[b"tracestate"] == b"a=1,b=2"
+    state, second = answered(state, reply)
+    refused = replace(reply_to(second, "Charge_failed", error=b'"no"'), service="payment")
+    _, undo = answered(state, refused)
+    assert second.tracestate == undo.tracestate == "a=1,b=2"
+
+
+def test_without_a_traceparent_there_is_no_tracestate() -> None:
+    for traceparent in ({}, {b"traceparent": b"gone"}):
+        found = read_request(stored(parse_begin(BODY).fields()) | {b"tracestate": b"a=1"} | traceparent)
+        assert isinstance(found, Begin)
+        assert found.tracestate is None
+        entry = stored(begun(None)[1].fields()) | {b"tracestate": b"a=1"} | traceparent
+        command = read_command("inventory", entry, 0)
+        assert isinstance(command, Command)
+        assert command.tracestate is None

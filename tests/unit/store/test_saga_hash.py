@@ -95,6 +95,7 @@ def a_saga() -> SagaState:
         echo=True,
         attributes={"customer": "c42", "basket": 815},
         traceparent=TRACEPARENT,
+        tracestate="a=1,b=2",
         journal=b'{"what":"parked","at_ms":1700000000005,"step":1,"why":"closed"}',
     )
 

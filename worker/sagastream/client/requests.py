@@ -32,7 +32,7 @@ from sagastream.store import saga_hash
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.layout import Layout
 from sagastream.store.sagas import load
-from sagastream.tracing.context import current_traceparent
+from sagastream.tracing.context import current_trace
 
 #: How many sagas, and about how many bytes of them, go to the broker in one round trip. While a script runs, everybody
 #: waits.
@@ -193,7 +193,9 @@ def to_begin(saga: SagaRequest) -> Begin:
     body: Any = saga
     if isinstance(body, dict) and isinstance(body.get("steps"), tuple):
         body = body | {"steps": list(body["steps"])}
-    return parse_begin(body, request_id=uuid.uuid4().hex, traceparent=current_traceparent(), called="the saga")
+    traceparent, tracestate = current_trace()
+    request_id = uuid.uuid4().hex
+    return parse_begin(body, request_id=request_id, traceparent=traceparent, tracestate=tracestate, called="the saga")
 
 
 def sealed(codec: Codec | None, request: Begin, *, accept_sealed: bool = False) -> Begin:
@@ -393,6 +395,7 @@ def unread(begin: Begin) -> SagaState:
         start_ms=begin.start_ms,
         attributes=begin.attributes,
         traceparent=begin.traceparent,
+        tracestate=begin.tracestate,
     )
 
 

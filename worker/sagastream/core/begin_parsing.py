@@ -32,6 +32,7 @@ def parse_begin(
     request_id: str | None = None,
     echo: bool = False,
     traceparent: str | None = None,
+    tracestate: str | None = None,
     called: str = "the body",
     plain: bool = False,
 ) -> Begin:
@@ -48,7 +49,7 @@ def parse_begin(
         number = GRAPH  # whoever begins a saga here need not name the format
     try:
         begin = _parse_begin(body, number, request_id=request_id, echo=echo, called=called, plain=plain)
-        return begin if traceparent is None else replace(begin, traceparent=traceparent)
+        return begin if traceparent is None else replace(begin, traceparent=traceparent, tracestate=tracestate)
     except MalformedMessage:
         if number == PLAIN and (what := _beyond_plain(body)) is not None:
             raise MalformedMessage(f'{called}: {what} needs "format": {GRAPH}') from None

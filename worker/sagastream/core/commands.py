@@ -10,10 +10,10 @@ from typing import Any, Final
 import orjson
 from msgspec import Struct
 
+from sagastream.core import trace_context
 from sagastream.core.messages import Fields
 from sagastream.core.steps import AS_PUBLISHED
 from sagastream.core.strict_json import encode
-from sagastream.core.trace_context import trace_id
 
 #: The type of a reply: the name of a command and `_ok` or `_failed`.
 REPLY_PATTERN: Final = re.compile(r"[A-Za-z0-9._:-]{1,135}")
@@ -40,11 +40,12 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
     input: bytes | None = None  # JSON; of the saga
     definition: str | None = None  # the name of the definition of the saga
     traceparent: str | None = None  # of the stream entry: the span of the saga, if it was begun within a trace
+    tracestate: str | None = None  # of the stream entry: what tracing systems add to that
 
     @property
     def trace_id(self) -> str | None:
         """The id of the trace that the saga belongs to."""
-        return None if self.traceparent is None else trace_id(self.traceparent)
+        return None if self.traceparent is None else trace_context.trace_id(self.traceparent)
 
     @property
     def key(self) -> str:
@@ -98,7 +99,7 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
         if self.definition is not None:
             fields["definition"] = self.definition
         if self.traceparent is not None:
-            fields["traceparent"] = self.traceparent
+            trace_context.add(fields, self.traceparent, self.tracestate)
         return fields
 
 
@@ -115,6 +116,7 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
     process: str | None = None  # of the stream entry: which process of the service answers; None: it does not say
     service: str | None = None  # whose stream it came on; None: that is not known
     traceparent: str | None = None  # of the stream entry, as in the command; workers do not read it
+    tracestate: str | None = None  # the same
 
     @property
     def payload(self) -> bytes | None:
@@ -136,7 +138,7 @@ class Reply(Struct, frozen=True, kw_only=True, gc=False):
         if self.unknown:
             fields["unknown"] = 1
         if self.traceparent is not None:
-            fields["traceparent"] = self.traceparent
+            trace_context.add(fields, self.traceparent, self.tracestate)
         if self.process is not None:
             fields["process"] = self.process
         return fields
@@ -170,4 +172,5 @@ def reply_to(
         unknown=unknown,
         attempt=command.attempt,
         traceparent=command.traceparent,
+        tracestate=command.tracestate,
     )

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import orjson
 from msgspec import Struct
 
+from sagastream.core import trace_context
 from sagastream.core.attributes import Attributes
 from sagastream.core.steps import GRAPH, PLAIN, StepDefinition
 from sagastream.core.strict_json import encode
@@ -86,6 +87,7 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
     start_ms: int | None = None  # it does nothing before this time, in ms since the epoch by the broker's clock
     attributes: Attributes | None = None  # by which people find it; None: it has none
     traceparent: str | None = None  # of the stream entry: the span within which it is begun, see trace_context
+    tracestate: str | None = None  # of the stream entry: what tracing systems add to that
 
     @property
     def payload_bytes(self) -> int:
@@ -120,7 +122,7 @@ class Begin(Struct, frozen=True, kw_only=True, gc=False):
         if self.echo:
             fields["trace"] = 1
         if self.traceparent is not None:
-            fields["traceparent"] = self.traceparent
+            trace_context.add(fields, self.traceparent, self.tracestate)
         return fields
 
 

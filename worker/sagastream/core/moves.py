@@ -42,6 +42,7 @@ def begin(event: Begin, moment: Moment) -> Decision:
         start_ms=event.start_ms,
         attributes=event.attributes,
         traceparent=event.traceparent,
+        tracestate=event.tracestate,
     )
     return Decision(state=state) if starts_ms > moment.now_ms else start(state, moment)
 

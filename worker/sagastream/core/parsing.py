@@ -54,8 +54,15 @@ def read_request(fields: Mapping[bytes, bytes]) -> Begin | ToSaga | Newer | Unre
         if kind != "saga_begin":
             text = f"the orchestrator knows no request {kind}"
             return Unreadable(code=Code.NOT_SUPPORTED, text=text, request_id=request_id)
-        traceparent = trace_context.read(fields.get(b"traceparent"))
-        return parse_begin(body, request_id=request_id, echo=b"trace" in fields, traceparent=traceparent, plain=True)
+        traceparent, tracestate = trace_context.of_entry(fields)
+        return parse_begin(
+            body,
+            request_id=request_id,
+            echo=b"trace" in fields,
+            traceparent=traceparent,
+            tracestate=tracestate,
+            plain=True,
+        )
     except MalformedMessage as error:
         return Unreadable(code=Code.MALFORMED, text=str(error), request_id=request_id)
 
@@ -174,6 +181,7 @@ def _parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) ->
     compensating = body.get("compensating", False)
     if not isinstance(compensating, bool):
         raise MalformedMessage("compensating must be true or false")
+    traceparent, tracestate = trace_context.of_entry(fields)
     return Command(
         service=service,
         type=name_in(body, "type", "the body"),
@@ -190,7 +198,8 @@ def _parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) ->
         undo=_payload(fields, b"undo", None) if compensating else None,
         input=_payload(fields, b"input", None),
         definition=_definition(fields),
-        traceparent=trace_context.read(fields.get(b"traceparent")),
+        traceparent=traceparent,
+        tracestate=tracestate,
     )
 
 

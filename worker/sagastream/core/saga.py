@@ -100,6 +100,7 @@ class SagaState(Struct, frozen=True, kw_only=True, gc=False):
     )
     attributes: Attributes | None = None  # by which people find it; None: it has none
     traceparent: str | None = None  # the span within which it was begun, see trace_context; None: within no trace
+    tracestate: str | None = None  # what tracing systems have added to that
     journal: bytes | None = None  # what its other members no longer say, see journal.py; history.py reads it
     version: int = 0  # how many commits have changed it; 0: not stored yet. Only the store sets it
 

@@ -86,6 +86,7 @@ def send_transaction(state: SagaState, number: int, step: Step, now_ms: int) -> 
         input=state.input,
         definition=None if state.definition is None else state.definition.name,
         traceparent=_traceparent(state),
+        tracestate=state.tracestate,
     )
     return sent, command
 
@@ -114,6 +115,7 @@ def send_compensation(state: SagaState, number: int, step: Step, now_ms: int) ->
         input=state.input,
         definition=None if state.definition is None else state.definition.name,
         traceparent=_traceparent(state),
+        tracestate=state.tracestate,
     )
     return sent, command
 

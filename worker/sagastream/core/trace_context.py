@@ -1,13 +1,15 @@
-"""The trace that a saga belongs to, as W3C Trace Context writes it: `00-<trace id>-<span id>-<flags>`.
+"""The trace that a saga belongs to, as W3C Trace Context writes it: `traceparent`, which is
+`00-<trace id>-<span id>-<flags>`, and `tracestate`, what tracing systems add to it for themselves.
 
 A saga that is begun within a trace has a span of its own there. Nobody has to draw the id of that span: it follows from
 the saga. So each worker names the same one to the services, and the one that ends the saga writes it.
 """
 
 import re
+from collections.abc import Mapping, MutableMapping
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 #: A later version may have more after the flags. It is read as version 0, as the standard asks. The ids are not zero.
 _TRACEPARENT: Final = re.compile(
@@ -15,6 +17,28 @@ _TRACEPARENT: Final = re.compile(
 )
 _TRACE_ID: Final = slice(3, 35)
 _FLAGS: Final = slice(53, 55)
+#: One member of a tracestate.
+_MEMBER: Final = re.compile(r"[a-z0-9][a-z0-9_*/@-]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
+_MOST_MEMBERS: Final = 32
+#: What is passed on of a tracestate, in characters: what the standard asks for at least.
+_MOST_STATE: Final = 512
+#: If it is longer, members of more characters than this are left out first.
+_LONG_MEMBER: Final = 128
+#: A longer one is not looked at.
+_MOST_READ: Final = 8_192
+
+
+def of_entry(fields: Mapping[bytes, bytes]) -> tuple[str | None, str | None]:
+    """The `traceparent` and the `tracestate` of an entry. None: there is none."""
+    traceparent = read(fields.get(b"traceparent"))
+    return traceparent, None if traceparent is None else read_state(fields.get(b"tracestate"))
+
+
+def add(fields: MutableMapping[str, Any], traceparent: str, tracestate: str | None) -> None:
+    """Add both to the fields of an entry."""
+    fields["traceparent"] = traceparent
+    if tracestate is not None:
+        fields["tracestate"] = tracestate
 
 
 def read(value: bytes | None) -> str | None:
@@ -26,6 +50,22 @@ def read(value: bytes | None) -> str | None:
     if found is None or (found[1] == b"00" and found[3] is not None):
         return None
     return f"00-{found[2].decode()}"
+
+
+@lru_cache(maxsize=256)  # the messages of a saga are read one after another
+def read_state(value: bytes | None) -> str | None:
+    """The field of an entry. None: there is none, or it does not say what it should. What is too long for us loses
+    members, as the standard says: long ones first, then the last ones."""
+    if not value or len(value) > _MOST_READ or not value.isascii():
+        return None
+    members = [stripped for member in value.decode().split(",") if (stripped := member.strip(" \t"))]
+    if not members or len(members) > _MOST_MEMBERS or not all(map(_MEMBER.fullmatch, members)):
+        return None
+    if len(",".join(members)) > _MOST_STATE:
+        members = [member for member in members if len(member) <= _LONG_MEMBER]
+    while len(text := ",".join(members)) > _MOST_STATE:
+        members.pop()
+    return text or None
 
 
 def is_sampled(traceparent: str) -> bool:

@@ -263,6 +263,7 @@ SAGA: Final[dict[str, Column]] = {
     "failed_step": Column("failed_step", partial(whole_number, least=1, most=MAX_STEPS)),
     "attributes": Column("attributes", _read_attributes, _attributes),
     "traceparent": Column("traceparent", trace_context.read),
+    "tracestate": Column("tracestate", trace_context.read_state),
     "journal": Column("journal", bytes, _readable),
 }
 

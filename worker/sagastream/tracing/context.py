@@ -3,13 +3,15 @@
 import sys
 from typing import Any, Final
 
+from sagastream.core.trace_context import read_state
 from sagastream.telemetry import command_in_hand
 
 _API: Final = "opentelemetry.trace"
 
 
-def current_traceparent() -> str | None:
-    """The span that is active where this is called, for the field `traceparent` of a request; None: there is none.
+def current_trace() -> tuple[str | None, str | None]:
+    """The span that is active where this is called, for the fields `traceparent` and `tracestate` of a request. None:
+    there is none.
 
     If no span is active, and a handler calls this, it is that of the saga whose command the handler does. So a saga
     that a handler begins belongs to the same trace, even if its service makes no spans.
@@ -20,6 +22,12 @@ def current_traceparent() -> str | None:
     if api is not None and (current := getattr(api, "get_current_span", None)) is not None:
         context = current().get_span_context()
         if context.is_valid:
-            return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 0xFF:02x}"
+            traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 0xFF:02x}"
+            return traceparent, _state(context.trace_state)
     command = command_in_hand()
-    return None if command is None else command.traceparent
+    return (None, None) if command is None else (command.traceparent, command.tracestate)
+
+
+def _state(state: Any) -> str | None:
+    """None if it is empty, as it usually is."""
+    return read_state(state.to_header().encode()) if state else None

@@ -54,7 +54,7 @@ class Tracing(Observer):
     def handler_started(self, *, command: Command, call: int, **_: object) -> None:
         if (tracer := self._tracer) is None:
             return
-        parent = self._spans.under(command.traceparent)
+        parent = self._spans.under(command.traceparent, command.tracestate)
         span = tracer.start_span(
             f"process {command.type}",
             context=parent,

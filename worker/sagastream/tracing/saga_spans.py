@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.context import Context
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.trace import set_span_in_context as containing
 
 from sagastream.console import brief, printable
@@ -23,17 +23,18 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 
-def parent_of(traceparent: str) -> SpanContext:
+def parent_of(traceparent: str, tracestate: str | None) -> SpanContext:
     """The span that a traceparent names."""
     _, trace_id, span_id, flags = traceparent.split("-")
-    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+    state = None if tracestate is None else TraceState.from_header([tracestate])
+    return SpanContext(int(trace_id, 16), int(span_id, 16), True, TraceFlags(int(flags, 16)), state)  # noqa: FBT003
 
 
-def under(traceparent: str | None) -> Context:
+def under(traceparent: str | None, tracestate: str | None) -> Context:
     """The context of a span whose parent this is; None: it has no parent."""
     if traceparent is None:
         return Context()
-    return containing(NonRecordingSpan(parent_of(traceparent)), Context())
+    return containing(NonRecordingSpan(parent_of(traceparent, tracestate)), Context())
 
 
 def write(tracer: "Tracer", saga: SagaState, traceparent: str) -> None:
@@ -51,7 +52,7 @@ def write(tracer: "Tracer", saga: SagaState, traceparent: str) -> None:
 
 def _write_with_id(tracer: Any, name: str, saga: SagaState, traceparent: str) -> None:
     """Without `start_span`: that draws the id, and costs twice as much for a span that is begun only to be ended."""
-    parent = parent_of(traceparent)
+    parent = parent_of(traceparent, saga.tracestate)
     within = containing(NonRecordingSpan(parent), Context())
     sampled = tracer.sampler.should_sample(within, parent.trace_id, name, SpanKind.INTERNAL, _attributes(saga))
     if not sampled.decision.is_sampled():
@@ -83,7 +84,9 @@ def _write_with_id(tracer: Any, name: str, saga: SagaState, traceparent: str) ->
 
 def _write_anywhere(tracer: "Tracer", name: str, saga: SagaState, traceparent: str) -> None:
     began_ns = _nanoseconds(saga.begun_ms)
-    span = tracer.start_span(name, context=under(traceparent), attributes=_attributes(saga), start_time=began_ns)
+    span = tracer.start_span(
+        name, context=under(traceparent, saga.tracestate), attributes=_attributes(saga), start_time=began_ns
+    )
     span.set_status(_status(saga))
     span.end(_nanoseconds(max(saga.updated_ms, saga.begun_ms)))
 
