@@ -187,7 +187,7 @@ WINGS = {
     },
     "rq_runner": {"rq_steps"},
     "client": {"rq_steps", "store", "broker", "core", "codecs", "telemetry", "tracing", "errors"},
-    "testing": {"client", "service", "broker", "core", "console", "errors"},
+    "testing": {"client", "service", "broker", "core", "tracing", "console", "errors"},
     "pytest_plugin": {"testing"},
     "__main__": set(),
 }

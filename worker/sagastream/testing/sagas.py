@@ -30,6 +30,7 @@ from sagastream.testing.services import InProcessServices
 from sagastream.testing.signals import Plan, Signals, signal
 from sagastream.testing.story import Story, headline
 from sagastream.testing.tracebacks import without_ours
+from sagastream.tracing.context import current_trace
 
 if TYPE_CHECKING:
     from sagastream.client.definition import Definition
@@ -187,7 +188,8 @@ class Sagas:
             )
         else:
             raise ScenarioError(f"steps is a list of steps, each a dict, as in sagas.run([step]); not {steps!r:.100}")
-        request = parse_begin(body, request_id=self._request_id())
+        traceparent, tracestate = current_trace()
+        request = parse_begin(body, request_id=self._request_id(), traceparent=traceparent, tracestate=tracestate)
         self._check_served(request)
         request = requests.sealed(self._services.codec, request)
         self._orchestrator.request(request)

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from functools import partial
 from typing import Final
 
@@ -28,6 +29,7 @@ from sagastream.testing.faults import Fault, Faults, Kind
 from sagastream.testing.orchestrator import InProcessOrchestrator
 from sagastream.testing.records import Records, answer, recall
 from sagastream.testing.story import Story
+from sagastream.tracing.context import within_saga
 
 #: The faults after which nobody answers.
 _NOT_ANSWERED: Final = (Kind.LOST, Kind.ANSWER_LOST, Kind.CRASHES, Kind.CRASHES_AFTER_EFFECT)
@@ -270,11 +272,13 @@ class InProcessServices:
             raise ScenarioError(f"service {command.service} cannot open {command.type}: {error}") from None
         self.called.append(command)
         context = context_of(command, lambda: self._clock.now_ms / 1000, key)
-        if registration.is_async:
-            loop = self._event_loop(command)
-            reply = loop.run(call_async(registration.handler, command, context, registration.model))
-        else:
-            reply = call(registration.handler, command, context, registration.model)
+        with within_saga(command):
+            if registration.is_async:
+                loop = self._event_loop(command)
+                calling = call_async(registration.handler, command, context, registration.model)
+                reply = loop.run(calling, context=copy_context())
+            else:
+                reply = call(registration.handler, command, context, registration.model)
         if fault is not None and fault.kind is Kind.RAISES_AFTER_EFFECT:
             raise fault.raised.with_traceback(None)
         return sealed_reply(codec, command, reply)

@@ -1,8 +1,11 @@
-"""Within which trace a saga is begun."""
+"""Within which trace a saga is begun, and a handler runs."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
+from sagastream.core.messages import Command
 from sagastream.core.trace_context import read_state
 from sagastream.telemetry import command_in_hand
 
@@ -26,6 +29,23 @@ def current_trace() -> tuple[str | None, str | None]:
             return traceparent, _state(context.trace_state)
     command = command_in_hand()
     return (None, None) if command is None else (command.traceparent, command.tracestate)
+
+
+@contextmanager
+def within_saga(command: Command) -> Iterator[None]:
+    """In the `with` block, the span of the saga is the active one, and none is if the saga belongs to no trace."""
+    if _API not in sys.modules:
+        yield
+        return
+    from opentelemetry import context
+
+    from sagastream.tracing.saga_spans import under
+
+    token = context.attach(under(command.traceparent, command.tracestate))
+    try:
+        yield
+    finally:
+        context.detach(token)
 
 
 def _state(state: Any) -> str | None:
