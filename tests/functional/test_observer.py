@@ -57,7 +57,9 @@ def outcomes(notes: Notes) -> list[tuple[str, int, Outcome]]:
 def test_each_command_is_told_of_from_its_delivery_to_its_answer(scene: Scene, notes: Notes) -> None:
     scene.begin("s1", do(1), do(2))
     assert scene.play("s1").status is SagaStatus.COMPLETED
-    of_the_service = [point for point in notes.points if point not in ("turn_committed", "saga_moved", "saga_ended")]
+    of_the_worker = ("trace_for", "turn_committed", "saga_moved", "saga_ended")
+    assert notes.points[0] == "trace_for"
+    of_the_service = [point for point in notes.points if point not in of_the_worker]
     assert of_the_service == ["command_delivered", "handler_started", "handler_finished", "answer_sent"] * 2
     assert [told["again"] for told in notes.of("command_delivered")] == [False, False]
     assert [told["command"].step for told in notes.of("handler_started")] == [1, 2]

@@ -13,6 +13,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from opentelemetry.trace import SpanKind, StatusCode
 
 from sagastream import Reject, Service
@@ -23,10 +24,11 @@ from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.trace_context import span_id_of
 from sagastream.service.runner import ServiceRunner
 from sagastream.tracing.observer import Tracing
+from sagastream.tracing.sampling import SomeTraces
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
-from support.stores import KEYS, ONLY
+from support.stores import KEYS
 from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
@@ -47,9 +49,9 @@ CALLER: Final = trace.NonRecordingSpan(
 class Traced:
     """A worker and a service that write spans into memory."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, sampler: Sampler | None = None) -> None:
         self._exporter = InMemorySpanExporter()
-        self.provider = TracerProvider(shutdown_on_exit=False)
+        self.provider = TracerProvider(sampler, shutdown_on_exit=False)
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.tracer = self.provider.get_tracer("test")
         self.tracing = Tracing(self.provider)
@@ -76,8 +78,8 @@ class Traced:
 
 
 @pytest.fixture
-def traced(server: Server) -> Iterator[Traced]:
-    traced = Traced(server)
+def traced(server: Server, request: pytest.FixtureRequest) -> Iterator[Traced]:
+    traced = Traced(server, getattr(request, "param", None))
     yield traced
     traced.scene.client.close()
     traced.provider.shutdown()
@@ -208,13 +210,33 @@ def test_a_long_or_hostile_error_is_told_shortly_and_harmlessly(traced: Traced) 
         assert text.endswith("…")
 
 
-def test_a_saga_that_belongs_to_no_trace_has_spans_of_handlers_only(traced: Traced) -> None:
+def test_a_saga_that_is_begun_within_no_trace_gets_one_of_its_own(traced: Traced) -> None:
     traced.scene.client.begin("s1", [do(1)])
-    assert traced.scene.play("s1").traceparent is None
-    [handler] = traced.spans
-    assert handler.parent is None
-    entries: Any = traced.scene.redis.xrange(ONLY.replies("work"))
-    assert not [fields for _, fields in entries if b"traceparent" in fields]
+    state = traced.scene.play("s1")
+    saga, handler = traced.one("saga"), traced.one("process Do")
+    assert saga.parent is None
+    assert parent(handler) == ids(saga)
+    assert state.trace_id == f"{ids(saga)[0]:032x}"
+    assert (saga.start_time, saga.end_time) == (state.begun_ms * 10**6, state.updated_ms * 10**6)
+
+
+#: The worker is asked to begin no trace, and to record what fails.
+NOTHING_USUAL: Final = SomeTraces(clock=lambda: 0.0)
+
+
+@pytest.mark.parametrize("traced", [ALWAYS_OFF, NOTHING_USUAL], indirect=True, ids=["off", "failed"])
+def test_a_saga_that_gets_no_trace_may_be_seen_if_it_fails(traced: Traced, request: pytest.FixtureRequest) -> None:
+    while NOTHING_USUAL.should_sample().decision.is_sampled():  # type: ignore[no-untyped-call]
+        pass
+    traced.scene.client.begin("s1", [do(1), do("fail")])
+    state = traced.scene.play("s1")
+    assert state.status is SagaStatus.ABORTED
+    assert state.traceparent is None
+    if "failed" in request.node.name:
+        [saga] = traced.spans
+        assert (saga.name, saga.parent, saga.status.description) == ("saga", None, "Step 2 failed: as asked")
+    else:
+        assert traced.spans == []
 
 
 def test_a_saga_that_a_handler_begins_hangs_under_its_step(traced: Traced) -> None:

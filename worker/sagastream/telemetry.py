@@ -17,6 +17,7 @@ from sagastream.console import printable, summary
 
 if TYPE_CHECKING:  # the command line imports this module before it knows whether it needs those
     from sagastream.core.commands import Command, Reply
+    from sagastream.core.messages import Begin
     from sagastream.core.saga import SagaState
 
 #: The fields of a log record that say to which call of a handler it belongs.
@@ -46,7 +47,8 @@ class Observer:
     nothing.
 
     - Arguments are passed by keyword. Later releases may add some, so end your methods with `**_: object`.
-    - A method is called after the thing has happened: what was committed or sent is in the store by then.
+    - A method is called after the thing has happened: what was committed or sent is in the store by then. Only
+      `trace_for` is called before.
     - It is called in the thread where the thing happens; in a service several threads may call it at once.
       `handler_started` and `handler_finished` are called in the handler's thread or asyncio task, so the handler sees
       context variables that they set.
@@ -111,6 +113,11 @@ class Observer:
 
     # --- a worker
 
+    def trace_for(self, *, request: "Begin") -> str | None:
+        """A saga is about to begin, and its request names no trace. Returns the trace within which it is to begin, as
+        W3C Trace Context writes a `traceparent`; None: within none. If several observers name one, that of the first
+        counts. This is the only method that returns something, and that is called before the thing has happened."""
+
     def turn_committed(
         self, *, sagas: int, messages: int, commands: int, duration_s: float, moves: "Sequence[Move]"
     ) -> None:
@@ -163,14 +170,19 @@ class Observers(Observer):
             watching = tuple(one for one in self._watching if _overrides(one, point))
             setattr(self, point, partial(self._tell, watching, point) if watching else _nothing)
 
-    def _tell(self, watching: "tuple[Observer, ...]", point: str, /, **arguments: object) -> None:
+    def _tell(self, watching: "tuple[Observer, ...]", point: str, /, **arguments: object) -> Any:
+        """Returns the first answer that one of them has. Observers answer only `trace_for`."""
+        answer = None
         for observer in watching:
             try:
-                getattr(observer, point)(**arguments)
+                answered = getattr(observer, point)(**arguments)
             except BaseException as error:
                 if not _is_failure(error):
                     raise
                 self._leave_out(observer, point, error)
+            else:
+                answer = answered if answer is None else answer
+        return answer
 
     def _leave_out(self, observer: Observer, point: str, error: BaseException) -> None:
         with self._lock:

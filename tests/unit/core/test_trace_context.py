@@ -111,6 +111,18 @@ def test_the_span_of_a_saga_follows_from_its_id_and_its_begin_and_is_never_zero(
     assert all(trace_context.read(f"00-{'1' * 32}-{one}-00".encode()) for one in ids)
 
 
+def test_a_saga_may_have_a_trace_of_its_own_that_is_told_apart_from_any_other() -> None:
+    for trace_id in ("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 31 + "1", "0" * 16 + "1" * 16):
+        own = trace_context.of_its_own(trace_id)
+        assert trace_context.read(own.encode()) == own
+        assert trace_context.is_its_own(own)
+        assert trace_context.is_sampled(own)
+        assert trace_context.trace_id(own) == trace_id
+    assert not trace_context.is_its_own(TRACEPARENT)
+    # Some systems name a trace by its first span.
+    assert not trace_context.is_its_own(f"00-{'0' * 16}{'1' * 16}-{'1' * 16}-01")
+
+
 def test_a_saga_that_is_not_sampled_stays_so() -> None:
     assert [trace_context.is_sampled(TRACEPARENT[:-2] + flags) for flags in ("00", "01", "02", "03")] == [
         False,

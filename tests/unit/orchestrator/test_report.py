@@ -1,12 +1,15 @@
-"""What a commit tells the log and an observer."""
+"""What a commit tells the log and an observer, and which traces an observer has."""
 
 import logging
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
 from sagastream.core.commands import Command
+from sagastream.core.decision import Event
+from sagastream.core.messages import Begin, Due
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step
@@ -15,8 +18,10 @@ from sagastream.core.transitions import Decision
 from sagastream.errors import CorruptSaga
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.report import TurnReport
+from sagastream.telemetry import Observer, Observers
 from support.observers import Notes
 from support.stores import ONLY
+from support.values import TRACEPARENT
 
 Told = list[tuple[str, dict[str, Any]]]
 
@@ -83,6 +88,48 @@ def test_a_saga_that_moves_is_told_of_as_it_stands_in_the_store() -> None:
 def test_a_saga_begins_without_one_before() -> None:
     (_, (point, arguments)) = told(a_change(None, a_saga()))
     assert (point, arguments["before"]) == ("saga_moved", None)
+
+
+class Tracer(Observer):
+    """Has this trace for each saga."""
+
+    def __init__(self, trace: Any) -> None:
+        self.trace = trace
+        self.asked: list[Begin] = []
+
+    def trace_for(self, *, request: Begin) -> Any:
+        self.asked.append(request)
+        return self.trace
+
+
+def traces(observer: Observer | None, *events: Event, there: SagaState | None = None) -> list[str | None]:
+    """Within which trace each of these sagas is begun."""
+    given = TurnReport("worker 1", observer).with_traces([(None, event) for event in events], {"s1": there})
+    assert [replace(found, traceparent=None) for _, found in given if isinstance(found, Begin)] == [
+        replace(event, traceparent=None) for event in events if isinstance(event, Begin)
+    ]
+    return [found.traceparent for _, found in given if isinstance(found, Begin)]
+
+
+def test_a_saga_that_begins_within_no_trace_gets_the_one_that_the_observer_has() -> None:
+    begin = Begin(saga_id="s1", steps=())
+    tracer = Tracer(TRACEPARENT)
+    assert traces(tracer, begin, Due(saga_id="s1")) == [TRACEPARENT]
+    assert tracer.asked == [begin]
+    assert traces(tracer, replace(begin, traceparent=TRACEPARENT.replace("b", "a"))) == [TRACEPARENT.replace("b", "a")]
+    assert traces(tracer, begin, there=a_saga()) == [None]  # it has begun
+    assert tracer.asked == [begin]
+    assert traces(None, begin) == traces(Observer(), begin) == [None]
+
+
+@pytest.mark.parametrize("wrong", ["", "00", "\ud800", 7, b"00", TRACEPARENT.upper()])
+def test_what_an_observer_says_is_no_trace_if_it_is_not_written_as_one(wrong: Any) -> None:
+    assert traces(Tracer(wrong), Begin(saga_id="s1", steps=())) == [None]
+
+
+def test_the_first_observer_that_has_a_trace_counts() -> None:
+    several = Observers(Tracer(None), Tracer(TRACEPARENT), Tracer("later"), Notes())
+    assert traces(several, Begin(saga_id="s1", steps=())) == [TRACEPARENT]
 
 
 @pytest.mark.parametrize("status", [SagaStatus.COMPLETED, SagaStatus.ABORTED])

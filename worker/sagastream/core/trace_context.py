@@ -3,6 +3,9 @@
 
 A saga that is begun within a trace has a span of its own there. Nobody has to draw the id of that span: it follows from
 the saga. So each worker names the same one to the services, and the one that ends the saga writes it.
+
+A saga that is begun within no trace may get a trace of its own from the worker that begins it. The span of the saga is
+the first one there, so it has no parent.
 """
 
 import re
@@ -17,6 +20,7 @@ _TRACEPARENT: Final = re.compile(
 )
 _TRACE_ID: Final = slice(3, 35)
 _FLAGS: Final = slice(53, 55)
+_HALF: Final = 16
 #: One member of a tracestate.
 _MEMBER: Final = re.compile(r"[a-z0-9][a-z0-9_*/@-]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
 _MOST_MEMBERS: Final = 32
@@ -71,6 +75,19 @@ def read_state(value: bytes | None) -> str | None:
 def is_sampled(traceparent: str) -> bool:
     """Whether whoever has begun the trace records it."""
     return traceparent[-1] in "13579bdf"
+
+
+def of_its_own(trace_id: str) -> str:
+    """The traceparent of a saga that has a trace of its own. It is sampled, or nobody would have begun it."""
+    # Where the parent would stand, the first half of the id of the trace stands, or a 1 for the zeros of a short id.
+    # Not the second half: some systems name a trace by its first span.
+    half = trace_id[:_HALF]
+    return f"00-{trace_id}-{half if half.strip('0') else f'{1:016x}'}-01"
+
+
+def is_its_own(traceparent: str) -> bool:
+    """Whether this names a trace that was begun for the saga, so that its span has no parent."""
+    return traceparent == of_its_own(trace_id(traceparent))
 
 
 def trace_id(traceparent: str) -> str:

@@ -4,7 +4,13 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from sagastream.core.saga import SagaState
+from msgspec.structs import replace
+
+from sagastream.broker.entries import Entry
+from sagastream.core import trace_context
+from sagastream.core.decision import Event
+from sagastream.core.messages import Begin
+from sagastream.core.saga import Found, SagaState
 from sagastream.orchestrator.change import Change
 from sagastream.store.keys import StoreKeys
 from sagastream.telemetry import Log, Move, Observer, Observers, guarded
@@ -21,6 +27,16 @@ class TurnReport:
         self._log = Log("worker", who)
         self._observer = guarded(observer)
         self._repeat_at: dict[str, float] = {}  # when to report each of them again, by time.monotonic
+
+    def with_traces(
+        self, inputs: list[tuple[Entry | None, Event]], states: Mapping[str, Found]
+    ) -> list[tuple[Entry | None, Event]]:
+        """These inputs. If a saga is to begin and its request names no trace, the request gets the one that the
+        observer has for it."""
+        observer = self._observer
+        if observer is None or not observer.watches("trace_for"):
+            return inputs
+        return [(entry, _with_trace(observer, event, states)) for entry, event in inputs]
 
     def committed(
         self,
@@ -117,6 +133,15 @@ class TurnReport:
         if self._observer is not None:
             for _, entry, reason in found:
                 self._observer.entry_quarantined(stream=entry.stream, entry_id=entry.id.decode(), reason=reason)
+
+
+def _with_trace(observer: Observer, event: Event, states: Mapping[str, Found]) -> Event:
+    if not isinstance(event, Begin) or event.traceparent is not None or states.get(event.saga_id) is not None:
+        return event
+    named: object = observer.trace_for(request=event)
+    if not isinstance(named, str):
+        return event
+    return replace(event, traceparent=trace_context.read(named.encode(errors="replace")))
 
 
 def _about(change: Change) -> dict[str, object]:

@@ -331,7 +331,7 @@ class Orchestrator:
         """The inputs that are to be decided on now."""
         kinds = {type(event) for _, event in inputs}
         if Begin in kinds:
-            inputs = self._services.admit(inputs)
+            inputs = self._report.with_traces(self._services.admit(inputs), states)
         if Due in kinds:
             inputs = self._overdue.signals_first(inputs, states, self._read_streams, now_ms)
         return self._order.begins_first(inputs, states, self._read_streams, now_ms) if kinds & _TO_SAGA else inputs

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from sagastream.core.messages import Command
+from sagastream.core.commands import Command
 from sagastream.core.trace_context import read_state
 from sagastream.telemetry import command_in_hand
 

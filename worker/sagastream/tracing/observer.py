@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sagastream.console import brief, describe, printable
 from sagastream.core.commands import Command
-from sagastream.core.saga import SagaState
+from sagastream.core.messages import Begin
+from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.trace_context import is_sampled
 from sagastream.errors import PackageMissing
 from sagastream.telemetry import Observer, Outcome
@@ -22,8 +23,10 @@ _FLUSH_MS: Final = 5_000
 
 
 class Tracing(Observer):
-    """Gives OpenTelemetry a span for each call of a handler and, when a saga that belongs to a trace has ended, one for
-    the saga. Give it as `observer` to an Orchestrator or a ServiceRunner, or set it on a SagaWorker.
+    """Gives OpenTelemetry a span for each saga, when it has ended, and for each call of a handler; only if the trace
+    that the saga belongs to is sampled. A saga that is begun within no trace gets one of its own, if the sampler of
+    the worker's provider says so. Give it as `observer` to an Orchestrator or a ServiceRunner, or set it on a
+    SagaWorker.
 
     It does nothing until the program has set a TracerProvider. Spans hold names and numbers: no params, no results, and
     of what went wrong what a handler has raised or, shortened, rejected, and why a saga was undone.
@@ -46,15 +49,21 @@ class Tracing(Observer):
         self._given = provider
         self._pid = os.getpid()
         self._known: Tracer | None = None
-        #: The span of the handler that runs in this thread or task, and what ends its context.
-        self._running: ContextVar[tuple[Span, Any] | None] = ContextVar("sagastream_span", default=None)
+        #: The span of the handler that runs in this thread or task, if there is one, and what ends its context.
+        self._running: ContextVar[tuple[Span | None, Any] | None] = ContextVar("sagastream_span", default=None)
 
     # --- what is observed
 
     def handler_started(self, *, command: Command, call: int, **_: object) -> None:
-        if (tracer := self._tracer) is None:
+        traceparent = command.traceparent
+        if traceparent is None or (tracer := self._tracer) is None:
             return
-        parent = self._spans.under(command.traceparent, command.tracestate)
+        if not is_sampled(traceparent):
+            # Nothing is made but what the handler's own spans need, so that they are not recorded either.
+            unrecorded = self._spans.unrecorded(traceparent, command.tracestate)
+            self._running.set((None, self._context.attach(unrecorded)))
+            return
+        parent = self._spans.under(traceparent, command.tracestate)
         span = tracer.start_span(
             f"process {command.type}",
             context=parent,
@@ -71,6 +80,8 @@ class Tracing(Observer):
         self._running.set(None)
         span, token = running
         self._context.detach(token)
+        if span is None:
+            return
         if span.is_recording():
             span.set_attribute("sagastream.outcome", outcome.value)
             if rejection is not None:
@@ -84,9 +95,18 @@ class Tracing(Observer):
     def answer_sent(self, **_: object) -> None:
         self._flush_if_forked()
 
+    def trace_for(self, *, request: Begin, **_: object) -> str | None:
+        if (tracer := self._tracer) is None:
+            return None
+        traceparent: str | None = self._spans.begun(tracer, request.saga_id, request.definition)
+        return traceparent
+
     def saga_ended(self, *, saga: SagaState, **_: object) -> None:
-        if (begun_in := saga.traceparent) is not None and is_sampled(begun_in) and (tracer := self._tracer) is not None:
-            self._spans.write(tracer, saga, begun_in)
+        if (begun_in := saga.traceparent) is not None:
+            if is_sampled(begun_in) and (tracer := self._tracer) is not None:
+                self._spans.write(tracer, saga, begun_in)
+        elif saga.status is SagaStatus.ABORTED and (tracer := self._tracer) is not None:
+            self._spans.write_failed(tracer, saga)
 
     def process_stopped(self, **_: object) -> None:
         self._flush()

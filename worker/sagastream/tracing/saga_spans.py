@@ -8,8 +8,9 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 from opentelemetry.trace import set_span_in_context as containing
 
 from sagastream.console import brief, printable
+from sagastream.core.messages import DefinedBy
 from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.trace_context import span_id_of
+from sagastream.core.trace_context import is_its_own, of_its_own, span_id_of
 
 try:
     from opentelemetry.sdk import trace as sdk
@@ -22,6 +23,12 @@ else:
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
+#: The context of a span that has no parent.
+_NO_PARENT: Final = Context()
+
+
+# --- spans of others
+
 
 def parent_of(traceparent: str, tracestate: str | None) -> SpanContext:
     """The span that a traceparent names."""
@@ -33,8 +40,41 @@ def parent_of(traceparent: str, tracestate: str | None) -> SpanContext:
 def under(traceparent: str | None, tracestate: str | None) -> Context:
     """The context of a span whose parent this is; None: it has no parent."""
     if traceparent is None:
-        return Context()
-    return containing(NonRecordingSpan(parent_of(traceparent, tracestate)), Context())
+        return _NO_PARENT
+    return containing(NonRecordingSpan(parent_of(traceparent, tracestate)), _NO_PARENT)
+
+
+class _Unread(NonRecordingSpan):
+    """The span that a traceparent names, read only if somebody asks: few handlers look at a span that is not
+    recorded."""
+
+    def __init__(self, traceparent: str, tracestate: str | None) -> None:
+        self._named = traceparent, tracestate
+
+    def get_span_context(self) -> SpanContext:
+        return parent_of(*self._named)
+
+
+def unrecorded(traceparent: str, tracestate: str | None) -> Context:
+    """As `under`, of a trace that is not sampled."""
+    return containing(_Unread(traceparent, tracestate), _NO_PARENT)
+
+
+# --- the span of a saga
+
+
+def begun(tracer: "Tracer", saga_id: str, definition: DefinedBy | None) -> str | None:
+    """The traceparent of a trace for a saga that belongs to none; None: the sampler says that it is not to have one."""
+    return _begun(tracer, _name(definition), _attributes_at_begin(saga_id, definition))
+
+
+def _begun(tracer: Any, name: str, attributes: Mapping[str, Any]) -> str | None:
+    # The tracers of others than the SDK ask their samplers only about spans that begin now.
+    if _SCOPE is None or not isinstance(tracer, sdk.Tracer):
+        return None
+    trace_id = tracer.id_generator.generate_trace_id()
+    sampled: Any = tracer.sampler.should_sample(_NO_PARENT, trace_id, name, SpanKind.INTERNAL, attributes)
+    return of_its_own(f"{trace_id:032x}") if sampled.decision.is_sampled() else None
 
 
 def write(tracer: "Tracer", saga: SagaState, traceparent: str) -> None:
@@ -43,17 +83,24 @@ def write(tracer: "Tracer", saga: SagaState, traceparent: str) -> None:
     Only the SDK of OpenTelemetry can write a span under an id that is not drawn. If the tracer is another's, the spans
     of handlers are in the same trace as this one, and not under it.
     """
-    name = "saga" if saga.definition is None else f"saga {saga.definition.name}"
     if _SCOPE is not None and isinstance(tracer, sdk.Tracer):
-        _write_with_id(tracer, name, saga, traceparent)
+        _write_with_id(tracer, saga, traceparent)
     else:
-        _write_anywhere(tracer, name, saga, traceparent)
+        _write_anywhere(tracer, saga, traceparent)
 
 
-def _write_with_id(tracer: Any, name: str, saga: SagaState, traceparent: str) -> None:
+def write_failed(tracer: "Tracer", saga: SagaState) -> None:
+    """Write the span of a saga that belongs to no trace and has failed, in a trace of its own; not if the sampler says
+    no."""
+    traceparent = _begun(tracer, _name(saga.definition), _attributes(saga))
+    if traceparent is not None:
+        write(tracer, saga, traceparent)
+
+
+def _write_with_id(tracer: Any, saga: SagaState, traceparent: str) -> None:
     """Without `start_span`: that draws the id, and costs twice as much for a span that is begun only to be ended."""
-    parent = parent_of(traceparent, saga.tracestate)
-    within = containing(NonRecordingSpan(parent), Context())
+    name, parent = _name(saga.definition), parent_of(traceparent, saga.tracestate)
+    within = containing(NonRecordingSpan(parent), _NO_PARENT)
     sampled = tracer.sampler.should_sample(within, parent.trace_id, name, SpanKind.INTERNAL, _attributes(saga))
     if not sampled.decision.is_sampled():
         return
@@ -69,7 +116,7 @@ def _write_with_id(tracer: Any, name: str, saga: SagaState, traceparent: str) ->
     span = sdk.ReadableSpan(
         name=name,
         context=SpanContext(parent.trace_id, own_id, False, parent.trace_flags, sampled.trace_state),  # noqa: FBT003
-        parent=parent,
+        parent=None if is_its_own(traceparent) else parent,
         resource=tracer.resource,
         attributes=sampled.attributes,
         events=events,
@@ -82,13 +129,16 @@ def _write_with_id(tracer: Any, name: str, saga: SagaState, traceparent: str) ->
     tracer.span_processor.on_end(span)
 
 
-def _write_anywhere(tracer: "Tracer", name: str, saga: SagaState, traceparent: str) -> None:
+def _write_anywhere(tracer: "Tracer", saga: SagaState, traceparent: str) -> None:
+    within = _NO_PARENT if is_its_own(traceparent) else under(traceparent, saga.tracestate)
     began_ns = _nanoseconds(saga.begun_ms)
-    span = tracer.start_span(
-        name, context=under(traceparent, saga.tracestate), attributes=_attributes(saga), start_time=began_ns
-    )
+    span = tracer.start_span(_name(saga.definition), within, attributes=_attributes(saga), start_time=began_ns)
     span.set_status(_status(saga))
     span.end(_nanoseconds(max(saga.updated_ms, saga.begun_ms)))
+
+
+def _name(definition: DefinedBy | None) -> str:
+    return "saga" if definition is None else f"saga {definition.name}"
 
 
 def _status(saga: SagaState) -> Status:
@@ -109,15 +159,19 @@ def _without_words(saga: SagaState, reason: str) -> str:
 _UNSET: Final = Status(StatusCode.UNSET)
 
 
+def _attributes_at_begin(saga_id: str, definition: DefinedBy | None) -> dict[str, Any]:
+    """What is known of a saga when it begins."""
+    attributes: dict[str, Any] = {"sagastream.saga_id": saga_id}
+    if definition is not None:
+        attributes["sagastream.definition"] = definition.name
+        attributes["sagastream.definition.version"] = definition.version
+    return attributes
+
+
 def _attributes(saga: SagaState) -> Mapping[str, Any]:
-    attributes: dict[str, Any] = {
-        "sagastream.saga_id": saga.saga_id,
-        "sagastream.status": saga.status.value,
-        "sagastream.steps": len(saga.steps),
-    }
-    if saga.definition is not None:
-        attributes["sagastream.definition"] = saga.definition.name
-        attributes["sagastream.definition.version"] = saga.definition.version
+    attributes = _attributes_at_begin(saga.saga_id, saga.definition)
+    attributes["sagastream.status"] = saga.status.value
+    attributes["sagastream.steps"] = len(saga.steps)
     if saga.failed_step is not None:
         attributes["sagastream.failed_step"] = saga.failed_step
     if saga.status is SagaStatus.ABORTED:

@@ -24,6 +24,8 @@ _WHERE: Final = (
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 )
+#: The variable of OpenTelemetry that says which traces are recorded.
+_SAMPLER: Final = "OTEL_TRACES_SAMPLER"
 _EXPORTERS: Final = "opentelemetry_traces_exporter"
 #: What OTEL_TRACES_EXPORTER=otlp may mean, in order: the packages that people install register these names.
 _OTLP: Final = ("otlp_proto_http", "otlp_proto_grpc", "otlp")
@@ -67,7 +69,12 @@ def _provider(name: str, environment: Mapping[str, str]) -> "TracerProvider":
     is_named = environment.get("OTEL_SERVICE_NAME") or "service.name=" in environment.get(
         "OTEL_RESOURCE_ATTRIBUTES", ""
     )
-    provider = TracerProvider(resource=Resource.create({} if is_named else {"service.name": name}))
+    from sagastream.tracing import sampling
+
+    provider = TracerProvider(
+        sampler=None if environment.get(_SAMPLER) else sampling.default(),  # None: the SDK reads the variable
+        resource=Resource.create({} if is_named else {"service.name": name}),
+    )
     asked = (environment.get("OTEL_TRACES_EXPORTER") or "otlp").split(",")
     for exporter in dict.fromkeys(one.strip() for one in asked):
         if exporter != "none":
