@@ -1,4 +1,7 @@
-"""The spans of sagas: each is written when its saga has ended, with the times of the saga."""
+"""The spans of sagas: each is written when its saga has ended, with the times of the saga.
+
+What was decided about the saga are events of its span, and not spans: a decision takes no time that anybody waits for.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -7,13 +10,15 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.trace import set_span_in_context as containing
 
-from sagastream.console import brief, printable
+from sagastream.console import brief
 from sagastream.core.messages import DefinedBy
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.trace_context import is_its_own, of_its_own, span_id_of
+from sagastream.tracing.saga_events import events, without_words
 
 try:
     from opentelemetry.sdk import trace as sdk
+    from opentelemetry.sdk.util import BoundedList
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 except ImportError:  # it is the program that brings an SDK along
     _SCOPE = None
@@ -23,6 +28,8 @@ else:
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
+#: A span has the last so many events of its saga; the SDK allows as many, and tells how many are missing.
+MOST_EVENTS: Final = 128
 #: The context of a span that has no parent.
 _NO_PARENT: Final = Context()
 
@@ -105,21 +112,14 @@ def _write_with_id(tracer: Any, saga: SagaState, traceparent: str) -> None:
     if not sampled.decision.is_sampled():
         return
     own_id = int(span_id_of(saga.saga_id, saga.begun_ms), 16)
-    events = [
-        sdk.Event(
-            name=printable(done.verb),
-            attributes={} if done.step is None else {"sagastream.step": done.step},
-            timestamp=_nanoseconds(done.at_ms),
-        )
-        for done in saga.interventions
-    ]
+    decided = [sdk.Event(name, attributes, _nanoseconds(at_ms)) for name, at_ms, attributes in events(saga)]
     span = sdk.ReadableSpan(
         name=name,
         context=SpanContext(parent.trace_id, own_id, False, parent.trace_flags, sampled.trace_state),  # noqa: FBT003
         parent=None if is_its_own(traceparent) else parent,
         resource=tracer.resource,
         attributes=sampled.attributes,
-        events=events,
+        events=decided if len(decided) <= MOST_EVENTS else BoundedList.from_seq(MOST_EVENTS, decided),
         kind=SpanKind.INTERNAL,
         status=_status(saga),
         start_time=_nanoseconds(saga.begun_ms),
@@ -133,6 +133,8 @@ def _write_anywhere(tracer: "Tracer", saga: SagaState, traceparent: str) -> None
     within = _NO_PARENT if is_its_own(traceparent) else under(traceparent, saga.tracestate)
     began_ns = _nanoseconds(saga.begun_ms)
     span = tracer.start_span(_name(saga.definition), within, attributes=_attributes(saga), start_time=began_ns)
+    for told, at_ms, attributes in events(saga)[-MOST_EVENTS:]:
+        span.add_event(told, attributes, _nanoseconds(at_ms))
     span.set_status(_status(saga))
     span.end(_nanoseconds(max(saga.updated_ms, saga.begun_ms)))
 
@@ -144,16 +146,7 @@ def _name(definition: DefinedBy | None) -> str:
 def _status(saga: SagaState) -> Status:
     if saga.status is not SagaStatus.ABORTED:
         return _UNSET
-    return Status(StatusCode.ERROR, None if saga.reason is None else brief(_without_words(saga, saga.reason)))
-
-
-def _without_words(saga: SagaState, reason: str) -> str:
-    """Why a saga was undone, without what people said of that: their words are erased with the saga, and spans are
-    not."""
-    for done in saga.interventions:
-        if done.reason:
-            reason = reason.replace(f": {done.reason}", "")
-    return reason
+    return Status(StatusCode.ERROR, None if saga.reason is None else brief(without_words(saga, saga.reason)))
 
 
 _UNSET: Final = Status(StatusCode.UNSET)
