@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sagastream_bridge.commands.context import opened
-from sagastream_bridge.commands.given import finite
+from sagastream_bridge.commands.given import content, finite
 from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--undo", metavar="JSON", help="What the compensation is told: context.undo.")
 @click.option(
     "--cases",
-    type=click.File("rb"),
+    type=click.Path(allow_dash=True),
     metavar="FILE",
     help='Several commands: {"NAME": {"params": …, "rejected_params": …}, …}. - is standard input.',
 )
@@ -57,6 +57,8 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
 
     Exit code 1 if a promise is broken, 2 if the service does not do the command that it is tried with.
     """
+    named = options.pop("cases")
+    file = None if named is None else content(named)
     with opened() as broker:
         from sagastream.store import layout
         from sagastream_bridge.conformance import report
@@ -64,7 +66,7 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
         from sagastream_bridge.conformance.examination import Examination
         from sagastream_bridge.conformance.exchange import Exchange, WrongUsage, refuse_beside_a_worker
 
-        cases = _cases(broker, service, timeout, options)
+        cases = _cases(broker, service, timeout, file, options)
         keys = layout.check(broker)
         refuse_beside_a_worker(broker.client, keys)
         exchange = Exchange(broker.client, keys, service, timeout_s=timeout)
@@ -96,8 +98,11 @@ def _confirm(warning: str) -> None:
         raise click.ClickException("nothing was sent")
 
 
-def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, Any]) -> "list[Case]":
-    """With what to try the service; nothing if it publishes nothing and no command is named."""
+def _cases(
+    broker: "Broker", service: str, timeout_s: float, file: bytes | None, options: dict[str, Any]
+) -> "list[Case]":
+    """With what to try the service; nothing if it publishes nothing and no command is named. `file`: a file of cases,
+    if one was given."""
     from sagastream.core.messages import is_service
     from sagastream.errors import MalformedMessage
     from sagastream_bridge.conformance import cases
@@ -105,7 +110,6 @@ def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, 
     if not is_service(service):
         raise click.BadParameter("a name is 1 to 128 characters of A-Z a-z 0-9 . _ -", param_hint="SERVICE")
     found = cases.published_by(broker, service, timeout_s, partial(click.echo, err=True))
-    file = options.pop("cases")
     try:
         if file is None:
             if not found and options["command"] is None:
@@ -113,6 +117,6 @@ def _cases(broker: "Broker", service: str, timeout_s: float, options: dict[str, 
             return [cases.one(published=found, **options)]
         if any(value is not None for value in options.values()):
             raise click.UsageError("--cases says it all: give it alone, or the options for one command")
-        return cases.read(file.read(), found)
+        return cases.read(file, found)
     except MalformedMessage as error:
         raise click.UsageError(safe(str(error))) from None

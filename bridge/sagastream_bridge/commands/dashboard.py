@@ -36,7 +36,7 @@ _REACHED: Final = (
 )
 @click.option(
     "--token-file",
-    type=click.Path(dir_okay=False),
+    type=click.Path(),
     metavar="FILE",
     help=f"Who looks must know the token in this file. {_VARIABLE} may hold it instead.",
 )

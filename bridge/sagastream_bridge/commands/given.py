@@ -1,12 +1,13 @@
 """What a person gives a command: numbers, JSON, files, definitions."""
 
 import math
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sagastream import files
 from sagastream_bridge.commands.context import WrongUsage
 from sagastream_bridge.commands.terminal import safe
 
@@ -21,12 +22,20 @@ def finite(_: click.Context, __: click.Parameter, value: float | None) -> float 
     return value
 
 
+@contextmanager
+def naming(file: str) -> Iterator[None]:
+    """Raises WrongUsage if what a person named cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        called = "standard input" if file == files.STDIN else file
+        raise WrongUsage(safe(f"{called}: {error.strerror or error}")) from None
+
+
 def content(file: str) -> bytes:
     """What stands in a file that a person names; - is standard input. Raises WrongUsage if it cannot be read."""
-    try:
-        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise WrongUsage(safe(f"{file}: {error.strerror or error}")) from None
+    with naming(file):
+        return files.given(file)
 
 
 def json_or_file(text: str, option: str) -> Any:

@@ -3,10 +3,11 @@
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from sagastream import files
 from sagastream_bridge.commands.given import document_at, json_or_file
 from sagastream_bridge.commands.terminal import safe
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from sagastream.client.definition import Definition
     from sagastream.core.attributes import Attributes
     from sagastream.core.messages import Begin
-
-_STDIN: Final = "-"
 
 
 class ToBegin:
@@ -39,7 +38,7 @@ class ToBegin:
         cannot be a saga, and PackageMissing if there is no package that checks its input."""
         from sagastream.core.messages import is_service
 
-        if what == _STDIN and data == f"@{_STDIN}":
+        if what == files.STDIN and data == f"@{files.STDIN}":
             raise click.UsageError("- and --input @- are both standard input: put one of them into a file")
         self._name = what
         self._version = version
@@ -142,7 +141,7 @@ def of_another_version(client: "SagaClient", request: "Begin") -> str | None:
 def is_place(what: str) -> bool:
     """Whether this is meant as a file, or as an object in Python, and not as the name of a definition of the store. No
     such name has a colon."""
-    return what == _STDIN or what.endswith(".json") or ":" in what or Path(what).is_file()
+    return what == files.STDIN or what.endswith(".json") or ":" in what or Path(what).is_file()
 
 
 def _moment(text: str) -> datetime:

@@ -1,14 +1,16 @@
 """The commands that move a store: export it, import it."""
 
 import os
-import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import IO, Final
 
 import click
 
+from sagastream import files
 from sagastream_bridge.commands.context import opened
+from sagastream_bridge.commands.given import naming
 from sagastream_bridge.commands.terminal import counted, safe
 
 
@@ -32,23 +34,31 @@ def export(file: str) -> None:
 
 
 @click.command("import")
-@click.argument("file", type=click.File("rb"), metavar="FILE")
-def import_(file: IO[bytes]) -> None:
+@click.argument("file", type=click.Path(allow_dash=True), metavar="FILE")
+def import_(file: str) -> None:
     """Read FILE (- for standard input) into an empty store, of any server and any number of partitions.
 
     If this fails while it writes, empty the store before you try again. An entry that a process held is marked as
     begun.
     """
     with opened() as broker, tempfile.TemporaryFile(prefix="sagastream-import-") as whole:
-        from sagastream_bridge.transfer.importing import Import
+        from sagastream_bridge.transfer.importing import Import, keep
 
-        shutil.copyfileobj(file, whole)  # it is read twice
-        imported = Import(broker, whole, file.name)
+        called = "standard input" if file == files.STDIN else file
+        with naming(file):
+            keep(_pieces(file), whole, called)  # it is read twice
+        imported = Import(broker, whole, called)
         sagas = imported.run()
         click.echo(safe(f"{counted(sagas, 'saga')} imported into {broker.store}"), err=True)
         if count := imported.set_back:
             text = f"the clock of this server is behind: the waits of {counted(count, 'saga')} begin now"
             click.echo(f"{text}. Set the clock right, if you can", err=True)
+
+
+def _pieces(file: str) -> Iterator[bytes]:
+    if file == files.STDIN:
+        return iter(lambda: sys.stdin.buffer.read(files.PIECE_BYTES), b"")
+    return files.pieces(file)
 
 
 def _opened(file: str) -> IO[bytes]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sagastream import files
 from sagastream.core.definition import parse
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, SagastreamError, ServiceError
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from sagastream.client.definition import Definition
 
 _MODULE_AND_NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
-#: The name of standard input.
-STDIN: Final = "-"
 
 
 class CannotRead(SagastreamError):
@@ -107,11 +106,11 @@ def read(where: str) -> Document:
     if not is_file(where):
         made = _made(where)
         return Document(where, made.parsed.body, made=made)
+    called = "standard input" if where == files.STDIN else where
     try:
-        text = sys.stdin.buffer.read() if where == STDIN else Path(where).read_bytes()
+        text = files.given(where)
     except OSError as error:
-        raise NothingThere(f"{where}: {error.strerror or error}") from None
-    called = "standard input" if where == STDIN else where
+        raise NothingThere(f"{called}: {error.strerror or error}") from None
     if where.endswith(".py"):
         raise CannotRead(f"{where} is Python: name the definition in it, as in {dotted(where)}:NAME")
     return Document(called, _object(called, text), text)
@@ -119,7 +118,7 @@ def read(where: str) -> Document:
 
 def is_file(where: str) -> bool:
     """Whether this names a file or standard input, and not an object as MODULE:NAME."""
-    return where == STDIN or not _MODULE_AND_NAME.fullmatch(where) or Path(where).exists()
+    return where == files.STDIN or not _MODULE_AND_NAME.fullmatch(where) or Path(where).exists()
 
 
 def loaded(where: str) -> Any:

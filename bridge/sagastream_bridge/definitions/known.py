@@ -3,9 +3,9 @@ file, or the services themselves."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sagastream import files
 from sagastream.broker.exchange import run
 from sagastream.core.definition import SagaDefinition
 from sagastream.core.messages import is_id, is_service
@@ -113,7 +113,7 @@ def _of_service(place: str) -> tuple[str, Offered]:
 
 def _in_file(place: str) -> Iterator[tuple[str, Offered]]:
     try:
-        value = decode(Path(place).read_bytes())
+        value = decode(files.given(place))
     except MalformedMessage as error:
         raise CannotRead(f"{place}: {error}") from None
     if not isinstance(value, dict) or not all(is_service(name) for name in value):

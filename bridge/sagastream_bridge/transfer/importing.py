@@ -28,6 +28,25 @@ from sagastream_bridge.transfer.lines import Fields, read, saga_id_of
 
 #: How many lines are written at once.
 _PAGE: Final = 200
+#: The first line is not longer, in bytes.
+_FIRST_LINE_BYTES: Final = 1 << 16
+
+
+def keep(pieces: Iterable[bytes], file: IO[bytes], name: str) -> None:
+    """Keep an exported store in a file that can be read twice. Raises TransferError as soon as it is clear that it is
+    something else, which may have no end. `name`: what it is called in errors."""
+    head: bytes | None = b""
+    for piece in pieces:
+        file.write(piece)
+        if head is None:
+            continue
+        line, is_whole, _ = (head := head + piece).partition(b"\n")
+        if is_whole or len(head) > _FIRST_LINE_BYTES:
+            head = None
+            try:
+                read(line, 1)
+            except TransferError as error:
+                raise TransferError(f"{name}: {error}") from None
 
 
 class Import:

@@ -67,7 +67,7 @@ def test_a_file_of_keys_says_what_is_wrong_in_plain_words(tmp_path: Path) -> Non
         (tmp_path / "none", "there is no such file"),
         (tmp_path, "it is a directory"),
         (tmp_path / "a\0b", "it is not a path"),
-        (Path("/dev/null"), "it is not a regular file"),
+        (Path("/dev/null"), "it is a device, not a file"),
         (written(tmp_path, "# nothing"), f"add one: sagastream new-key ID >> {tmp_path / 'keys'}"),
     ):
         with pytest.raises(SettingsError) as error:

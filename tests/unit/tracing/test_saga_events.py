@@ -10,9 +10,10 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from sagastream.core.begin_parsing import parse_begin
+from sagastream.core.commands import Reply
 from sagastream.core.decision import Event, decide
-from sagastream.core.messages import Due, Intervene, Reply, Signal, Verb
-from sagastream.core.parsing import parse_begin
+from sagastream.core.messages import Due, Intervene, Signal, Verb
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.transitions import Moment
 from sagastream.tracing.observer import Tracing
@@ -33,7 +34,7 @@ def played(*happens: Event, steps: Any = STEPS) -> SagaState:
     now_ms = 1_000
     for event in (parse_begin({"saga_id": "s1", "steps": steps}, traceparent=TRACEPARENT), *happens):
         now_ms = state.due_ms if isinstance(event, Due) else now_ms
-        moment = Moment(now_ms=now_ms, published={}, jitter=0.5, journal_bytes=4096)
+        moment = Moment(now_ms=now_ms, published={}, journal_bytes=4096)
         state = decide(state, event, moment).state
         now_ms += 10
     assert isinstance(state, SagaState)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
+from sagastream import files
+
 _SCHEMES: Final = ("redis", "rediss", "unix")
 #: The options of every url; those of rediss:// are about its certificates. By their values: what they must be.
 _OPTIONS: Final[Mapping[str, str]] = {"db": "a number", "username": "", "password": ""}
@@ -69,6 +71,9 @@ def check_files(url: str) -> None:
     options = dict(_options(urlsplit(url)))
     context = ssl.create_default_context()
     try:
+        for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+            if name in options:
+                files.refuse_unusual(options[name])
         if "ssl_ca_certs" in options or "ssl_ca_path" in options:
             context.load_verify_locations(options.get("ssl_ca_certs"), options.get("ssl_ca_path"))
         if (own := options.get("ssl_certfile")) is not None:

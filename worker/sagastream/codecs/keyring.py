@@ -17,6 +17,7 @@ from binascii import Error as NotBase64
 from collections.abc import Mapping
 from typing import Final, Self
 
+from sagastream import files
 from sagastream.core.messages import is_id
 from sagastream.core.sealing import CodecContext
 from sagastream.errors import CannotOpen, PackageMissing, SettingsError
@@ -120,17 +121,7 @@ class Keyring:
 def _text_of(path: str | os.PathLike[str]) -> str:
     """What is in a file of keys. Raises SettingsError."""
     try:
-        with open(path, "rb", opener=_unblocked) as file:
-            told = os.fstat(file.fileno())
-            if not stat.S_ISREG(told.st_mode):
-                raise SettingsError(f"the keys in {path} are not used: it is not a regular file")
-            if told.st_uid not in (0, os.geteuid()):
-                text = f"it belongs to another user (uid {told.st_uid}): chown it to the one who runs this"
-                raise SettingsError(f"the keys in {path} are not used: {text}")
-            if told.st_mode & 0o077:
-                text = f"other users may read it (mode {stat.S_IMODE(told.st_mode):04o}): chmod 600 {path}"
-                raise SettingsError(f"the keys in {path} are not used: {text}")
-            return file.read().decode()
+        return files.content(path, lambda told: _check(told, path)).decode()
     except IsADirectoryError:
         raise SettingsError(f"cannot read the keys in {path}: it is a directory") from None
     except FileNotFoundError:
@@ -142,9 +133,18 @@ def _text_of(path: str | os.PathLike[str]) -> str:
         raise SettingsError(f"cannot read the keys in {path}: {why[0].lower()}{why[1:]}") from None
 
 
-def _unblocked(path: str, flags: int) -> int:
-    """Opens a file, but does not wait for whoever writes into a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
+def _check(told: os.stat_result, path: str | os.PathLike[str]) -> None:
+    """Raises SettingsError if others could have written the keys or could read them, or if they are in no file."""
+    if stat.S_ISDIR(told.st_mode):
+        return  # which is told in other words
+    if not stat.S_ISREG(told.st_mode):
+        raise SettingsError(f"the keys in {path} are not used: it is not a regular file")
+    if told.st_uid not in (0, os.geteuid()):
+        text = f"it belongs to another user (uid {told.st_uid}): chown it to the one who runs this"
+        raise SettingsError(f"the keys in {path} are not used: {text}")
+    if told.st_mode & 0o077:
+        text = f"other users may read it (mode {stat.S_IMODE(told.st_mode):04o}): chmod 600 {path}"
+        raise SettingsError(f"the keys in {path} are not used: {text}")
 
 
 def _keys_in(text: str, path: str | os.PathLike[str]) -> dict[str, bytes]:
