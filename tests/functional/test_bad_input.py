@@ -33,7 +33,7 @@ from sagastream.core.transitions import Moment
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import _CommitArguments
 from sagastream.store import saga_hash
-from sagastream_bridge.inspection import lookup, views
+from sagastream_bridge.inspection import list_views, lookup, saga_views
 from sagastream_stubs import payment
 from support import corpus
 from support.corpus import Bad, written
@@ -646,8 +646,8 @@ def test_a_hash_damaged_in_any_field_in_any_way_stops_nobody(server: Server) -> 
                     damaged += 1
                     continue
                 read += 1
-                list(views.saga(state, now_ms, []))
-                views.row(state, now_ms)
+                list(saga_views.saga(state, now_ms, []))
+                list_views.row(state, now_ms)
                 assert {done.request_id for done in state.interventions} <= {None, "a"}
                 lookup.as_json(lookup.Found(state=state, now_ms=now_ms, notes=[]))
                 for event, moment in itertools.product(events, moments):

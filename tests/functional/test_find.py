@@ -18,7 +18,7 @@ from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.sweeping import filled
 from sagastream.store import finding, sagas
-from sagastream_bridge.inspection import lookup, views
+from sagastream_bridge.inspection import list_views, lookup
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
@@ -136,13 +136,13 @@ def test_a_list_goes_on_until_its_page_is_full_or_says_among_which_it_found_none
 
     monkeypatch.setattr(lookup, "_GOES_ON_S", 0)
     none = lookup.listing(broker, Filter(error="nobody says that"), 50, None)
-    told = views.counted(none, 50)
+    told = list_views.counted(none, 50)
     assert told.startswith(f"none among the 60 that began last; --cursor {none.page.cursor} looks on; ")
     assert "; --status aborted, --status compensating or --status parked is faster; " in told
     again = lookup.listing(broker, none.wanted, 50, none.page.cursor)
-    assert views.counted(again, 50).startswith("none among the next 60; --cursor ")
+    assert list_views.counted(again, 50).startswith("none among the next 60; --cursor ")
     of_one = lookup.listing(broker, Filter(error="nobody", attributes=(("number", "1"),), status="PENDING"), 50, None)
-    told = views.counted(of_one, 50)
+    told = list_views.counted(of_one, 50)
     assert told.startswith("none among the 60 with number=1 that began last; --cursor ")
     assert "faster" not in told
 

@@ -23,7 +23,7 @@ from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import events, heartbeat, keys
 from sagastream.store.quarantine import Quarantine
-from sagastream_bridge.inspection import lookup, views
+from sagastream_bridge.inspection import lookup, saga_views
 from support.newer import FORMAT, newer
 from support.processes import Commands, Talk
 from support.scenes import Scene, do
@@ -309,7 +309,7 @@ def test_who_asks_after_a_begin_was_refused_is_told_why(scene: Releases, server:
 
     found = lookup.saga(scene.broker, "n1")
     [message] = Quarantine(scene.redis, KEYS).newest_first()
-    assert views.absent(found.causes, found.notes) == f"; saga_begin was quarantined as {message.id}: {why}"
+    assert saga_views.absent(found.causes, found.notes) == f"; saga_begin was quarantined as {message.id}: {why}"
     talk = Talk(commands.start("bridge", env={"REDIS_URL": server.url}))
     talk.say("c", {"type": "saga_status", "msg_id": 1, "saga_id": "n1"})
     _, _, told = talk.hear()

@@ -37,7 +37,7 @@ def begin(verb: str, reason: str, actor: str, *, rate: int, yes: bool, now: bool
     with opened(create=False) as broker:
         from sagastream.broker.exchange import run
         from sagastream.store import bulks, layout
-        from sagastream_bridge.inspection import lookup, views
+        from sagastream_bridge.inspection import list_views, lookup
 
         keys = layout.check(broker)
         listing = lookup.listing(broker, bulk.filter, _SAMPLE, None)
@@ -46,7 +46,7 @@ def begin(verb: str, reason: str, actor: str, *, rate: int, yes: bool, now: bool
         if not page.sagas and page.cursor is None:
             click.echo("there is no such saga: nothing is done")
             return
-        for line in views.rows(listing, width()):
+        for line in list_views.rows(listing, width()):
             click.echo(line)
         sagas = f"{page.total} or more sagas" if not page.total_is_exact else counted(page.total, "saga")
         say(f"to {verb}{' now' if now else ''}: {sagas} with {bulks.told(bulk.filter)}")

@@ -11,7 +11,10 @@ from sagastream_bridge.commands.context import opened, redis_cli, user_at_host
 from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sagastream.broker.connection import Broker
+    from sagastream.client.erasing import Erased
 
 #: How long to wait until the embedded server has written its files anew, in seconds.
 _REWRITE_TIMEOUT_S: Final = 60.0
@@ -33,7 +36,6 @@ def erase(saga_ids: tuple[str, ...], reason: str, by: str | None) -> None:
 
     with opened(create=False) as broker:
         from sagastream.client.blocking import SagaClient
-        from sagastream_bridge.inspection import views
 
         try:
             erased = SagaClient(broker).erase_many(saga_ids, reason, actor=user_at_host() if by is None else by)
@@ -41,7 +43,7 @@ def erase(saga_ids: tuple[str, ...], reason: str, by: str | None) -> None:
             raise click.UsageError(safe(in_options(str(error)))) from None
         except redis.exceptions.NoPermissionError as error:
             raise click.ClickException(safe(str(error))) from None
-        for line in views.erased(erased):
+        for line in _told(erased):
             click.echo(line)
         if erased.was_any:
             click.echo(safe(_files(broker)))
@@ -89,3 +91,25 @@ def _rewritten(broker: "Broker") -> bool:
 def _is_rewriting(broker: "Broker") -> bool:
     info: Any = broker.client.info("persistence")
     return bool(info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"])
+
+
+def _told(what: "Erased") -> "Iterator[str]":
+    """What was erased, on one line; then a line for each id of which nothing was erased in its hash."""
+    from sagastream.store.columns import iso
+
+    counts = {
+        "saga": what.hashes,
+        "record": what.records,
+        "unread command": what.commands,
+        "quarantined message": what.quarantined,
+        "event": what.events,
+    }
+    parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
+    yield f"erased: {', '.join(parts) or 'nothing'}"
+    for saga_id, done in what.before.items():
+        by = "" if done.actor is None else f" by {safe(done.actor)}"
+        yield f"{safe(saga_id)} was erased before, at {iso(done.at_ms)}{by}: {safe(done.reason)}"
+    for saga_id, number in what.unknown.items():
+        text = f"there is no saga {safe(saga_id)} in this store: it has expired, or the id is wrong; "
+        found = "records and messages of it were found, and erased unless a line `left:` names them"
+        yield text + (f"{number} {found}" if number else "nothing of it was found elsewhere")

@@ -42,13 +42,13 @@ def list_quarantined(limit: int, as_json: bool) -> None:
     with opened(create=False) as broker:
         from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine
-        from sagastream_bridge.inspection import views
+        from sagastream_bridge.inspection import message_views
 
         messages = Quarantine(broker.client, layout.look(broker))
         shown = 0
         for message in islice(messages.newest_first(), limit):
             shown += 1
-            click.echo(json.dumps(_as_json(message)) if as_json else views.quarantined(message))
+            click.echo(json.dumps(_as_json(message)) if as_json else message_views.quarantined(message))
         click.echo(
             f"{shown} shown of {len(messages)}" + (" (--limit shows more)" if shown < len(messages) else ""), err=True
         )
@@ -191,10 +191,10 @@ def doctor(repair: bool, after_failover: bool, hours: float, settled: bool, as_j
         raise click.UsageError("--hours goes with --after-failover")
     with opened(create=False) as broker:
         from sagastream.store import layout, sagas
-        from sagastream_bridge.inspection import embedded, views
+        from sagastream_bridge.inspection import embedded
         from sagastream_bridge.inspection.after_failover import AfterFailover
         from sagastream_bridge.inspection.doctor import Doctor
-        from sagastream_bridge.inspection.findings import PROBLEM
+        from sagastream_bridge.inspection.findings import PROBLEM, lines
 
         keys = layout.look(broker)
         if settled:
@@ -211,7 +211,7 @@ def doctor(repair: bool, after_failover: bool, hours: float, settled: bool, as_j
             if as_json:
                 click.echo(json.dumps(asdict(finding)))
             else:
-                for line in views.finding(finding, width()):
+                for line in lines(finding, width()):
                     click.echo(line)
     if problems:
         sys.exit(1)

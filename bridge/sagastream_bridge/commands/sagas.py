@@ -140,11 +140,11 @@ class _Picture:
 
     def look(self) -> "Found":
         """The saga as it is now. Raises ClickException if there is none."""
-        from sagastream_bridge.inspection import lookup, views
+        from sagastream_bridge.inspection import lookup, saga_views
 
         found = lookup.saga(self._broker, self._saga_id)
         if found.state is None:
-            absent = views.absent(found.causes, found.notes)
+            absent = saga_views.absent(found.causes, found.notes)
             text = f"there is no saga {self._saga_id} in this store{absent}; the store is {self._broker.store}"
             raise click.ClickException(safe(text))
         return found
@@ -160,14 +160,14 @@ class _Picture:
         return clipped("\n".join(self.lines(found)).split("\n"), rows, columns, newest_last=self._history)
 
     def lines(self, found: "Found") -> "list[str]":
-        from sagastream_bridge.inspection import lookup, views
+        from sagastream_bridge.inspection import lookup, saga_views
 
         assert found.state is not None
         if self._as_json:
             return [lookup.as_json(found, with_history=self._history)]
         if self._history:
-            return list(views.history_of(found.state, width()))
-        lines = list(views.saga(found.state, found.now_ms, found.notes, found.causes, width()))
+            return list(saga_views.history_of(found.state, width()))
+        lines = list(saga_views.saga(found.state, found.now_ms, found.notes, found.causes, width()))
         if self._broker.embedded is not None:
             lines.append(safe(f"  store    {self._broker.store}"))
         return lines
@@ -225,7 +225,7 @@ def list_sagas(limit: int, cursor: str | None, as_json: bool, **options: Any) ->
         search = wanted(**options)
     with opened(create=False) as broker:
         from sagastream.errors import NewerFormat
-        from sagastream_bridge.inspection import lookup, views
+        from sagastream_bridge.inspection import list_views, lookup
 
         try:
             listing = lookup.listing(broker, search, limit, cursor)
@@ -233,7 +233,7 @@ def list_sagas(limit: int, cursor: str | None, as_json: bool, **options: Any) ->
             raise click.BadParameter(safe(str(error)), param_hint="--cursor") from None
         refuse_services(broker, listing)
         page = listing.page
-        lines = map(lookup.row_as_json, page.sagas, listing.causes) if as_json else views.rows(listing, width())
+        lines = map(lookup.row_as_json, page.sagas, listing.causes) if as_json else list_views.rows(listing, width())
         for line in lines:
             click.echo(line)
         for problem in page.unreadable:
@@ -241,7 +241,7 @@ def list_sagas(limit: int, cursor: str | None, as_json: bool, **options: Any) ->
             click.echo(f"{label:<12}  {safe(str(problem))}", err=as_json)
         if as_json:
             click.echo(lookup.page_as_json(page))
-        say(views.counted(listing, limit), err=True)
+        say(list_views.counted(listing, limit), err=True)
 
 
 class _Patience:

@@ -10,7 +10,7 @@ from sagastream.console import printable
 from sagastream_bridge.conformance.examination import COMMAND_CHECKS, SERVICE_CHECKS
 from sagastream_bridge.conformance.promises import Finding, Verdict
 from sagastream_bridge.conformance.trial import Case
-from sagastream_bridge.inspection import views
+from sagastream_bridge.inspection import colours
 
 _COLOURS: Final = {Verdict.KEPT: "green", Verdict.BROKEN: "red", Verdict.NOT_CHECKED: "yellow"}
 _VERDICT_WIDTH: Final = max(map(len, Verdict))
@@ -87,7 +87,7 @@ def as_one(alike: Sequence[Finding]) -> Finding:
 
 def rows(finding: Finding, width: int, columns: int) -> Iterator[str]:
     """A finding as a row of a table and, below it, what there is to do or to know. `columns`: of the terminal."""
-    verdict = views.styled(finding.verdict.ljust(_VERDICT_WIDTH), fg=_COLOURS[finding.verdict])
+    verdict = colours.styled(finding.verdict.ljust(_VERDICT_WIDTH), fg=_COLOURS[finding.verdict])
     yield f"{verdict}  {finding.check:<{_CHECK_WIDTH}}  {finding.command:<{width}}".rstrip()
     indent = " " * (_VERDICT_WIDTH + 2)
     for label, text in _details(finding):

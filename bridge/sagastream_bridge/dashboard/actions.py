@@ -19,7 +19,10 @@ from sagastream.store.pauses import Heard
 from sagastream.telemetry import Log
 from sagastream_bridge.dashboard.bulk_pages import READ_ONLY
 from sagastream_bridge.dashboard.offers import CALLED
-from sagastream_bridge.dashboard.pages import Page, Pages
+from sagastream_bridge.dashboard.page import Page
+from sagastream_bridge.dashboard.quarantine_pages import QuarantinePages
+from sagastream_bridge.dashboard.saga_pages import SagaPages
+from sagastream_bridge.dashboard.service_pages import ServicePages
 
 #: The longest form that is read, in bytes: a payload of a signal may have a megabyte.
 MOST_BYTES: Final = 2 << 20
@@ -55,9 +58,11 @@ async def read_form(request: Request) -> Form:
 class Actions:
     """The actions."""
 
-    def __init__(self, page: Page, pages: Pages) -> None:
+    def __init__(self, page: Page, sagas: SagaPages, services: ServicePages, quarantine: QuarantinePages) -> None:
         self._page = page
-        self._pages = pages
+        self._sagas = sagas
+        self._services = services
+        self._quarantine = quarantine
         self._client = page.reader.client
         self._log = Log("dashboard", "sagastream dashboard")
 
@@ -79,7 +84,7 @@ class Actions:
             reason, actor = reason_and_name(form)
             text = self._asked(verb, saga_id, reason, actor, form)
         except Refused as error:
-            return self._pages.one_saga(request, saga_id, 422, str(error), form)
+            return self._sagas.one(request, saga_id, 422, str(error), form)
         self._log.info(f"{actor}: {verb} of saga {saga_id}: {reason}", extra={"saga_id": saga_id})
         return self.done(request, f"/sagas/{quote(saga_id, safe=':')}", text, actor)
 
@@ -97,7 +102,7 @@ class Actions:
             reason, actor = reason_and_name(form)
             act(entry_id, actor=actor, reason=reason)
         except (Refused, QuarantineError) as error:
-            return self._pages.one_quarantined(request, entry_id, 422, str(error), form)
+            return self._quarantine.one(request, entry_id, 422, str(error), form)
         self._log.info(f"{actor}: {verb} of quarantined message {entry_id}: {reason}")
         return self.done(request, "/quarantine", f"Message {entry_id} {became}.", actor)
 
@@ -111,11 +116,11 @@ class Actions:
             command = form.get("command", "").strip() or None
             heard: Heard = getattr(self._client, verb)(service, command, reason=reason, actor=actor)
         except Refused as error:
-            return self._pages.all_services(request, 422, str(error), form, service)
+            return self._services.shown(request, 422, str(error), form, service)
         except redis.RedisError as error:
-            return self._pages.all_services(request, 422, f"{told(error)}.", form, service)
+            return self._services.shown(request, 422, f"{told(error)}.", form, service)
         except SagastreamError as error:
-            return self._pages.all_services(request, 422, sentence(error), form, service)
+            return self._services.shown(request, 422, sentence(error), form, service)
         self._log.info(f"{actor}: {verb} of {heard.pause.told}: {reason}")
         return self.done(request, "/services", _done_to_service(verb, heard), actor)
 

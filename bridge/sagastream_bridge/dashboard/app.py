@@ -22,11 +22,16 @@ from sagastream.errors import SagastreamError
 from sagastream_bridge.dashboard.actions import Actions, Form, Refused, read_form
 from sagastream_bridge.dashboard.bulk_actions import BulkActions
 from sagastream_bridge.dashboard.bulk_pages import BulkPages
+from sagastream_bridge.dashboard.definition_pages import DefinitionPages
 from sagastream_bridge.dashboard.feed import MOST_VIEWERS, Feed
 from sagastream_bridge.dashboard.gate import Gate, set_session
-from sagastream_bridge.dashboard.pages import Page, Pages, failed
+from sagastream_bridge.dashboard.page import Page, failed
+from sagastream_bridge.dashboard.quarantine_pages import QuarantinePages
 from sagastream_bridge.dashboard.reading import StoreReader
 from sagastream_bridge.dashboard.rules import Names, Sessions, is_token
+from sagastream_bridge.dashboard.saga_pages import SagaPages
+from sagastream_bridge.dashboard.service_pages import ServicePages
+from sagastream_bridge.dashboard.store_pages import StorePages
 from sagastream_bridge.dashboard.wording import FOLDER, environment
 
 #: The files of `static/`, and what each is.
@@ -65,8 +70,12 @@ class Dashboard:
             allow_actions=allow_actions,
             has_token=token is not None,
         )
-        self._pages = Pages(self._page)
-        self._actions = Actions(self._page, self._pages)
+        self._store = StorePages(self._page)
+        self._sagas = SagaPages(self._page)
+        self._services = ServicePages(self._page)
+        self._quarantine = QuarantinePages(self._page)
+        self._definitions = DefinitionPages(self._page)
+        self._actions = Actions(self._page, self._sagas, self._services, self._quarantine)
         self._bulk_pages = BulkPages(self._page)
         self._bulk_actions = BulkActions(self._page, self._bulk_pages, self._actions)
         gate = Middleware(Gate, names=names, sessions=self._sessions, token=token, port=port)
@@ -76,18 +85,18 @@ class Dashboard:
 
     def _routes(self) -> list[Route]:
         pages = {
-            "/": self._pages.overview,
-            "/sagas": self._pages.sagas,
-            "/sagas/{saga_id}": self._pages.saga,
+            "/": self._store.overview,
+            "/sagas": self._sagas.sagas,
+            "/sagas/{saga_id}": self._sagas.saga,
             "/bulks": self._bulk_pages.bulks,
             "/bulks/begin": self._bulk_pages.asking,
             "/bulks/{bulk_id}": self._bulk_pages.bulk,
-            "/services": self._pages.services,
-            "/parked": self._pages.parked,
-            "/quarantine": self._pages.quarantine,
-            "/quarantine/{entry_id:path}": self._pages.quarantined,
-            "/definitions": self._pages.definitions,
-            "/definitions/{name}": self._pages.definition,
+            "/services": self._services.services,
+            "/parked": self._store.parked,
+            "/quarantine": self._quarantine.quarantine,
+            "/quarantine/{entry_id:path}": self._quarantine.quarantined,
+            "/definitions": self._definitions.definitions,
+            "/definitions/{name}": self._definitions.definition,
         }
         return [
             Route("/static/{name}", _static),

@@ -15,7 +15,7 @@ from sagastream.telemetry import Log
 from sagastream_bridge.dashboard.actions import Actions, Form, Refused, reason_and_name, sentence
 from sagastream_bridge.dashboard.bulk_pages import VERBS, BulkPages
 from sagastream_bridge.dashboard.finding import Search, WrongSearch
-from sagastream_bridge.dashboard.pages import Page
+from sagastream_bridge.dashboard.page import Page
 
 #: What is said when each was done.
 _BECAME: Final = {

@@ -10,9 +10,10 @@ from sagastream.core.bulks import MOST_RATE, USUAL_RATE, checked
 from sagastream.errors import MalformedMessage, RequestRefused
 from sagastream.store.bulks import told
 from sagastream_bridge.dashboard.finding import Search, WrongSearch
-from sagastream_bridge.dashboard.pages import Page, why_of
+from sagastream_bridge.dashboard.page import Page
 from sagastream_bridge.dashboard.reading import MOST_BULKS
 from sagastream_bridge.inspection.bulk_views import progress
+from sagastream_bridge.inspection.list_views import why_there
 
 #: What each verb would do to the sagas that a search finds.
 VERBS: Final = {
@@ -106,7 +107,7 @@ class BulkPages:
             search=search,
             told_of_search=told(bulk.filter),
             found=found,
-            rows=[(state, why_of(state, causes)) for state, causes in zip(found.sagas, whys, strict=True)],
+            rows=[(state, why_there(state, causes)) for state, causes in zip(found.sagas, whys, strict=True)],
             usual_rate=USUAL_RATE,
             most_rate=MOST_RATE,
             complaint=complaint,

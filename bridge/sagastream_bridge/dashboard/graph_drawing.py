@@ -4,6 +4,7 @@ Its colours come from the style sheet: the class of a step says in which tone it
 escaped here.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -132,3 +133,8 @@ def _step(node: Node, tone: str, *, x: float, y: float, labels: float, notes: fl
         yield f'<text class="note" x="{notes + wide / 2:g}" y="{middle + 3.8:g}" text-anchor="middle">'
         yield f"{escape(node.note)}</text>"
     yield "</g>"
+
+
+def spaced(label: str) -> str:
+    """A label whose columns are parted by a dot."""
+    return " · ".join(part for part in re.split(r"\s{2,}", label.strip()) if part)

@@ -1,12 +1,14 @@
-"""Times and payloads as people read them."""
+"""Times, payloads and attributes as people read them."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
 
 from sagastream.console import printable
 from sagastream.core.durations import spoken
+from sagastream.core.saga import SagaState
 from sagastream.core.sealed_values import replaced, sealed_value
 from sagastream.store.columns import iso
 
@@ -49,3 +51,11 @@ def shown(value: Any) -> str:
 def as_json(value: Any) -> str:
     text = printable(json.dumps(value))  # which leaves DEL as it is
     return text if len(text) <= _MOST_CHARS else text[:_MOST_CHARS] + "…"
+
+
+def attributes(state: SagaState, first: Sequence[str] = ()) -> str:
+    """The attributes of a saga on one line: those `first`, then the others."""
+    there = state.attributes or {}
+    names = [name for name in first if name in there]
+    names += [name for name in there if name not in names]
+    return ", ".join(f"{name}={printable(str(there[name]))}" for name in names)

@@ -17,7 +17,7 @@ from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.strict_json import decode
 from sagastream.errors import SagastreamError
 from sagastream.store import events, layout
-from sagastream_bridge.inspection import views
+from sagastream_bridge.inspection import colours, message_views
 from sagastream_bridge.local.stack import SAMPLES, Stack, claim_samples
 
 #: Prints a line, with its colours.
@@ -115,7 +115,7 @@ def demonstrate(write: Write) -> None:
     try:
         for title, body in _SAGAS:
             begin = parse_begin(body, request_id=uuid.uuid4().hex, echo=True)
-            write(views.styled(f"{begin.saga_id}: {title}", bold=True))
+            write(colours.styled(f"{begin.saga_id}: {title}", bold=True))
             after = run(broker.client, events.newest(layout.check(broker).partitions))
             SagaClient(broker).begin_request(begin)
             _watch(broker, stack, begin.saga_id, after, write)
@@ -147,20 +147,20 @@ def _watch(broker: Broker, stack: Stack, saga_id: str, after: events.Place, writ
             body = decode(event.fields[b"body"])
             if (kind := event.fields[b"kind"].decode()) == "outcome":
                 mark = "=" if body["status"] == "COMPLETED" else "x"
-                write(f"  {mark}  {views.status(body['status'])}  {printable(body.get('reason', ''))}".rstrip())
+                write(f"  {mark}  {colours.status(body['status'])}  {printable(body.get('reason', ''))}".rstrip())
                 return
             if kind in ("command", "reply"):
-                write("  " + views.message(body, event.fields[b"service"].decode(), kind))
+                write("  " + message_views.message(body, event.fields[b"service"].decode(), kind))
             replies += kind == "reply"
             if saga_id == _SIGNALLED and (kind, replies) == ("reply", _REPLIES):
-                write(f"  {views.styled('-- sagastream signal', bold=True)} {saga_id} approval")
+                write(f"  {colours.styled('-- sagastream signal', bold=True)} {saga_id} approval")
                 SagaClient(broker).signal(saga_id, "approval", {"name": "Ada"}, _TIMEOUT_S, by="Ada")
     assert broker.embedded is not None
     raise SagastreamError(f"the saga has not ended within {_TIMEOUT_S:g} s; see the logs in {broker.embedded.home}")
 
 
 def _show_hash(broker: Broker, key: str, write: Write) -> None:
-    write(views.styled(f"HGETALL {key}", bold=True))
+    write(colours.styled(f"HGETALL {key}", bold=True))
     fields: Any = broker.client.hgetall(key)
     for name, value in fields.items():
         write(f"  {printable(name.decode()):<28} {printable(value.decode())}")

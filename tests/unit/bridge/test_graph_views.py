@@ -15,14 +15,14 @@ from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.transitions import Moment
 from sagastream.core.why import why
-from sagastream_bridge.inspection import lookup, views
+from sagastream_bridge.inspection import lookup, saga_views
 from sagastream_bridge.inspection.graph_views import STATES
 from support.graphs import NOW_MS, PIVOT, TRAVEL, Played, Refused, at_work
 
 
 def shown(played: Played) -> list[str]:
     causes = why(played.saga, at_work("flights", "hotels", "payments", now_ms=played.now_ms))
-    return click.unstyle("\n".join(views.saga(played.saga, played.now_ms, [], causes))).splitlines()
+    return click.unstyle("\n".join(saga_views.saga(played.saga, played.now_ms, [], causes))).splitlines()
 
 
 def as_json(played: Played) -> dict[str, object]:
@@ -202,7 +202,7 @@ def _is_told(played: Played) -> None:
     told = {number for cause in causes for number in cause.facts.get("steps", ())}
     assert told == set(saga.active_steps)
     assert bool(causes) is not saga.ended
-    text = "\n".join(views.saga(saga, now_ms, [], causes, 80))
+    text = "\n".join(saga_views.saga(saga, now_ms, [], causes, 80))
     for number in saga.parked_steps:
         assert f"--parked-at {saga.parked_place(number)}" in text
     assert as_json(played)["saga_id"] == saga.saga_id
