@@ -9,6 +9,7 @@ import uvicorn
 from sagastream.broker.connection import Broker
 from sagastream.errors import SagastreamError
 from sagastream_bridge.dashboard.app import Dashboard
+from sagastream_bridge.dashboard.connections import Connection
 from sagastream_bridge.dashboard.rules import Names
 
 #: For how long requests may go on when the server ends, in seconds.
@@ -35,6 +36,8 @@ class DashboardServer:
             uvicorn.Config(
                 self._dashboard.app,
                 lifespan="off",
+                http=Connection,
+                ws="none",
                 log_config=None,
                 log_level="warning",
                 access_log=False,
