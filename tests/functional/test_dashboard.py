@@ -20,7 +20,7 @@ from sagastream_bridge.dashboard.rules import Names
 from support.dashboards import HOSTILE, Shop
 from support.processes import Commands
 from support.scenes import Scene, do
-from support.servers import OwnServer, Server, free_port, start_server
+from support.servers import Server, free_port, start_server
 from support.stores import KEYS
 from support.users import Users
 from support.waiting import until
@@ -573,7 +573,7 @@ def test_a_service_is_paused_and_resumed(acting: tuple[TestClient, Shop]) -> Non
     assert act(client, "/services/work/stop", "/services").status_code == 404
 
 
-# --- what it costs, and outages
+# --- what it costs
 
 
 def test_a_dashboard_at_which_nobody_looks_asks_for_nothing_but_events(server: Server) -> None:
@@ -616,20 +616,6 @@ def test_events_of_the_past_and_of_now_are_counted(server: Server) -> None:
     finally:
         dashboard.feed.stop()
     assert (counted("completed"), counted("parked")) == (1, 0)
-
-
-@pytest.mark.own_server
-def test_a_broker_that_is_away_is_told_on_every_page(server: OwnServer) -> None:
-    client = browser(Scene(server.broker()))
-    assert client.get("/").status_code == 200
-    server.kill()
-    until(lambda: client.get("/").status_code == 503, what="the figures that were read before are too old")
-    for path in ("/", "/sagas", "/sagas/s1"):
-        answer = client.get(path)
-        assert (answer.status_code, "The broker does not answer" in answer.text) == (503, True)
-        assert "Traceback" not in answer.text
-    server.start()
-    until(lambda: client.get("/").status_code == 200, what="it goes on")
 
 
 # --- the command

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from sagastream.broker.connection import Broker
 from sagastream.core.saga import SagaState
 from sagastream.store.quarantine import Quarantine
 from sagastream_bridge.dashboard import feed
@@ -329,10 +330,15 @@ def test_a_page_that_nobody_sees_asks_for_nothing(page: Page, dashboard: Dashboa
     until(lambda: follows.viewers == 0, what="the paused page follows no more")
 
 
-def test_a_page_says_that_the_broker_is_away_and_goes_on_when_it_is_back(chromium: Browser, tmp_path: Path) -> None:
+def test_a_page_says_that_the_broker_is_away_or_hangs_and_goes_on_when_it_is_back(
+    chromium: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "_IDLE_MS", 100)
+    monkeypatch.setattr(feed, "_WATCHED_MS", 100)
     server = start_server("valkey", tmp_path, OwnServer)
     try:
         scene = Scene(server.broker())
+        scene.broker = Broker(server.url, answer_timeout_s=0.5)
         with listening(scene) as dashboard, opened(chromium, dashboard) as page:
             page.goto("/")
             expect(page.locator("h1")).to_have_text("Overview")
@@ -341,6 +347,12 @@ def test_a_page_says_that_the_broker_is_away_and_goes_on_when_it_is_back(chromiu
             expect(page.locator("h1")).to_have_text("The broker does not answer", timeout=30_000)
             server.start()
             expect(page.locator("h1")).to_have_text("Overview", timeout=30_000)
+            server.pause()
+            expect(page.locator("h1")).to_have_text("The broker does not answer", timeout=30_000)
+            expect(page.get_by_role("alert")).to_contain_text("it hangs, was stopped, or is too busy")
+            server.resume()
+            expect(page.locator("h1")).to_have_text("Overview", timeout=30_000)
+            scene.broker.close()
     finally:
         server.stop()
 

@@ -28,9 +28,9 @@ class WrongUsage(click.ClickException):
 
 
 @contextmanager
-def opened(*, create: bool = True, port: int | None = None) -> "Iterator[Broker]":
+def opened(*, create: bool = True, **options: Any) -> "Iterator[Broker]":
     """The broker that the environment names, open while a command runs. `create`: make the store of an embedded broker
-    if there is none; a command that only looks, or acts on what is there, does not. `port`: see Broker."""
+    if there is none; a command that only looks, or acts on what is there, does not. `options`: see Broker."""
     with orderly():
         import redis
 
@@ -40,7 +40,7 @@ def opened(*, create: bool = True, port: int | None = None) -> "Iterator[Broker]
 
         broker = None
         try:
-            broker = Broker(create=create, port=port)
+            broker = Broker(create=create, **options)
             yield broker
         except redis.TimeoutError as error:  # whose text does not say which broker it is
             text = told(error)

@@ -73,7 +73,9 @@ def dashboard(
     if token is None and not rules.is_loopback(host):
         raise click.UsageError(safe(_REACHED.format(host, _VARIABLE)))
     stop = stop_event(until_eof)
-    with opened(create=False) as broker:
+    from sagastream_bridge.dashboard.reading import ANSWER_TIMEOUT_S
+
+    with opened(create=False, answer_timeout_s=ANSWER_TIMEOUT_S) as broker:
         from sagastream.store import layout
         from sagastream_bridge.dashboard.server import DashboardServer
 

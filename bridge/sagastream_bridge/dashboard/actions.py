@@ -10,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
-from sagastream.broker.failures import is_refusal, told
+from sagastream.broker.failures import told
 from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, is_id, is_service
 from sagastream.core.saga import SagaState
 from sagastream.core.strict_json import decode
@@ -19,6 +19,7 @@ from sagastream.store.pauses import Heard
 from sagastream.telemetry import Log
 from sagastream_bridge.dashboard.bulk_pages import READ_ONLY
 from sagastream_bridge.dashboard.offers import CALLED
+from sagastream_bridge.dashboard.outage import is_away
 from sagastream_bridge.dashboard.page import Page
 from sagastream_bridge.dashboard.quarantine_pages import QuarantinePages
 from sagastream_bridge.dashboard.saga_pages import SagaPages
@@ -118,6 +119,8 @@ class Actions:
         except Refused as error:
             return self._services.shown(request, 422, str(error), form, service)
         except redis.RedisError as error:
+            if is_away(error):
+                raise
             return self._services.shown(request, 422, f"{told(error)}.", form, service)
         except SagastreamError as error:
             return self._services.shown(request, 422, sentence(error), form, service)
@@ -135,9 +138,9 @@ class Actions:
         except TimeoutError as error:
             return sentence(error)
         except redis.RedisError as error:
-            if is_refusal(error):
-                raise Refused(told(error)) from None
-            raise Refused(f"{told(error)}. The request may have arrived: look again before you repeat it.") from None
+            if is_away(error):
+                raise  # then nothing can be shown either
+            raise Refused(f"{told(error)}.") from None
         except SagastreamError as error:
             raise Refused(sentence(error)) from None
         then = f"it is {state.status}" if state.ended or not state.parked else f"it is parked: {state.parked}"

@@ -25,7 +25,7 @@ from sagastream_bridge.dashboard.bulk_pages import BulkPages
 from sagastream_bridge.dashboard.definition_pages import DefinitionPages
 from sagastream_bridge.dashboard.feed import MOST_VIEWERS, Feed
 from sagastream_bridge.dashboard.gate import Gate, set_session
-from sagastream_bridge.dashboard.page import Page, failed
+from sagastream_bridge.dashboard.page import Page, inside
 from sagastream_bridge.dashboard.quarantine_pages import QuarantinePages
 from sagastream_bridge.dashboard.reading import StoreReader
 from sagastream_bridge.dashboard.rules import Names, Sessions, is_token
@@ -60,7 +60,7 @@ class Dashboard:
         self._token = token
         self._sessions = Sessions()
         self.reader = StoreReader(broker)
-        self.feed = Feed(broker, self.reader.keys, self.reader.fingerprint)
+        self.feed = Feed(broker, self.reader.keys, self.reader.fingerprint, self.reader.outage)
         templates = environment({"version": _version()})
         self._page = Page(
             self.reader,
@@ -133,10 +133,13 @@ class Dashboard:
         return endpoint
 
     def _told(self, request: Request, page: Callable[[], Response]) -> Response:
+        if (known := self.reader.outage.known()) is not None:
+            return self._page.failed(request, known, was_asked=False)
         try:
             return page()
         except (redis.RedisError, SagastreamError) as error:
-            return failed(self._page, request, error)
+            self.reader.outage.found(error)
+            return self._page.failed(request, error)
 
     async def _live(self, request: Request) -> Response:
         saga_id = request.query_params.get("saga")
@@ -158,7 +161,7 @@ class Dashboard:
 
     async def _ask_for_token(self, request: Request) -> Response:
         if request.state.session is not None:
-            return RedirectResponse(_inside(request.query_params.get("to", "/")), 303)
+            return RedirectResponse(inside(request.query_params.get("to", "/")), 303)
         return self._login_page(request.query_params.get("to", "/"))
 
     async def _log_in(self, request: Request) -> Response:
@@ -166,7 +169,7 @@ class Dashboard:
             form = await read_form(request)
         except Refused as error:
             return PlainTextResponse(f"{error}\n", 413)
-        to = _inside(form.get("to", "/"))
+        to = inside(form.get("to", "/"))
         if self._token is None or not is_token(form.get("token", "").strip(), self._token):
             await asyncio.sleep(_WRONG_TOKEN_S)
             return self._login_page(to, "That is not the token.", 403)
@@ -181,13 +184,7 @@ class Dashboard:
         return answer
 
     def _login_page(self, to: str, complaint: str | None = None, status: int = 200) -> Response:
-        return self._page.bare("login", status, to=_inside(to), complaint=complaint)
-
-
-def _inside(to: str) -> str:
-    """The address, if it is one of this server; otherwise that of the first page."""
-    is_ours = to.startswith("/") and not to.startswith(("//", "/\\")) and to.isprintable() and "\\" not in to
-    return to if is_ours else "/"
+        return self._page.bare("login", status, to=inside(to), complaint=complaint)
 
 
 async def _static(request: Request) -> Response:

@@ -15,6 +15,7 @@ from sagastream.telemetry import Log
 from sagastream_bridge.dashboard.actions import Actions, Form, Refused, reason_and_name, sentence
 from sagastream_bridge.dashboard.bulk_pages import VERBS, BulkPages
 from sagastream_bridge.dashboard.finding import Search, WrongSearch
+from sagastream_bridge.dashboard.outage import is_away
 from sagastream_bridge.dashboard.page import Page
 
 #: What is said when each was done.
@@ -71,7 +72,9 @@ class BulkActions:
             asking = bulks.begin(keys, verb, wanted, reason=reason, actor=actor, rate=int(rate), now=now)
             return run(broker.client, asking)
         except redis.RedisError as error:
-            raise Refused(f"{told(error)}. It may have begun: look at the bulks before you repeat it.") from None
+            if is_away(error):
+                raise
+            raise Refused(f"{told(error)}.") from None
         except (WrongSearch, SagastreamError) as error:
             raise Refused(sentence(error)) from None
 
@@ -79,6 +82,8 @@ class BulkActions:
         try:
             getattr(self._page.reader.client, f"{verb}_bulk")(bulk_id, reason=reason, actor=actor)
         except redis.RedisError as error:
+            if is_away(error):
+                raise
             raise Refused(f"{told(error)}.") from None
         except SagastreamError as error:
             raise Refused(sentence(error)) from None

@@ -25,10 +25,12 @@ from sagastream.store import events
 from sagastream.store.events import Place
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.telemetry import Log
+from sagastream_bridge.dashboard.outage import Outage
 from sagastream_bridge.dashboard.rates import KEPT, STRETCH_MS, Rates, What
 
-#: How long a read blocks, in milliseconds: while nobody looks, and while somebody does.
-_IDLE_MS: Final = 2_000
+#: How long a read blocks, in milliseconds: while nobody looks, and while somebody does. Well below ANSWER_TIMEOUT_S, so
+#: that a server that is only busy is not taken for one that hangs.
+_IDLE_MS: Final = 1_500
 _WATCHED_MS: Final = 1_000
 #: How often viewers are told at most, in seconds; and how often at least, since ages grow and times come.
 _TELL_EVERY_S: Final = 1.0
@@ -78,15 +80,19 @@ class Viewer:
 class Feed:
     """The thread, and those who are told by it."""
 
-    def __init__(self, broker: Broker, keys: Callable[[], StoreKeys], fingerprint: Callable[[], object]) -> None:
+    def __init__(
+        self, broker: Broker, keys: Callable[[], StoreKeys], fingerprint: Callable[[], object], outage: Outage
+    ) -> None:
         """
         Args:
             keys: the names of the store's keys. May raise what reading the store raises.
             fingerprint: the figures that pages show. If they differ from those before, viewers are told.
+            outage: what is known of the broker; the feed tells it what it finds.
         """
         self._broker = broker
         self._keys = keys
         self._fingerprint = fingerprint
+        self._outage = outage
         self._viewers: set[Viewer] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -197,6 +203,7 @@ class Feed:
         if self.away is None:
             self._log.warning(f"{text}; trying again each second")
         self.away = text
+        self._outage.found(error)
         if isinstance(error, redis.RedisError) and is_outage(error):
             with contextlib.suppress(SagastreamError):
                 self._broker.restore()
@@ -204,8 +211,9 @@ class Feed:
 
     def _mend(self) -> None:
         if self.away is not None:
-            self.away = None
             self._log.info("the broker answers again")
+        if self._outage.over() or self.away is not None:
+            self.away = None
             self._tell_all()
 
     def _tell_all(self) -> None:

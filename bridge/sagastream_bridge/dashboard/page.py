@@ -1,20 +1,24 @@
 """What every page is made with: the frame, the navigation, and what is said if the store cannot be read."""
 
+import time
+from contextlib import suppress
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import jinja2
 import redis
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from sagastream.broker.failures import is_outage, told
+from sagastream.broker.failures import is_outage, is_refusal, told
 from sagastream.core.messages import MAX_ACTOR_CHARS
 from sagastream.errors import SagastreamError
 from sagastream_bridge.dashboard.feed import Feed
+from sagastream_bridge.dashboard.outage import is_away
 from sagastream_bridge.dashboard.outcomes import Outcomes
 from sagastream_bridge.dashboard.reading import StoreReader
 from sagastream_bridge.dashboard.rules import Sessions
+from sagastream_bridge.dashboard.standing import Standing
 
 
 class Page:
@@ -39,17 +43,38 @@ class Page:
         self._has_token = has_token
 
     def show(self, request: Request, name: str, status: int = 200, **shown: Any) -> Response:
-        """A page. What the navigation counts is left out if the store cannot be read."""
+        """A page. What the navigation counts is left out if it cannot be read. Raises redis.RedisError if the broker is
+        away."""
         counts = None
         try:
             counts = self.reader.standing()
         except (redis.RedisError, SagastreamError) as error:
+            if is_away(error):
+                raise
             shown.setdefault("trouble", trouble(error))
+        return self._shown(request, name, status, counts, shown)
+
+    def failed(self, request: Request, error: Exception, *, was_asked: bool = True) -> Response:
+        """The page that is shown in place of one that cannot be read. `was_asked`: the broker was asked for what the
+        request wants."""
+        is_passing = isinstance(error, redis.RedisError) and is_outage(error)
+        shown: dict[str, Any] = {"trouble": trouble(error), "is_away": is_passing}
+        if request.method == "POST":
+            shown |= {"undecided": was_asked and not is_refusal(error), "at": _from(request)}
+        counts = None
+        if not is_away(error):
+            with suppress(redis.RedisError, SagastreamError):
+                counts = self.reader.standing()
+        return self._shown(request, "away", 503 if is_passing else 500, counts, shown)
+
+    def _shown(
+        self, request: Request, name: str, status: int, counts: Standing | None, shown: dict[str, Any]
+    ) -> Response:
         session = request.state.session
         shown = {
             "page": name,
             "counts": counts,
-            "now_ms": 0 if counts is None else counts.now_ms,
+            "now_ms": time.time_ns() // 1_000_000 if counts is None else counts.now_ms,
             "store": self.reader.broker.store,
             "allow_actions": self.allow_actions,
             "has_token": self._has_token and session is not None,
@@ -72,7 +97,13 @@ def trouble(error: Exception) -> str:
     return told(error) if isinstance(error, redis.RedisError) else str(error)
 
 
-def failed(page: Page, request: Request, error: Exception) -> Response:
-    """The page that is shown in place of one that cannot be read."""
-    is_away = isinstance(error, redis.RedisError) and is_outage(error)
-    return page.show(request, "away", 503 if is_away else 500, trouble=trouble(error), is_away=is_away)
+def _from(request: Request) -> str:
+    """The page from which an action was asked for, as the browser tells it."""
+    came = urlsplit(request.headers.get("referer", ""))
+    return inside(came.path + (f"?{came.query}" if came.query else ""))
+
+
+def inside(to: str) -> str:
+    """The address, if it is one of this server; otherwise that of the first page."""
+    is_ours = to.startswith("/") and not to.startswith(("//", "/\\")) and to.isprintable() and "\\" not in to
+    return to if is_ours else "/"

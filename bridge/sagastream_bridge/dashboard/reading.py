@@ -18,6 +18,7 @@ from sagastream.core.causes import Cause
 from sagastream.core.filtering import Filter
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
+from sagastream.errors import SagastreamError
 from sagastream.store import bulks, heartbeat, layout, operations, published
 from sagastream.store.definitions import Deployed
 from sagastream.store.finding import Page, find, opened_page
@@ -27,6 +28,7 @@ from sagastream.store.operations import Operation
 from sagastream.store.quarantine import Quarantine, Quarantined
 from sagastream_bridge.dashboard import recent, standing
 from sagastream_bridge.dashboard.finding import Search
+from sagastream_bridge.dashboard.outage import Outage
 from sagastream_bridge.dashboard.recent import Recent
 from sagastream_bridge.dashboard.standing import Parked, Standing
 from sagastream_bridge.inspection import lookup
@@ -34,6 +36,8 @@ from sagastream_bridge.inspection.lookup import Found
 
 _T = TypeVar("_T")
 
+#: How long the broker may take to answer, in seconds: whoever looks at a page waits meanwhile.
+ANSWER_TIMEOUT_S: Final = 2.5
 #: How long what was read is shown, in seconds: the figures, and what takes longer to read.
 _FIGURES_S: Final = 2.0
 _PARKED_S: Final = 5.0
@@ -63,12 +67,20 @@ class Shared(Generic[_T]):
         self._for_s = for_s
         self._lock = threading.Lock()
         self._kept: tuple[float, _T] | None = None
+        self._failed: tuple[float, Exception] | None = None
 
     def __call__(self) -> _T:
+        asked = time.monotonic()
         with self._lock:
             if self._kept is None or time.monotonic() - self._kept[0] >= self._for_s:
+                if self._failed is not None and self._failed[0] >= asked:  # this one has waited for that
+                    raise self._failed[1]
                 self._kept = None  # also if it cannot be read
-                self._kept = (time.monotonic(), self._read())
+                try:
+                    self._kept = (time.monotonic(), self._read())
+                except (redis.RedisError, SagastreamError) as error:
+                    self._failed = (time.monotonic(), error)
+                    raise
             return self._kept[1]
 
     def forget(self) -> None:
@@ -83,6 +95,7 @@ class StoreReader:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.client = SagaClient(broker)
+        self.outage = Outage()
         self.keys: Shared[StoreKeys] = Shared(lambda: layout.look(broker), _KEYS_S)
         self.standing: Shared[Standing] = Shared(self._standing, _FIGURES_S)
         self.parked: Shared[Parked] = Shared(lambda: self._run(standing.parked), _PARKED_S)
@@ -157,7 +170,9 @@ class StoreReader:
         return published.read(self.broker.client, self.keys(), services)
 
     def _standing(self) -> Standing:
-        return standing.read(self.broker.client, self.keys())
+        found = standing.read(self.broker.client, self.keys())
+        self.outage.over()
+        return found
 
     def _bulks(self) -> list[Bulk]:
         return self._run(lambda keys: bulks.listed(keys, MOST_BULKS))

@@ -13,6 +13,7 @@ from sagastream.store.keys import StoreKeys
 from sagastream_bridge.dashboard import feed, rules
 from sagastream_bridge.dashboard.actions import Refused, read_form
 from sagastream_bridge.dashboard.feed import Feed
+from sagastream_bridge.dashboard.outage import Outage
 from sagastream_bridge.dashboard.rules import Names, Sessions, is_loopback, is_same_origin
 
 
@@ -121,7 +122,7 @@ def test_a_form_of_which_the_rest_does_not_come_is_refused() -> None:
 
 def test_one_viewer_too_many_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "MOST_VIEWERS", 1)
-    found = Feed(cast(Broker, None), lambda: StoreKeys("saga", ["0"]), lambda: None)
+    found = Feed(cast(Broker, None), lambda: StoreKeys("saga", ["0"]), lambda: None, Outage())
 
     async def both() -> None:
         first = found.follow(None)

@@ -66,6 +66,7 @@ class Broker:
         prefix: str | None = None,
         create: bool = True,
         port: int | None = None,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         """Open the broker that the environment names, or another one.
 
@@ -78,6 +79,7 @@ class Broker:
             create: make the store of the home if there is none yet; False: raise BrokerError.
             port: let the embedded Valkey also listen at this port of 127.0.0.1, with a password. By default it is
                 reached by its socket alone.
+            answer_timeout_s: how long an answer may take, on top of a blocking read.
 
         Raises:
             BrokerError: the url or the prefix is unusable, the embedded server does not start or runs without this
@@ -107,7 +109,8 @@ class Broker:
             assert url
             self.url = url
             named = _GIVEN if given else "REDIS_URL"
-            self.client = _client(url, named, redis_connect_func=self._connected)
+            limits = {"socket_timeout": BLOCK_MS / 1000 + answer_timeout_s, "socket_connect_timeout": answer_timeout_s}
+            self.client = _client(url, named, redis_connect_func=self._connected, **limits)
         except BaseException:  # a signal, too, must not leave a server behind
             if self.embedded is not None:
                 self.embedded.leave()
@@ -278,6 +281,6 @@ def _client(url: str, named: str, **options: Any) -> redis.Redis:
         urls.check(url)
         if url.startswith("rediss:"):
             urls.check_files(url)
-        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_OPTIONS, **options)
+        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **(_OPTIONS | options))
     except ValueError as error:
         raise BrokerError(f"{named} is not usable: {error}") from None
