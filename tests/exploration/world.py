@@ -38,7 +38,7 @@ from sagastream.core.step_state import StepStatus
 from sagastream.core.steps import GRAPH, PLAIN, StepDefinition
 from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Decision, Moment
-from sagastream.orchestrator.commit import _score
+from sagastream.orchestrator.packing import _score
 from sagastream.service.declaration import Service
 
 SAGA_ID: Final = "s"

@@ -31,7 +31,7 @@ from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.transitions import Moment
 from sagastream.orchestrator.change import Change
-from sagastream.orchestrator.commit import _CommitArguments
+from sagastream.orchestrator.packing import CommitArguments
 from sagastream.store import saga_hash
 from sagastream_bridge.inspection import list_views, lookup, saga_views
 from sagastream_stubs import payment
@@ -611,17 +611,19 @@ _GIVES_UP = tuple[
 ]
 _HAS_PLACES = tuple[
     int, str, str, str, str, list[str | int], list[int | list[str | int]], list[int | str], list[int | str],
-    list[int | str], str
+    list[int | str], str, str
 ]  # fmt: skip
-_KINDS: dict[int, Any] = {8: _CHANGE, 9: _GIVES_UP, 11: _HAS_PLACES}
+_KINDS: dict[int, Any] = {8: _CHANGE, 9: _GIVES_UP, 12: _HAS_PLACES}
 _COMMIT = tuple[int, str, int, int, dict[str, int], list[Any]]
-_WITH_INDEXES = tuple[int, str, int, int, dict[str, int], list[Any], int]
+_WITH_BEGUN = tuple[int, str, int, int, dict[str, int], list[Any], int]
+_WITH_INDEXES = tuple[int, str, int, int, dict[str, int], list[Any], int, int]
+_CALLS: dict[int, Any] = {6: _COMMIT, 7: _WITH_BEGUN, 8: _WITH_INDEXES}
 
 
 def check_commit(packed: bytes) -> None:
     """Check the types of all that a commit says."""
     words = msgpack.decode(packed)
-    convert(words, _COMMIT if len(words) == 6 else _WITH_INDEXES)
+    convert(words, _CALLS[len(words)])
     for change in words[5]:
         convert(change, _KINDS[len(change)])
 
@@ -654,7 +656,7 @@ def test_a_hash_damaged_in_any_field_in_any_way_stops_nobody(server: Server) -> 
                     decision = decide(state, event, moment)
                     change = Change(partition=ONLY, saga_id="s1", before=state, after=state)
                     change.add(Entry(stream=ONLY.replies("work"), id=b"1-1", fields={}), decision)
-                    check_commit(*_CommitArguments(ONLY, [change], now_ms, {"ended": 1000, "aborted": 1000}).args)
+                    check_commit(*CommitArguments(ONLY, [change], now_ms, {"ended": 1000, "aborted": 1000}).args)
     assert damaged > 1000
     assert read > 1000
 

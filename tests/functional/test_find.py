@@ -14,9 +14,8 @@ from sagastream.core.decision import decide
 from sagastream.core.filtering import Filter, matches, parse_filter
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.transitions import Moment
-from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.change import Change, filled
 from sagastream.orchestrator.commit import Store
-from sagastream.orchestrator.sweeping import filled
 from sagastream.store import finding, sagas
 from sagastream_bridge.inspection import list_views, lookup
 from support.processes import Commands

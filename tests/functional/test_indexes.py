@@ -83,7 +83,7 @@ def test_sagas_are_in_the_indexes_that_their_hashes_say_until_they_have_expired(
     assert scene.redis.zrange(ONLY.ended, 0, -1) == [b"aborted"]
 
 
-def test_a_saga_that_was_begun_again_before_the_sweep_stays(scene: Scene) -> None:
+def test_a_sweep_leaves_a_saga_alone_that_was_begun_again(scene: Scene) -> None:
     scene.client.begin("s1", [do(1)], attributes={"customer": "c1"})
     scene.play("s1")
     scene.redis.delete(ONLY.saga("s1"))
@@ -91,6 +91,58 @@ def test_a_saga_that_was_begun_again_before_the_sweep_stays(scene: Scene) -> Non
     scene.play("s1")
     Sweep(scene.redis, Store(scene.redis, retention_ms=0)).sweep(KEYS)
     assert check(scene.redis) == {"customer=c1": {"s1"}}
+
+
+#: What a saga may be that is begun with the id of one that has expired: its attributes, its steps, and its indexes.
+AGAIN: Any = {
+    "other attributes": ({"customer": "c2"}, [do(1)], {"customer=c2"}),
+    "some of the same": ({"basket": 7, "customer": "c1"}, [do(1)], {"customer=c1", "basket=7"}),
+    "none": (None, [do(1)], set()),
+    "none, and it is undone": (None, [do(1), do("fail")], {"status=ABORTED"}),
+}
+
+
+@pytest.mark.parametrize("again", AGAIN)
+def test_a_saga_that_was_begun_again_before_the_sweep_leaves_the_indexes_of_the_one_before(
+    scene: Scene, again: str
+) -> None:
+    attributes, steps, names = AGAIN[again]
+    scene.client.begin("s1", [do(1), do("fail")], attributes={"customer": "c1", "shop": "berlin"})
+    scene.client.begin("other", [do(1)], attributes={"customer": "c1"})
+    for saga_id in ("s1", "other"):
+        scene.play(saga_id)
+    scene.redis.delete(ONLY.saga("s1"))
+    scene.client.begin("s1", steps, attributes=attributes)
+    scene.turns_until(lambda: scene.client.get("s1") is not None)
+    assert scene.redis.zscore(ONLY.ended, "s1") is None  # it lives
+    scene.play("s1")
+    assert check(scene.redis) == {name: {"s1"} for name in names} | {
+        "customer=c1": {"other"} | ({"s1"} if "customer=c1" in names else set())
+    }
+    assert scene.client.find(where={"shop": "berlin"}).total == 0
+    assert scene.redis.zcard(ONLY.ended) == 2
+
+
+def test_a_saga_that_begins_and_ends_at_once_after_one_that_has_expired_is_among_the_ended(scene: Scene) -> None:
+    scene.client.begin("s1", [do(1)], attributes={"customer": "c1"})
+    scene.play("s1")
+    scene.redis.delete(ONLY.saga("s1"))
+    never: Any = do(1, when=False)
+    scene.client.begin("s1", [never], input={})
+    assert scene.play("s1").status == "COMPLETED"
+    assert check(scene.redis) == {}
+    assert scene.redis.zcard(ONLY.ended) == 1
+
+
+def test_a_saga_that_is_not_where_it_should_be_is_set_right_when_it_next_changes_its_places(scene: Scene) -> None:
+    """A worker of an earlier release moves sagas, and leaves them where they are in the indexes."""
+    scene.client.begin("s1", [do(1), do("fail")], attributes={"customer": "c1"})
+    scene.turns_until(lambda: scene.client.get("s1") is not None)
+    scene.redis.zadd(ONLY.index("held=work"), {"s1": 1})
+    scene.redis.zrem(ONLY.index("customer=c1"), "s1")
+    scene.redis.hset(ONLY.indexed, "s1", '["held=work"]')
+    assert scene.play("s1").status == "ABORTED"
+    assert check(scene.redis) == {"customer=c1": {"s1"}, "status=ABORTED": {"s1"}}
 
 
 def test_a_live_saga_whose_hash_somebody_has_deleted_leaves_all_indexes(scene: Scene) -> None:

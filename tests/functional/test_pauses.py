@@ -174,6 +174,25 @@ def test_a_saga_that_a_worker_held_before_it_heard_and_died_goes_on_while_anothe
     scene.turns_until(lambda: not scene.worker._pauses._resumed_before)
 
 
+@pytest.mark.parametrize("waits_for", ["an answer", "a person"])
+def test_a_saga_that_is_no_longer_held_and_is_still_among_the_held_is_looked_at_once(
+    scene: Paused, waits_for: str
+) -> None:
+    """A worker of an earlier release has moved it."""
+    parks = do(1, service="nobody", kind="pivot", compensation=None, attempts=1, timeout_ms=1)
+    scene.begin("s1", do(1) if waits_for == "an answer" else parks)
+    scene.turns_until(
+        lambda: scene.timer("s1") == float("inf") if waits_for == "a person" else scene.timer("s1") is not None
+    )
+    before, state = scene.timer("s1"), scene.client.get("s1")
+    indexed = json.loads(scene.redis.hget(FIRST.indexed, "s1") or b"[]")
+    scene.redis.zadd(FIRST.index("held=work"), {"s1": 1})
+    scene.redis.hset(FIRST.indexed, "s1", json.dumps(["held=work", *indexed]))
+    scene.turns_until(lambda: not scene.held(), scene.another_worker())
+    assert (scene.timer("s1"), scene.client.get("s1")) == (before, state)
+    assert json.loads(scene.redis.hget(FIRST.indexed, "s1") or b"[]") == indexed
+
+
 def test_what_makes_no_sense_as_a_pause_is_refused_or_left_out(scene: Paused) -> None:
     for service, command, reason in (("wo rk", None, "r"), ("work", "a/b", "r"), ("work", None, "")):
         with pytest.raises(MalformedMessage):

@@ -58,6 +58,7 @@ class Workers(RuleBasedStateMachine):
         # The model: what must be in the store.
         self.states: dict[str, SagaState | None] = dict.fromkeys(SAGAS)
         self.ended_ms: dict[str, int] = {}
+        self.begun: set[str] = set()  # all that have ever begun
         self.to_sweep: set[str] = set()  # ids in ended of sagas that somebody deleted: the next sweep takes them out
         self.appended: dict[str, list[Fields]] = defaultdict(list)
         self.pending: dict[tuple[str, bytes], Entry] = {}
@@ -243,13 +244,14 @@ class Workers(RuleBasedStateMachine):
         if isinstance(after, SagaState) and after is not before:
             version = before.version if isinstance(before, SagaState) else 0
             self.states[saga_id] = replace(after, version=version + 1)
-            if after.ended:
+            if after.ended or (before is None and saga_id in self.begun):
                 self.to_sweep.discard(saga_id)
+            self.begun.add(saga_id)
             if after.ended and not (isinstance(before, SagaState) and before.ended):
                 self.ended_ms[saga_id] = self.now_ms
                 self.ran[after.status] += 1
             self.ran["parked"] += after.parked is not None
-        elif change.rearm and after is None:
+        elif change.is_gone and after is None:
             self.to_sweep.add(saga_id)
         for command in change.commands:
             self.appended[ONLY.commands(command.service)].append(command.fields())

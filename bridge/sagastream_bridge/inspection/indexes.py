@@ -20,9 +20,8 @@ from sagastream.core.sealed_values import keys_of
 from sagastream.core.steps import STANDING
 from sagastream.core.why_out import LATE_MS, MANY_FAILURES
 from sagastream.errors import CorruptSaga, NewerFormat
-from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.change import Change, filled, gone
 from sagastream.orchestrator.commit import Store
-from sagastream.orchestrator.sweeping import filled
 from sagastream.orchestrator.worker import LEASE_MS
 from sagastream.store import saga_hash, sagas
 from sagastream.store.indexes import names_in
@@ -187,7 +186,7 @@ class SagaCheck:
                 pipeline.exists(partition.saga(saga_id))
             for saga_id, there in zip(sagas_of_it, pipeline.execute(), strict=True):
                 if not there:
-                    change = Change(partition=partition, saga_id=saga_id, before=None, after=None, rearm=True)
+                    change = gone(partition, saga_id)
                     yield from self._found("is waited for, and is gone: somebody has deleted its hash", saga_id, change)
 
     def _indexed(

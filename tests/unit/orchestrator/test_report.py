@@ -193,7 +193,7 @@ def test_a_stream_is_told_of_once_a_minute(monkeypatch: pytest.MonkeyPatch, capl
 
 def test_a_saga_whose_hash_is_gone_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     report = TurnReport("worker 1", None)
-    report.committed([a_change(None, None, rearm=True)], lost=[], stuck=[], messages=1, duration_s=0.1)
+    report.committed([a_change(None, None, is_gone=True)], lost=[], stuck=[], messages=1, duration_s=0.1)
     assert caplog.messages == ["saga s1 was due, and is gone: somebody has deleted its hash"]
 
 

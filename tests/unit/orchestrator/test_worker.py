@@ -222,7 +222,7 @@ def test_what_is_due_of_a_saga_that_cannot_be_read_is_no_change() -> None:
 
 def test_what_is_due_of_a_saga_that_there_is_not_is_told_to_the_store() -> None:
     (change,) = folded([DUE], {"saga42": None}, NOW_MS, {})
-    assert (change.rearm, change.before, change.after, change.entries) == (True, None, None, [])
+    assert (change.is_gone, change.before, change.after, change.entries) == (True, None, None, [])
 
 
 def test_what_is_looked_at_too_early_is_no_change() -> None:

@@ -194,6 +194,7 @@ class Due(Struct, frozen=True, kw_only=True, gc=False):
     """The time of a saga has come: what it waited for has not happened, or something must be done now."""
 
     saga_id: str
+    leased: bool = False  # whether its timer said so, and is now at the end of a worker's lease
 
 
 class Unreadable(Struct, frozen=True, kw_only=True, gc=False):

@@ -1,7 +1,8 @@
 """Commit the decisions of a turn; lease the sagas that are due."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final
 
 import redis
 
@@ -9,14 +10,13 @@ from sagastream.broker import exchange, scripting, wire
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.wire import execute, or_raise
 from sagastream.core.indexing import index_names
-from sagastream.core.messages import Fields, is_id
-from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.sending import GivenUp
-from sagastream.orchestrator.change import Change
-from sagastream.store import saga_hash
+from sagastream.core.messages import is_id
+from sagastream.core.saga import Found, SagaState
+from sagastream.orchestrator.change import Change, filled, swept
+from sagastream.orchestrator.packing import ABORTED, COMPLETED, CommitArguments
 from sagastream.store.columns import iso
-from sagastream.store.indexes import written
-from sagastream.store.keys import ENDED_KEPT_MS, EVENTS_KEPT, ORCHESTRATOR_GROUP, Partition, StoreKeys
+from sagastream.store.indexes import names_in, written
+from sagastream.store.keys import ENDED_KEPT_MS, Partition, StoreKeys
 
 #: The longest argument of a script, in bytes, unless one saga alone needs a longer one. A server refuses an argument of
 #: 512 MB. Many very large results could reach that, and each new attempt would be refused again. What one decision on a
@@ -25,15 +25,6 @@ _LONGEST: Final = 64 << 20
 #: About how many bytes of commands of sagas with an input are packed together, unless one saga alone sends more. To
 #: pack and send them takes several times as much memory.
 _MOST_SENT: Final = 16 << 20
-#: What stands in place of the score of a saga that has ended.
-_COMPLETED: Final = "ended"
-_ABORTED: Final = "aborted"
-_ENDS: Final = {SagaStatus.COMPLETED: _COMPLETED, SagaStatus.ABORTED: _ABORTED}
-#: … of one of which nothing is told any more; and in place of its score in an index that it leaves.
-_SWEPT: Final = "swept"
-_GONE: Final = "gone"
-#: How many elements a change has that gives nothing up.
-_WITHOUT_GIVEN_UP: Final = 8
 #: How many nodes of a stream the server looks at to estimate its size.
 _SAMPLES: Final = 16
 #: How many bytes the streams of a partition take at most, about, beside what bounds them otherwise. Of the quarantine a
@@ -43,6 +34,17 @@ MOST_BYTES: Final = {"events": 64 << 20, "quarantine": 256 << 20}
 _LEAST_SHARE: Final = 1 << 20
 #: How many of the sagas that were committed last are remembered, for `missing`.
 LOOKED_AT: Final = 16
+
+
+class _Result(IntEnum):
+    """What commit.lua returns for a change; its header says what each means."""
+
+    LOST = 0
+    WRITTEN = 1
+    STUCK = 2
+    FULL = 3
+    MISPLACED = 4
+    BEGUN_AGAIN = 5
 
 
 class Store:
@@ -59,7 +61,7 @@ class Store:
         ABORTED; None: as long as any other."""
         self._client = client
         aborted_ms = retention_ms if aborted_retention_ms is None else aborted_retention_ms
-        self._kept_ms = {_COMPLETED: retention_ms, _ABORTED: aborted_ms}
+        self._kept_ms = {COMPLETED: retention_ms, ABORTED: aborted_ms}
         #: For how long every ended saga is kept; some are kept for longer, ABORTED ones or those of another worker.
         self.least_kept_ms = min(self._kept_ms.values())
         self._commit = scripting.Script("commit")
@@ -131,20 +133,55 @@ class Store:
         """
         return exchange.run(self._client, self.committing(changes, now_ms)) if changes else ([], [])
 
-    def committing(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
-        """See `commit`."""
+    def committing(
+        self, changes: Sequence[Change], now_ms: int, *, may_set_right: bool = True
+    ) -> Exchange[tuple[list[Change], list[Change]]]:
+        """See `commit`. `may_set_right`: if a saga is not in the indexes in which it should be, that is set right, and
+        its change is tried once more."""
         if len(changes) > 1 and _sent_bytes(changes) > _MOST_SENT:
             return (yield from self._by_halves(changes, now_ms))
-        arguments = _CommitArguments(changes[0].partition, changes, now_ms, self._kept_ms)
+        arguments = CommitArguments(changes[0].partition, changes, now_ms, self._kept_ms)
         if len(changes) > 1 and len(arguments.args[0]) > _LONGEST:
             return (yield from self._by_halves(changes, now_ms))
         results = yield from self._commit.call(arguments.keys, arguments.args)
-        lost = [change for change, result in zip(changes, results, strict=True) if result == 0]
-        stuck = [change for change, result in zip(changes, results, strict=True) if result >= 2]
-        if 3 in results:
-            for change, result in zip(changes, results, strict=True):
-                change.is_full = result == 3
-        return lost, stuck
+        if results.count(_Result.WRITTEN) == len(results):
+            return [], []
+        return (yield from self._not_just_written(changes, results, now_ms, may_set_right=may_set_right))
+
+    def _not_just_written(
+        self, changes: Sequence[Change], results: Sequence[int], now_ms: int, *, may_set_right: bool
+    ) -> Exchange[tuple[list[Change], list[Change]]]:
+        """See `commit`, for a call with such results."""
+        by_result: dict[int, list[Change]] = {}
+        for change, result in zip(changes, results, strict=True):
+            change.is_full = result == _Result.FULL
+            by_result.setdefault(result, []).append(change)
+        lost, misplaced = by_result.get(_Result.LOST, []), by_result.get(_Result.MISPLACED, [])
+        stuck = by_result.get(_Result.STUCK, []) + by_result.get(_Result.FULL, [])
+        wrong = [(change.saga_id, change.before) for change in misplaced]
+        wrong += [(change.saga_id, change.written) for change in by_result.get(_Result.BEGUN_AGAIN, [])]
+        if wrong and may_set_right:
+            yield from self._set_right(changes[0].partition, wrong, now_ms)
+            if misplaced:
+                more_lost, more_stuck = yield from self.committing(misplaced, now_ms, may_set_right=False)
+                return lost + more_lost, stuck + more_stuck
+        return lost + misplaced, stuck
+
+    def _set_right(
+        self, partition: Partition, those: Sequence[tuple[str | None, Found]], now_ms: int
+    ) -> Exchange[None]:
+        """Have these sagas in the indexes in which they should be, and in no others that `indexed` tells: those of an
+        earlier saga with the same id, or those in which a worker of an earlier release has left it."""
+        (answer,) = yield [("HMGET", partition.indexed, *[str(saga_id) for saga_id, _ in those])]
+        changes = []
+        for (saga_id, state), there in zip(those, or_raise(answer), strict=True):
+            names = names_in(there or b"[]")
+            if not isinstance(state, SagaState):
+                changes.append(swept(partition, str(saga_id), names))
+            elif (there or b"").decode(errors="replace") != written(index_names(state)):
+                changes.append(filled(partition, state, names))
+        if changes:
+            yield from self.committing(changes, now_ms)
 
     def _by_halves(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
         half = len(changes) // 2
@@ -177,133 +214,3 @@ def missing(committed: Sequence[Change]) -> Exchange[list[str]]:
         if is_back and (there or not state.ended):  # an ended saga may have expired
             gone.append(f"saga {state.saga_id} was at version {state.version}, and is at {there}")
     return gone
-
-
-class _CommitArguments:
-    """Packs changes for commit.lua; the header of that file describes the order."""
-
-    def __init__(
-        self, partition: Partition, changes: Sequence[Change], now_ms: int, kept_ms: Mapping[str, int]
-    ) -> None:
-        self._streams = {partition.timers: 1, partition.ended: 2, partition.events: 3}
-        self._indexes = {partition.begun: 1}
-        self._begun_changes = False
-        self._hashes: list[str] = []
-        packed = [self._packed(change) for change in changes]
-        words = [len(self._streams), ORCHESTRATOR_GROUP, EVENTS_KEPT, now_ms, kept_ms, packed]
-        indexes: list[str] = []
-        if len(self._indexes) > 1:
-            indexes = [*self._indexes, partition.indexed]
-        elif self._begun_changes:
-            indexes = [partition.begun]
-        if indexes:
-            words.append(len(self._indexes))
-        self.keys = [*self._streams, *indexes, *self._hashes]
-        self.args = [wire.message_pack(words)]
-
-    def _packed(self, change: Change) -> list[Any]:
-        before = change.before if isinstance(change.before, SagaState) else None
-        after = change.after if isinstance(change.after, SagaState) else None
-        fields = saga_hash.changed_fields(before, after)
-        appends: list[Any] = []
-        partition = change.partition
-        for command in change.commands:
-            appends += self._append(partition.commands(command.service), command.fields())
-        for notice in change.notices:
-            appends += self._append(partition.events, notice.fields())
-        for entry, reason in change.quarantined:
-            appends += self._append(partition.quarantine, entry.quarantined(reason))
-        entries: list[int | str] = []
-        streams = self._streams
-        for entry in change.entries:
-            entries += (streams.setdefault(entry.stream, len(streams) + 1), entry.id.decode())
-        packed = [
-            self._hash(change.key),
-            str(before.version) if before else "",
-            iso(before.updated_ms) if before else "",
-            _SWEPT
-            if change.swept is not None and not change.fill
-            else _score(before, after)
-            if fields or change.rearm
-            else "",
-            change.saga_id or "",
-            fields,
-            appends,
-            entries,
-        ]
-        if before is None and fields:
-            self._begun_changes = True
-        if change.given_up:
-            packed.append([word for one in change.given_up for word in self._given_up(partition, one)])
-        if places := self._places(change, before, after):
-            packed += ([], places) if len(packed) == _WITHOUT_GIVEN_UP else (places,)
-            packed.append(_told(change, after))
-        return packed
-
-    def _places(self, change: Change, before: SagaState | None, after: SagaState | None) -> list[int | str]:
-        """What changes of the saga's places in the indexes."""
-        partition = change.partition
-        was, now = index_names(before), index_names(after)
-        if change.fill or change.swept is not None:
-            self._begun_changes = True
-            score = _GONE if after is None else str(after.begun_ms)
-            leaves = [name for name in change.swept or () if name not in now]
-            places: list[int | str] = [1, score]
-            for name in now:
-                places += (self._index(partition.index(name)), score)
-            for name in leaves:
-                places += (self._index(partition.index(name)), _GONE)
-            return places
-        if was == now or after is None:
-            return []
-        places = []
-        for name in was:
-            if name not in now:
-                places += (self._index(partition.index(name)), _GONE)
-        for name in now:
-            if name not in was:
-                places += (self._index(partition.index(name)), str(after.begun_ms))
-        return places
-
-    def _index(self, key: str) -> int:
-        return self._indexes.setdefault(key, len(self._indexes) + 1)
-
-    def _given_up(self, partition: Partition, one: GivenUp) -> tuple[int, str, int, Any]:
-        stream = self._streams.setdefault(partition.commands(one.service), len(self._streams) + 1)
-        return stream, one.service, one.sent_ms, wire.raw(one.beginning)
-
-    def _append(self, key: str, fields: Fields) -> tuple[int, list[Any]]:
-        words: list[Any] = []
-        for name, value in fields.items():
-            words += (name, wire.raw(value) if isinstance(value, bytes) else value)
-        return self._streams.setdefault(key, len(self._streams) + 1), words
-
-    def _hash(self, key: str | None) -> int:
-        if key is None:
-            return 0
-        self._hashes.append(key)
-        return len(self._hashes)
-
-
-def _timer(change: Change, before: SagaState | None, after: SagaState | None) -> str:
-    """What the script does about its timer."""
-    if change.swept is None or change.rearm:
-        return _score(before, after)
-    return "" if change.fill else _SWEPT
-
-
-def _told(change: Change, after: SagaState | None) -> str:
-    """What `indexed` says of the saga."""
-    names = index_names(after) if change.fill or change.swept is None else ()
-    return written(names)
-
-
-def _score(before: SagaState | None, after: SagaState | None) -> str:
-    """The saga's new score in timers; commit.lua lists the words that are not scores."""
-    if after is None:
-        return "gone"
-    if (end := _ENDS.get(after.status)) is not None:
-        # If it ended before, only a late reply is noted.
-        return "" if before is not None and before.status in _ENDS and before is not after else end
-    due_ms = after.due_ms
-    return "+inf" if due_ms is None else str(due_ms)

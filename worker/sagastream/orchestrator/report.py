@@ -57,7 +57,7 @@ class TurnReport:
         self._tell_stuck(stuck)
         self._tell_quarantined(written)
         for change in written:
-            if change.rearm and change.after is None:
+            if change.is_gone and change.after is None:
                 text = f"saga {change.saga_id} was due, and is gone: somebody has deleted its hash"
                 self._log.warning(text, extra=_about(change))
             if change.fault is not None and self._is_time(f"fault of {change.saga_id}"):

@@ -12,7 +12,7 @@ from sagastream.broker.scripting import Script
 from sagastream.broker.wire import execute
 from sagastream.core.messages import is_id
 from sagastream.core.saga import SagaState
-from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.change import filled, gone, swept
 from sagastream.orchestrator.commit import Store
 from sagastream.store import sagas
 from sagastream.store.indexes import names_in
@@ -64,7 +64,7 @@ class Sweep:
         names = [partition.ended, partition.begun, partition.indexed, *map(partition.saga, saga_ids)]
         there, left = exchange.run(self._client, _SWEEP.call(names, list(saga_ids)))
         changes = [
-            Change(partition=partition, saga_id=saga_id.decode(), before=None, after=None, swept=names_in(told))
+            swept(partition, saga_id.decode(), names_in(told))
             for saga_id, told in zip(left[::2], left[1::2], strict=True)
         ]
         lost = 0
@@ -133,13 +133,9 @@ class Filling:
             pipeline = self._client.pipeline(transaction=False)
             for saga_id in saga_ids:
                 pipeline.exists(partition.saga(saga_id))
-            gone = [one for one, is_there in zip(saga_ids, execute(pipeline), strict=True) if not is_there]
-            for some in _slices(gone):
-                changes = [
-                    Change(partition=partition, saga_id=saga_id, before=None, after=None, rearm=True)
-                    for saga_id in some
-                ]
-                self._store.commit(changes, 0)
+            expired = [one for one, is_there in zip(saga_ids, execute(pipeline), strict=True) if not is_there]
+            for some in _slices(expired):
+                self._store.commit([gone(partition, saga_id) for saga_id in some], 0)
             yield
 
     def _members(self, key: str) -> Iterator[list[str]]:
@@ -162,11 +158,6 @@ class Filling:
                 # One that has moved meanwhile is put in by the next pass.
                 lost, _ = self._store.commit(changes, now_ms)
                 self._lost[partition] = self._lost.get(partition, 0) + len(lost)
-
-
-def filled(partition: Partition, state: SagaState, leaves: tuple[str, ...] = ()) -> Change:
-    """What puts a saga into all its indexes, and takes it out of the others that are named."""
-    return Change(partition=partition, saga_id=state.saga_id, before=state, after=state, fill=True, swept=leaves)
 
 
 def _slices(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -285,11 +285,13 @@ class Orchestrator:
         if self._filling.goes_on and time.monotonic() >= self._fill_at:
             self._fill_at = time.monotonic() + _FILL_EVERY_S
             self._filling.step()
+        leased = {saga_id for _, saga_id in due}
         due += self._put_off()
         if strangers := [one for one in due if keys.of(one[1]) is not one[0]]:
             self._store.drop_strangers(strangers)
         due_ids = [saga_id for partition, saga_id in due if keys.of(saga_id) is partition]
-        return [(None, Due(saga_id=saga_id)) for saga_id in dict.fromkeys([*due_ids, *self._overdue.go_on()])]
+        looked_at = dict.fromkeys([*due_ids, *self._overdue.go_on()])
+        return [(None, Due(saga_id=saga_id, leased=saga_id in leased)) for saga_id in looked_at]
 
     def _put_off(self) -> list[tuple[Partition, str]]:
         """Sagas that may wait for too long, because the broker's clock was set back, or for too short, because it went
@@ -369,7 +371,13 @@ def _fold(
         change = Change(partition=partition, saga_id=saga_id, before=before, after=before)
         for entry, event in inputs:
             decision = decide(change.after, event, moment)
-            change.add(entry, decision, gives_up=not isinstance(event, Reply), is_begin=isinstance(event, Begin))
+            change.add(
+                entry,
+                decision,
+                gives_up=not isinstance(event, Reply),
+                is_begin=isinstance(event, Begin),
+                leased=entry is None and isinstance(event, Due) and event.leased,
+            )
         if change.left or not change.is_empty:
             changes.append(change)
     return changes

@@ -4,7 +4,7 @@
 --
 -- KEYS  1 timers (zset)  2 ended (zset)  3 events (stream)
 --       4.. the other streams that are appended to or acknowledged
---       if ARGV says so: begun (zset), then the other indexes (zsets) and, if there are any of those, indexed (hash)
+--       if ARGV says so: begun (zset), then the other indexes (zsets), then indexed (hash)
 --       then the hashes of the sagas
 -- ARGV  1 a list, in MessagePack, so that the script gets one long argument and not many short ones:
 --           1 how many of KEYS are timers, ended or streams
@@ -28,12 +28,16 @@
 --                 sent in ms, what its body begins with, ... They are deleted if nobody has read them
 --              10 if they change, its places in the indexes: a list of the number of an index (1: begun), its score there
 --                 ("gone": it leaves), ...
---              11 with that, what indexed says of it: the indexes that it is in ("": it says nothing)
+--              11 with that, what indexed says of it then: the indexes that it is in ("": it says nothing)
+--              12 if that matters, what indexed must say of it before that
 --           7 if a saga begins, or a change has places: how many of KEYS are indexes, begun among them. A saga that begins
 --             is in begun without a place
--- RETURNS  for every change 1: committed; or, if nothing of it was written, 0: the hash has another version or time, or
---          sagastream did not write it; 2: one of the keys to which it appends is not a stream; 3: one of these streams
---          takes no more entries, since somebody has added one with the greatest id that there is
+--           8 if a change has places: 1, indexed is among KEYS
+-- RETURNS  for every change 1: committed; 5: the same, it began, and an earlier saga had its id, of which indexed may say
+--          something; or, if nothing of it was written, 0: the hash has another version or time, or sagastream did not
+--          write it; 2: one of the keys to which it appends is not a stream; 3: one of these streams takes no more
+--          entries, since somebody has added one with the greatest id that there is; 4: indexed says something else of
+--          it, so it may be in indexes that this change does not know
 --          error WRONGTYPE: timers, ended, events or an index has another type than it should; nothing was
 --          written
 --
@@ -43,10 +47,10 @@
 
 -- Globals are looked up by name each time.
 local KEYS, call, try = KEYS, redis.call, redis.pcall
-local fixed, group, events_kept, now, kept_ms, changes, indexes = unpack(cmsgpack.unpack(ARGV[1]))
+local fixed, group, events_kept, now, kept_ms, changes, indexes, tells = unpack(cmsgpack.unpack(ARGV[1]))
 local hashes = fixed + (indexes or 0)  -- the key before that of the first hash
 local indexed
-if indexes and indexes > 1 then
+if tells then
   hashes = hashes + 1
   indexed = KEYS[hashes]
 end
@@ -125,14 +129,16 @@ for number, change in ipairs(changes) do
   local hash, version, updated_at, appends = change[1], change[2], change[3], change[7]
   if hash > 0 and not is_as_it_was(KEYS[hashes + hash], version, updated_at) then
     results[number] = 0
+  elseif indexed and change[12] and (call('HGET', indexed, change[5]) or '') ~= change[12] then
+    results[number] = 4
   else
     results[number] = is_any_unusable and is_stuck(appends) and 2 or 1
   end
 end
 
 local acknowledged, waiting, ended, done_with = {}, {}, {}, {}
-local swept = {}
-local joins, leaves, told, untold = {{}}, {}, {}, {}  -- what changes in the indexes, by their numbers, and in indexed
+local swept, begins = {}, {}
+local joins, leaves, told, untold = {}, {}, {}, {}  -- what changes in the indexes, by their numbers, and in indexed
 
 -- Note the places of a saga, and what indexed says of it.
 local function note_places(id, places, names)
@@ -146,9 +152,6 @@ local function note_places(id, places, names)
       table.insert(joins[index], score)
       table.insert(joins[index], id)
     end
-  end
-  if not indexed then
-    return
   end
   if names == '' then
     untold[#untold + 1] = id
@@ -167,8 +170,7 @@ for number, change in ipairs(changes) do
     if moves then
       call('HSET', key, unpack(fields))
       if change[2] == '' then
-        local begun = joins[1]
-        begun[#begun + 1], begun[#begun + 2] = now, id
+        begins[#begins + 1], begins[#begins + 2] = now, id
       end
     end
     if change[10] then
@@ -237,6 +239,30 @@ for number, change in ipairs(changes) do
     end
   end
 end
+
+-- The sagas that begin are in begun. If one was there already, an earlier saga had its id: its hash has expired or was
+-- deleted, and no sweep has seen to it yet.
+local function begin(...)
+  if call('ZADD', KEYS[fixed + 1], 'NX', ...) == select('#', ...) / 2 then
+    return
+  end
+  local words, again = {...}, {}
+  for i = 2, #words, 2 do
+    local id = words[i]
+    if tonumber(call('ZMSCORE', KEYS[fixed + 1], id)[1]) ~= now then
+      call('ZADD', KEYS[fixed + 1], now, id)
+      call('ZREM', KEYS[2], id)
+      again[id] = true
+    end
+  end
+  for number, change in ipairs(changes) do
+    if results[number] == 1 and change[2] == '' and again[change[5]] then
+      results[number] = 5
+    end
+  end
+end
+
+in_slices(begins, begin)
 in_slices(waiting, function(...) call('ZADD', KEYS[1], ...) end)
 in_slices(done_with, function(...) call('ZREM', KEYS[1], ...) end)
 in_slices(ended, function(...) call('ZADD', KEYS[2], ...) end)

@@ -106,7 +106,7 @@ _WORK: Final = (
     _Grant("ended", "type zadd zrem zrangebyscore zscan zcard"),
     _Grant("begun", "type zadd zrem zscan zcard zmscore"),
     _Grant("index", "type zadd zrem zscan"),
-    _Grant("indexed", "type hset hdel hmget"),
+    _Grant("indexed", "type hget hset hdel hmget"),
     # A script is allowed if one grant has all of its keys.
     _Grant(
         "requests interventions replies commands events quarantine saga timers ended begun index indexed services full",
@@ -200,7 +200,7 @@ _MEND: Final = (
     _Grant("requests interventions replies commands", "xgroup|setid"),
     _Grant("saga", "hmget pexpire persist pttl unlink"),
     _Grant("timers ended begun index", "type zadd zrem"),
-    _Grant("indexed", "type hset hdel hmget"),
+    _Grant("indexed", "type hget hset hdel hmget"),
     _Grant("events", "type"),
     _Grant("done", "hdel"),
     _Grant("losses", "del"),

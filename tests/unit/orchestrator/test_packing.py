@@ -16,8 +16,8 @@ from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.steps import TIMEOUT_MS, StepDefinition
 from sagastream.core.transitions import Decision, Moment
 from sagastream.errors import CorruptSaga
-from sagastream.orchestrator.change import Change
-from sagastream.orchestrator.commit import _CommitArguments
+from sagastream.orchestrator.change import Change, filled, swept
+from sagastream.orchestrator.packing import CommitArguments
 from sagastream.store import keys
 from sagastream.store.columns import iso
 from sagastream.store.saga_hash import changed_fields
@@ -63,7 +63,7 @@ def two_by_two(items: Sequence[Any]) -> list[tuple[Any, Any]]:
 
 def unpacked(*changes: Change) -> list[Unpacked]:
     """The changes, read from the keys and arguments in the order that the header of commit.lua gives."""
-    arguments = _CommitArguments(ONLY, changes, NOW_MS, KEPT_MS)
+    arguments = CommitArguments(ONLY, changes, NOW_MS, KEPT_MS)
     names, (packed,) = arguments.keys, arguments.args
     assert names[:3] == [ONLY.timers, ONLY.ended, ONLY.events]
     assert len(set(names)) == len(names)
@@ -73,23 +73,24 @@ def unpacked(*changes: Change) -> list[Unpacked]:
     return [_unpacked(names, fixed, len(indexes), change) for change in read]
 
 
-def indexes_of(arguments: _CommitArguments) -> list[str]:
+def indexes_of(arguments: CommitArguments) -> list[str]:
     """The keys of the indexes, and of indexed if it is among them."""
     words = msgpack.decode(arguments.args[0])
-    number = words[6] if len(words) > 6 else 0
-    return arguments.keys[words[0] :][: number + (number > 1)]
-
-
-def places_of(*changes: Change) -> list[tuple[dict[str, str], str]]:
-    """For each change: its scores, by the key of the index, and what indexed says then."""
-    arguments = _CommitArguments(ONLY, changes, NOW_MS, KEPT_MS)
-    indexes = indexes_of(arguments)
-    assert indexes[:1] == [ONLY.begun]
-    found = []
-    for change in msgpack.decode(arguments.args[0])[5]:
-        places, told = change[9:11] if len(change) > 8 else ([], "")
-        found.append(({indexes[number - 1]: score for number, score in two_by_two(places)}, told))
+    number, tells = [*words[6:], 0, 0][:2]
+    found = arguments.keys[words[0] :][: number + tells]
+    assert found[:1] in ([], [ONLY.begun])
+    assert (ONLY.indexed in found[-1:]) == bool(tells)
     return found
+
+
+def places_of(change: Change) -> tuple[dict[str, str], str, str | None]:
+    """Its scores, by the key of the index; what indexed says of it then; what it must say before that (None: that does
+    not matter)."""
+    arguments = CommitArguments(ONLY, [change], NOW_MS, KEPT_MS)
+    indexes = indexes_of(arguments)
+    (packed,) = msgpack.decode(arguments.args[0])[5]
+    places, told, before = [*packed[9:], None][:3]
+    return {indexes[number - 1]: score for number, score in two_by_two(places)}, told, before
 
 
 def _unpacked(names: list[str], fixed: int, indexes: int, change: list[Any]) -> Unpacked:
@@ -249,11 +250,12 @@ def test_what_is_due_names_no_entry_and_none_is_acknowledged() -> None:
     assert read.timer == str(known(change.after).send_again_ms)
 
 
-def due(before: Found, *, now_ms: int = NOW_MS) -> Change:
+def due(before: Found, *, now_ms: int = NOW_MS, leased: bool = False) -> Change:
     """This saga is due, or was thought to be."""
     change = Change(partition=ONLY, saga_id="saga42", before=before, after=before)
     assert change.is_empty
-    change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)))
+    decision = decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED))
+    change.add(None, decision, leased=leased)
     return change
 
 
@@ -377,7 +379,7 @@ def test_a_saga_that_cannot_be_read_is_not_compared() -> None:
     (read,) = unpacked(change)
     assert (read.key, read.version, read.timer, read.hash) == (None, "", "", [])
     assert [append.fields["reason"] for append in read.appends] == ["damaged"]
-    assert _CommitArguments(ONLY, [change], NOW_MS, KEPT_MS).keys == [
+    assert CommitArguments(ONLY, [change], NOW_MS, KEPT_MS).keys == [
         ONLY.timers,
         ONLY.ended,
         ONLY.events,
@@ -417,7 +419,7 @@ def test_many_changes_share_their_streams_and_each_has_its_own_hash() -> None:
     assert [change.key for change in read] == [ONLY.saga("saga0"), None, ONLY.saga("saga1"), None, ONLY.saga("saga2")]
     for change in (read[0], read[2], read[4]):
         assert [append.stream for append in change.appends] == [ONLY.commands("inventory")]
-    assert _CommitArguments(ONLY, begins, NOW_MS, KEPT_MS).keys == [
+    assert CommitArguments(ONLY, begins, NOW_MS, KEPT_MS).keys == [
         ONLY.timers,
         ONLY.ended,
         ONLY.events,
@@ -434,7 +436,7 @@ def test_a_command_that_nobody_waits_for_any_more_is_named_with_its_stream_and_h
     change = Change(partition=ONLY, saga_id="saga42", before=before, after=before)
     change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)), gives_up=True)
     [given_up] = change.given_up
-    arguments = _CommitArguments(ONLY, [change], now_ms, KEPT_MS)
+    arguments = CommitArguments(ONLY, [change], now_ms, KEPT_MS)
     words = msgpack.decode(arguments.args[0])[5][0][8]
     command = before.step.definition
     assert words[1:3] == [command.service, before.step.sent_ms]
@@ -443,10 +445,10 @@ def test_a_command_that_nobody_waits_for_any_more_is_named_with_its_stream_and_h
 
 
 def test_a_plain_saga_is_in_begun_once_and_in_no_other_index() -> None:
-    begin = _CommitArguments(ONLY, [a_change(None, a_begin())], NOW_MS, KEPT_MS)
+    begin = CommitArguments(ONLY, [a_change(None, a_begin())], NOW_MS, KEPT_MS)
     assert indexes_of(begin) == [ONLY.begun]
     assert len(msgpack.decode(begin.args[0])[5][0]) == 8
-    later = _CommitArguments(ONLY, [a_change(a_saga(), a_reply("Reserve_ok", 1))], NOW_MS, KEPT_MS)
+    later = CommitArguments(ONLY, [a_change(a_saga(), a_reply("Reserve_ok", 1))], NOW_MS, KEPT_MS)
     assert indexes_of(later) == []
     assert len(msgpack.decode(later.args[0])[5][0]) == 8
 
@@ -456,10 +458,10 @@ def test_a_saga_with_attributes_is_in_their_indexes_from_its_begin() -> None:
     change = a_change(None, begin)
     begun_ms = str(known(change.after).begun_ms)
     names = ["customer=c42", "basket=815"]
-    assert places_of(change) == [({ONLY.index(name): begun_ms for name in names}, orjson.dumps(names).decode())]
+    assert places_of(change) == ({ONLY.index(name): begun_ms for name in names}, orjson.dumps(names).decode(), "")
     reply = Change(partition=ONLY, saga_id="saga42", before=change.after, after=change.after)
     reply.add(None, decide(change.after, a_reply("Reserve_ok", 1), Moment(now_ms=NOW_MS, published=PUBLISHED)))
-    assert indexes_of(_CommitArguments(ONLY, [reply], NOW_MS, KEPT_MS)) == []
+    assert indexes_of(CommitArguments(ONLY, [reply], NOW_MS, KEPT_MS)) == []
 
 
 def test_what_is_rare_is_in_an_index_as_long_as_it_is_so() -> None:
@@ -467,10 +469,10 @@ def test_what_is_rare_is_in_an_index_as_long_as_it_is_so() -> None:
     failed = a_change(before, a_reply("Reserve_failed", 1))
     assert known(failed.after).status == "ABORTED"
     begun_ms = str(before.begun_ms)
-    assert places_of(failed) == [({ONLY.index("status=ABORTED"): begun_ms}, '["status=ABORTED"]')]
+    assert places_of(failed) == ({ONLY.index("status=ABORTED"): begun_ms}, '["status=ABORTED"]', "")
     undone = replace(before, status=SagaStatus.COMPENSATING)
     ends = Change(partition=ONLY, saga_id="saga42", before=undone, after=replace(undone, status=SagaStatus.COMPLETED))
-    assert places_of(ends) == [({ONLY.index("status=COMPENSATING"): "gone"}, "")]
+    assert places_of(ends) == ({ONLY.index("status=COMPENSATING"): "gone"}, "", '["status=COMPENSATING"]')
 
 
 def test_what_is_given_up_and_where_a_saga_stands_do_not_get_mixed_up() -> None:
@@ -480,23 +482,43 @@ def test_what_is_given_up_and_where_a_saga_stands_do_not_get_mixed_up() -> None:
     change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)), gives_up=True)
     assert change.given_up
     change.after = replace(known(change.after), status=SagaStatus.ABORTED)
-    packed = msgpack.decode(_CommitArguments(ONLY, [change], now_ms, KEPT_MS).args[0])[5][0]
-    assert len(packed) == 11
+    packed = msgpack.decode(CommitArguments(ONLY, [change], now_ms, KEPT_MS).args[0])[5][0]
+    assert len(packed) == 12
     assert packed[8]
-    assert places_of(change) == [({ONLY.index("status=ABORTED"): str(before.begun_ms)}, '["status=ABORTED"]')]
+    assert places_of(change) == ({ONLY.index("status=ABORTED"): str(before.begun_ms)}, '["status=ABORTED"]', "")
 
 
 def test_a_saga_that_is_swept_leaves_all_its_indexes() -> None:
-    change = Change(partition=ONLY, saga_id="saga42", before=None, after=None, swept=("customer=c42",))
-    assert places_of(change) == [({ONLY.index("customer=c42"): "gone", ONLY.begun: "gone"}, "")]
+    change = swept(ONLY, "saga42", ("customer=c42",))
+    assert places_of(change) == ({ONLY.index("customer=c42"): "gone", ONLY.begun: "gone"}, "", None)
     (read,) = unpacked(change)
     assert (read.key, read.version, read.timer, read.member) == (ONLY.saga("saga42"), "", "swept", "saga42")
 
 
-def test_a_saga_that_is_filled_in_joins_all_its_indexes() -> None:
+def test_a_saga_that_is_filled_in_joins_all_its_indexes_and_leaves_others() -> None:
     state = replace(a_saga(), attributes={"customer": "c42"})
-    change = Change(partition=ONLY, saga_id="saga42", before=state, after=state, fill=True)
+    change = filled(ONLY, state, ("customer=c42", "customer=c1"))
     score = str(state.begun_ms)
-    assert places_of(change) == [({ONLY.begun: score, ONLY.index("customer=c42"): score}, '["customer=c42"]')]
+    scores = {ONLY.begun: score, ONLY.index("customer=c42"): score, ONLY.index("customer=c1"): "gone"}
+    assert places_of(change) == (scores, '["customer=c42"]', None)
     (read,) = unpacked(change)
     assert (read.version, read.timer, read.hash) == (str(state.version), "", [])
+    (read,) = unpacked(filled(ONLY, state, rearm=True))
+    assert read.timer == str(state.due_ms)
+
+
+def test_a_saga_of_which_nothing_is_due_gets_its_time_again_if_its_timer_had_another() -> None:
+    state = a_saga()
+    change = due(state, now_ms=EARLIER_MS, leased=True)
+    assert not change.is_empty
+    (read,) = unpacked(change)
+    assert (read.version, read.timer, read.hash) == (str(state.version), str(state.due_ms), [])
+    assert places_of(change) == ({}, "", "")  # it must be in no index
+    assert due(state, now_ms=EARLIER_MS, leased=False).is_empty
+
+
+def test_a_saga_that_a_fault_holds_up_stays_leased() -> None:
+    change = Change(partition=ONLY, saga_id="saga42", before=a_saga(), after=None)
+    change.after = change.before
+    change.add(None, Decision(state=change.before, quarantine="a fault in sagastream"), leased=True)
+    assert (change.rearm, change.fault) == (False, "a fault in sagastream")
