@@ -1,7 +1,7 @@
 """The indexes by which sagas are found, on real servers: they say what the hashes say, and last as long."""
 
 from io import BytesIO
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import redis
@@ -9,7 +9,8 @@ import redis
 from sagastream.core.indexing import index_names
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.commit import Store
-from sagastream.orchestrator.sweeping import Filling, Sweep
+from sagastream.orchestrator.mending import Mending
+from sagastream.orchestrator.sweeping import Sweep
 from sagastream.store import sagas
 from sagastream.store.indexes import names_in
 from sagastream_bridge.inspection.doctor import Doctor
@@ -19,6 +20,9 @@ from sagastream_bridge.transfer.importing import Import
 from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY
+
+#: Some time, long after all sagas here have ended.
+NOW_MS: Final = 2_000_000_000_000
 
 
 @pytest.fixture
@@ -163,17 +167,17 @@ def test_sagas_of_an_earlier_release_are_put_in_once(scene: Scene) -> None:
     scene.redis.delete(ONLY.begun, ONLY.indexed, *(ONLY.index(name) for name in places(scene.redis)))
     scene.redis.hset(ONLY.saga("damaged"), "version", "1")
     scene.redis.zadd(ONLY.ended, {"damaged": 1})
-    filling = Filling(scene.redis, Store(scene.redis))
-    filling.look(KEYS)
+    mending = Mending(scene.redis, Store(scene.redis))
+    mending.look(KEYS, NOW_MS)
     steps = 0
-    while filling.goes_on:
-        filling.step()
+    while mending.goes_on:
+        mending.step()
         steps += 1
     assert steps > 0
     scene.redis.delete(ONLY.saga("damaged"))
     assert check(scene.redis) == expected
-    filling.look(KEYS)  # the damaged one is still missing, and is not looked for again
-    assert not filling.goes_on
+    mending.look(KEYS, NOW_MS)  # the damaged one is still missing, and is not looked for again
+    assert not mending.goes_on
 
 
 def test_a_saga_that_moves_while_it_is_put_in_is_put_in_by_the_next_pass(
@@ -182,7 +186,7 @@ def test_a_saga_that_moves_while_it_is_put_in_is_put_in_by_the_next_pass(
     begin_some(scene)
     expected = check(scene.redis)
     scene.redis.delete(ONLY.begun, ONLY.indexed, *(ONLY.index(name) for name in places(scene.redis)))
-    filling = Filling(scene.redis, Store(scene.redis))
+    mending = Mending(scene.redis, Store(scene.redis))
 
     def read_too_early(*asked: Any) -> Any:
         found = read(*asked)
@@ -192,27 +196,27 @@ def test_a_saga_that_moves_while_it_is_put_in_is_put_in_by_the_next_pass(
     read = sagas.read
     for reading in (read_too_early, read):
         monkeypatch.setattr(sagas, "read", reading)
-        filling.look(KEYS)
-        while filling.goes_on:
-            filling.step()
+        mending.look(KEYS, NOW_MS)
+        while mending.goes_on:
+            mending.step()
     assert check(scene.redis) == expected
 
 
 def test_what_a_worker_of_an_earlier_release_sweeps_out_of_ended_leaves_all_indexes(scene: Scene) -> None:
     begin_some(scene)
     store = Store(scene.redis, retention_ms=0)
-    filling, sweep = Filling(scene.redis, store), Sweep(scene.redis, store)
+    mending, sweep = Mending(scene.redis, store), Sweep(scene.redis, store)
     for saga_id in ("plain", "marked"):
         scene.redis.delete(ONLY.saga(saga_id))
         scene.redis.zrem(ONLY.ended, saga_id)
-    filling.look(KEYS)
-    while filling.goes_on:
-        filling.step()
+    mending.look(KEYS, NOW_MS)
+    while mending.goes_on:
+        mending.step()
     sweep.sweep(KEYS)
     assert set(check(scene.redis)) == {"basket=815", "status=ABORTED"}
     assert scores(scene.redis, ONLY.begun).keys() == {"aborted", "parked"}
-    filling.look(KEYS)
-    assert not filling.goes_on
+    mending.look(KEYS, NOW_MS)
+    assert not mending.goes_on
 
 
 def test_a_worker_fills_and_sweeps_beside_its_turns(scene: Scene) -> None:

@@ -15,6 +15,8 @@ ROOT: Final = Path(__file__).parents[2]
 
 #: The release before this one: its commit, and the module of its command line. Move both on with each release.
 FORMER_COMMIT: Final = "476c19b"
+#: The last one whose workers know graphs, and nothing of indexes and pauses.
+WITHOUT_INDEXES: Final = "d239b32"
 FORMER_MAIN: Final = "sagastream_bridge.commands.main"
 
 
@@ -31,15 +33,16 @@ THIS: Final = Release(name="this", program=(SAGASTREAM,))
 NEWER: Final = Release(name="newer", program=(sys.executable, "-m", "support.newer"))
 
 
-def former_release(folder: Path) -> Release:
-    """The release before this one, taken from the git history and unpacked into the folder."""
+def former_release(folder: Path, commit: str = FORMER_COMMIT) -> Release:
+    """The release before this one, or that of another commit, taken from the git history and unpacked into the
+    folder."""
     git = ["git", "-C", str(ROOT)]
-    command = [*git, "archive", FORMER_COMMIT, "worker", "bridge", "stubs"]
+    command = [*git, "archive", commit, "worker", "bridge", "stubs"]
     try:
         archive = subprocess.run(command, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         why = getattr(error, "stderr", b"").decode(errors="replace").strip() or str(error)
-        missing(f"the release before this one, {FORMER_COMMIT}, is not in the history of this checkout: {why}")
+        missing(f"the release before this one, {commit}, is not in the history of this checkout: {why}")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
     path = tuple(folder / name for name in ("worker", "bridge", "stubs"))

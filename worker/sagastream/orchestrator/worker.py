@@ -34,6 +34,7 @@ from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.clock import WaitingSagas, newest_time
 from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
 from sagastream.orchestrator.gate import Gate
+from sagastream.orchestrator.mending import Mending
 from sagastream.orchestrator.order import Order
 from sagastream.orchestrator.overdue import Overdue
 from sagastream.orchestrator.pauses import Pauses
@@ -42,7 +43,7 @@ from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
 from sagastream.orchestrator.state_cache import StateCache
 from sagastream.orchestrator.streams import Input, Streams
-from sagastream.orchestrator.sweeping import Filling, Sweep
+from sagastream.orchestrator.sweeping import Sweep
 from sagastream.store import layout, published, sagas
 from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.keys import ENDED_KEPT_MS, ORCHESTRATOR_GROUP, Partition, StoreKeys
@@ -58,8 +59,8 @@ _PART: Final = 32
 _LOOK_EVERY_S: Final = 0.02
 #: How often a worker takes sagas that are no longer kept out of the indexes, in seconds.
 _TIDY_EVERY_S: Final = 10.0
-#: The least time between two steps of filling the indexes, in seconds.
-_FILL_EVERY_S: Final = 0.25
+#: The least time between two steps of mending the indexes, in seconds.
+_MEND_EVERY_S: Final = 0.25
 _TO_SAGA: Final = frozenset(get_args(ToSaga))
 
 
@@ -126,8 +127,8 @@ class Orchestrator:
         self._journal_bytes = min(max(history_bytes, 0), MAX_JOURNAL_BYTES)
         self._committed: Sequence[Change] = ()  # what it wrote last
         self._sweep = Sweep(broker.client, self._store)
-        self._filling = Filling(broker.client, self._store)
-        self._look_at = self._tidy_at = self._fill_at = 0.0
+        self._mending = Mending(broker.client, self._store)
+        self._look_at = self._tidy_at = self._mend_at = 0.0
         self._clock_changes = 0  # of the clock, for which it has looked at all sagas
         self._waiting = WaitingSagas(broker.client, ())  # at which it looks because of that
 
@@ -280,11 +281,11 @@ class Orchestrator:
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_S
             self._sweep.sweep(keys)
-            self._filling.look(keys)
+            self._mending.look(keys, self._inbox.now_ms)
             self._report.trimmed(keys, self._store.trim(keys, self._room.most_bytes))
-        if self._filling.goes_on and time.monotonic() >= self._fill_at:
-            self._fill_at = time.monotonic() + _FILL_EVERY_S
-            self._filling.step()
+        if self._mending.goes_on and time.monotonic() >= self._mend_at:
+            self._mend_at = time.monotonic() + _MEND_EVERY_S
+            self._mending.step()
         leased = {saga_id for _, saga_id in due}
         due += self._put_off()
         if strangers := [one for one in due if keys.of(one[1]) is not one[0]]:

@@ -106,6 +106,11 @@ class Process(Struct, frozen=True, kw_only=True):
         return abs(self.silent_ms) <= (within.beat_ms if self.beats else within.asked_ms)
 
     @property
+    def writes_indexes(self) -> bool:
+        """Whether it is a worker that keeps the indexes of sagas: they came with the pauses."""
+        return self.pauses
+
+    @property
     def is_at_work(self) -> bool:
         """Whether it is alive and, if it writes a heartbeat, was heard as lately as processes of this runtime always
         are. A process that died a moment ago still counts as alive; it must not be counted beside its successor."""

@@ -103,7 +103,7 @@ _WORK: Final = (
     _Grant("events quarantine", "xdel xlen xtrim memory|usage"),
     _Grant("saga", "exists hgetall hmget hset pexpire persist pttl"),
     _Grant("timers", "type zadd zrem zrangebyscore zscan zscore zcard"),
-    _Grant("ended", "type zadd zrem zrangebyscore zscan zcard"),
+    _Grant("ended", "type zadd zrem zrangebyscore zrevrange zscan zcard"),
     _Grant("begun", "type zadd zrem zscan zcard zmscore"),
     _Grant("index", "type zadd zrem zscan"),
     _Grant("indexed", "type hget hset hdel hmget"),

@@ -1,0 +1,188 @@
+"""Sets right what workers of an earlier release leave wrong in the indexes.
+
+Such a worker begins, moves and sweeps sagas, and knows nothing of indexes. It shows in the heartbeat; and in numbers:
+each saga is in timers or ended, and in begun, so if these differ, some are missing in begun, or too many are in it. As
+long as one shows, and once after that, a worker goes through the live sagas and those that have ended lately. Each
+call does a bounded part of that, between two turns.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+import redis
+
+from sagastream.broker.wire import execute
+from sagastream.core.indexing import index_names
+from sagastream.core.messages import is_id
+from sagastream.core.saga import SagaState
+from sagastream.orchestrator.change import filled, gone
+from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.sweeping import slices
+from sagastream.store import heartbeat, sagas
+from sagastream.store.heartbeat import Kind
+from sagastream.store.indexes import names_in, written
+from sagastream.store.keys import Partition, StoreKeys
+
+#: About how many members one step looks at whose places are counted; and how many whose hashes are read.
+_LOOKED_AT: Final = 500
+_READ: Final = 50
+#: A worker of an earlier release counts for so long after it was last heard, in milliseconds: it may have been killed.
+_HEARD_MS: Final = 60_000
+#: If a worker starts beside one of an earlier release, it looks at sagas that have ended in this time before, too, in
+#: milliseconds: others of this release may have put them into indexes, and died.
+_BEFORE_MS: Final = 3_600_000
+#: … and in this time before its last look: a commit takes a moment, and has the time of its turn.
+_MARGIN_MS: Final = 60_000
+
+
+class _Count(NamedTuple):
+    """How many sagas there are, by their places."""
+
+    kept: int  # in timers and ended
+    begun: int
+
+
+class Mending:
+    """What one worker sets right."""
+
+    def __init__(self, client: "redis.Redis", store: Store) -> None:
+        self._client = client
+        self._store = store
+        self._passes: dict[Partition, Iterator[None]] = {}  # those under way
+        #: How many were still missing after a pass, or too many, and would be after the next one.
+        self._cannot: dict[Partition, int] = {}
+        self._lost: dict[Partition, int] = {}  # how many had moved when the pass under way wrote them
+        #: Where live sagas may be in wrong indexes, and those that have ended since this time, ms.
+        self._unsure: dict[Partition, int] = {}
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is more to do at once."""
+        return bool(self._passes)
+
+    def look(self, keys: StoreKeys, now_ms: int) -> None:
+        """Look whether something may be wrong. `now_ms`: the broker's time."""
+        is_beside = self._is_beside(keys)
+        for partition in keys.partitions:
+            if is_beside:
+                self._unsure.setdefault(partition, now_ms - _BEFORE_MS)
+            if partition in self._passes:
+                continue
+            count, cannot = self._count(partition), self._cannot.get(partition, 0)
+            parts: list[Iterator[None]] = []
+            if (missing := count.kept - count.begun) > max(cannot, 0):
+                parts.append(self._fill(keys, partition))
+                if count.begun:  # else no worker of this release has ever moved a saga of this store
+                    self._unsure.setdefault(partition, 0)
+            elif missing < min(cannot, 0):
+                parts.append(self._find_expired(partition))
+            if (since_ms := self._unsure.pop(partition, None)) is not None:
+                parts.append(self._check(keys, partition, since_ms))
+                if is_beside:
+                    self._unsure[partition] = now_ms - _MARGIN_MS
+            if parts:
+                self._passes[partition] = chain(*parts)
+
+    def step(self) -> None:
+        """Do the next part, of one partition."""
+        partition = next(iter(self._passes))
+        steps = self._passes.pop(partition)
+        if next(steps, self) is not self:
+            self._passes[partition] = steps  # the others come first
+            return
+        count, lost = self._count(partition), self._lost.pop(partition, 0)
+        self._cannot[partition] = count.kept - count.begun - lost
+
+    def _is_beside(self, keys: StoreKeys) -> bool:
+        """Whether a worker of an earlier release runs, or has just run."""
+        return any(
+            one.kind == Kind.WORKER and not one.writes_indexes and abs(one.silent_ms) <= _HEARD_MS
+            for one in heartbeat.processes(self._client, keys)
+        )
+
+    def _count(self, partition: Partition) -> _Count:
+        """A full Redis refuses what MULTI queues, even to read; then there is no room for more in the indexes anyway:
+        none are missing."""
+        pipeline = self._client.pipeline(transaction=True)  # a commit changes two of them
+        for key in (partition.timers, partition.ended, partition.begun):
+            pipeline.zcard(key)
+        try:
+            live, ended, begun = pipeline.execute()
+        except (redis.OutOfMemoryError, redis.exceptions.ExecAbortError):
+            return _Count(0, 0)
+        return _Count(live + ended, begun)
+
+    # --- what a pass does
+
+    def _fill(self, keys: StoreKeys, partition: Partition) -> Iterator[None]:
+        """Put those in that are in no index."""
+        for key in (partition.timers, partition.ended):
+            for saga_ids in self._members(key, _LOOKED_AT):
+                scores: Any = self._client.zmscore(partition.begun, saga_ids) if saga_ids else []
+                missing = [saga_id for saga_id, score in zip(saga_ids, scores, strict=True) if score is None]
+                for some in slices(missing):
+                    self._set_right(keys, partition, some)
+                yield
+
+    def _check(self, keys: StoreKeys, partition: Partition, since_ms: int) -> Iterator[None]:
+        """Set right the live ones, and those that have ended since this time."""
+        for saga_ids in self._members(partition.timers, _READ):
+            for at in range(0, len(saga_ids), _READ):
+                self._set_right(keys, partition, saga_ids[at : at + _READ])
+                yield
+        for saga_ids in self._ended_since(partition, since_ms):
+            self._set_right(keys, partition, saga_ids)
+            yield
+        if self._lost.get(partition):
+            self._unsure.setdefault(partition, since_ms)
+
+    def _find_expired(self, partition: Partition) -> Iterator[None]:
+        """Put those of begun that have no hash into `ended` again, for the next sweep: a worker of an earlier release
+        has swept them out of `ended` alone."""
+        for saga_ids in self._members(partition.begun, _LOOKED_AT):
+            pipeline = self._client.pipeline(transaction=False)
+            for saga_id in saga_ids:
+                pipeline.exists(partition.saga(saga_id))
+            expired = [one for one, is_there in zip(saga_ids, execute(pipeline), strict=True) if not is_there]
+            for some in slices(expired):
+                self._store.commit([gone(partition, saga_id) for saga_id in some], 0)
+            yield
+
+    def _members(self, key: str, count: int) -> Iterator[list[str]]:
+        cursor, has_more = 0, True
+        while has_more:
+            page: Any = self._client.zscan(key, cursor, count=count)
+            cursor, found = page
+            has_more = cursor != 0
+            yield [text for member, _ in found if is_id(text := member.decode(errors="backslashreplace"))]
+
+    def _ended_since(self, partition: Partition, since_ms: int) -> Iterator[list[str]]:
+        """The last first. If more end meanwhile, some come twice."""
+        first, has_more = 0, True
+        while has_more:
+            page: Any = self._client.zrevrange(partition.ended, first, first + _READ - 1, withscores=True)
+            recent = [member.decode(errors="backslashreplace") for member, score in page if score >= since_ms]
+            yield [saga_id for saga_id in recent if is_id(saga_id)]
+            first += len(page)
+            has_more = len(recent) == _READ
+
+    def _set_right(self, keys: StoreKeys, partition: Partition, saga_ids: Sequence[str]) -> None:
+        """Put these sagas into all their indexes, and take them out of others, unless all that is so already."""
+        if not saga_ids:
+            return
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.hmget(partition.indexed, list(saga_ids))
+        pipeline.zmscore(partition.begun, list(saga_ids))
+        told, scores = execute(pipeline)
+        states, now_ms = sagas.read(self._client, keys, saga_ids)
+        changes = [
+            filled(partition, state, names_in(there or b"[]"))
+            for saga_id, there, begun_ms in zip(saga_ids, told, scores, strict=True)
+            if isinstance(state := states[saga_id], SagaState)
+            and (begun_ms != state.begun_ms or (there or b"") != written(index_names(state)).encode())
+        ]
+        if changes:
+            # One that has moved meanwhile is set right by the next pass.
+            lost, _ = self._store.commit(changes, now_ms)
+            self._lost[partition] = self._lost.get(partition, 0) + len(lost)
