@@ -84,7 +84,8 @@ def test_begin_without_a_worker_is_durable_and_says_so(commands: Commands) -> No
     done = commands.run("show", "good")
     assert done.returncode == 1
     assert (
-        "there is no saga good in this store yet; no worker is running; requests that no worker has read: 1; "
+        f"there is no saga good in the store {commands.home} yet; no worker is running; "
+        "requests that no worker has read: 1; "
         "sagastream worker  # starts one"
     ) in done.stderr
     done = commands.run("begin", "-", "--wait", "--timeout", "0.3", given=json.dumps(GOOD))

@@ -520,6 +520,6 @@ def test_what_is_not_there_is_told_with_the_store_in_which_it_is_not(commands: C
     home = commands.home
     done = commands.run("show", "o-1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "there is no saga o-1 in this store" in done.stderr
+    assert "there is no saga o-1 in the store" in done.stderr
     assert str(home) in done.stderr
     assert not EmbeddedServer(home).is_running

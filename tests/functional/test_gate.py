@@ -18,7 +18,7 @@ from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Code
 from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState
-from sagastream.errors import RequestRefused
+from sagastream.errors import RequestRefused, UnknownSaga
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import events, heartbeat, keys
@@ -306,6 +306,10 @@ def test_who_asks_after_a_begin_was_refused_is_told_why(scene: Releases, server:
     with pytest.raises(TimeoutError) as late:
         scene.client.wait("n1", 0.1)
     assert str(late.value).endswith(f": there is no saga n1 yet; its request was refused: {why}")
+    for ask in (scene.client.why, scene.client.history):
+        with pytest.raises(UnknownSaga) as unknown:
+            ask("n1")
+        assert str(unknown.value) == f"there is no saga n1; its request was refused: {why}"
 
     found = lookup.saga(scene.broker, "n1")
     [message] = Quarantine(scene.redis, KEYS).newest_first()

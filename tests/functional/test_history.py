@@ -114,7 +114,6 @@ def test_a_history_names_each_attempt_and_the_process_that_answered_it(server: S
     erased = scene.client.history("s1")
     assert [event.kind for event in erased][-2:] == ["ENDED", "ASKED"]
     assert b"closed" not in b"".join(stored(server).values())
-    assert scene.client.history("s2") == []
 
 
 def test_a_saga_that_completes_writes_no_journal_and_no_process(server: Server) -> None:
@@ -229,9 +228,3 @@ def test_a_watch_on_a_terminal_draws_anew_in_80_columns_and_an_interrupt_ends_it
     assert lines[0] == "s2  ABORTED"
     assert max(map(len, lines)) <= 80
     assert any(line.startswith(" " * 29) for line in lines)  # a long text goes on below
-
-
-def test_who_watches_a_saga_that_is_not_there_is_told_so(server: Server, commands: Commands) -> None:
-    done = commands.run("show", "nobody", "--watch", REDIS_URL=server.url)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "there is no saga nobody in this store" in done.stderr

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from sagastream.errors import ServiceError as ServiceError
     from sagastream.errors import SettingsError as SettingsError
     from sagastream.errors import StoreFull as StoreFull
+    from sagastream.errors import UnknownSaga as UnknownSaga
     from sagastream.errors import UnreadableSaga as UnreadableSaga
     from sagastream.service.context import Context as Context
     from sagastream.service.declaration import Service as Service
@@ -120,6 +121,7 @@ _WHERE = {
     "SettingsError": "errors",
     "StepRequest": "client.requests",
     "StoreFull": "errors",
+    "UnknownSaga": "errors",
     "UnreadableSaga": "errors",
     "Unsettled": "client.requests",
     "WaitRequest": "client.requests",
@@ -186,6 +188,7 @@ __all__ = [
     "SettingsError",
     "StepRequest",
     "StoreFull",
+    "UnknownSaga",
     "UnreadableSaga",
     "Unsettled",
     "WaitRequest",

@@ -13,8 +13,8 @@ class RequestRefused(SagastreamError):
     """A request was refused: a saga_begin because another saga has its id, or an operator's request because the state
     of the saga does not allow it.
 
-    `code` is the protocol's error code: 22 precondition failed, 20 no such saga, 13 the saga's hash is damaged, 11 the
-    store is full.
+    `code` is the protocol's error code: 22 precondition failed, 20 no such saga (UnknownSaga), 13 the saga's hash is
+    damaged, 11 the store is full (StoreFull).
     """
 
     def __init__(self, code: int, text: str) -> None:
@@ -32,6 +32,25 @@ class StoreFull(RequestRefused):
     def __init__(self, code: int, text: str, retry_after_s: float) -> None:
         super().__init__(code, text)
         self.retry_after_s = retry_after_s
+
+
+class UnknownSaga(RequestRefused):
+    """There is no such saga: nobody has begun it, or it has expired. If its request was refused lately, the text says
+    why.
+
+    `code` is 20, `saga_id` the id that was asked for.
+    """
+
+    CODE = 20
+
+    def __init__(self, text: str, saga_id: str) -> None:
+        super().__init__(self.CODE, text)
+        self.saga_id = saga_id
+
+
+def of_refusal(code: int, text: str, saga_id: str) -> RequestRefused:
+    """The error for a request about this saga that a worker has refused."""
+    return UnknownSaga(text, saga_id) if code == UnknownSaga.CODE else RequestRefused(code, text)
 
 
 class SagaNotCompleted(SagastreamError):

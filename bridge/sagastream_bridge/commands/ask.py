@@ -130,8 +130,7 @@ def asked(saga_id: str, verb: str, ask: "Callable[[SagaClient], SagaState]", *, 
     import redis
 
     from sagastream.broker.failures import is_refusal, told
-    from sagastream.core.messages import Code
-    from sagastream.errors import MalformedMessage, RequestRefused
+    from sagastream.errors import MalformedMessage, RequestRefused, UnknownSaga
 
     with opened(create=False) as broker:
         from sagastream.client.blocking import SagaClient
@@ -144,7 +143,7 @@ def asked(saga_id: str, verb: str, ask: "Callable[[SagaClient], SagaState]", *, 
         except MalformedMessage as error:
             raise click.UsageError(safe(in_options(str(error)))) from None
         except RequestRefused as error:
-            where = f" in the store {broker.store}" if error.code == Code.NO_SUCH_SAGA else ""
+            where = f" in the store {broker.store}" if isinstance(error, UnknownSaga) else ""
             raise click.ClickException(safe(in_options(str(error)) + where)) from None
         except TimeoutError as error:
             raise click.ClickException(safe(str(error))) from None

@@ -145,7 +145,7 @@ class _Picture:
         found = lookup.saga(self._broker, self._saga_id)
         if found.state is None:
             absent = saga_views.absent(found.causes, found.notes)
-            text = f"there is no saga {self._saga_id} in this store{absent}; the store is {self._broker.store}"
+            text = f"there is no saga {self._saga_id} in the store {self._broker.store}{absent}"
             raise click.ClickException(safe(text))
         return found
 
@@ -356,9 +356,12 @@ def _why(client: "SagaClient", saga_id: str) -> tuple[str, list[str]]:
 
     from sagastream.broker.failures import is_outage, told
     from sagastream.core.why import headline
+    from sagastream.errors import UnknownSaga
 
     try:
         causes = client.why(saga_id)
+    except UnknownSaga as error:  # it is gone, or its request is: a person has deleted it, or the store lost writes
+        return "", [safe(f": {error}")]
     except redis.RedisError as error:
         if not is_outage(error):
             raise

@@ -16,7 +16,7 @@ import redis
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage
-from sagastream.client import refusals, requests
+from sagastream.client import looking, requests
 from sagastream.client.blocking import SagaClient
 from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.core.begin_parsing import parse_begin
@@ -242,9 +242,8 @@ class StdinBridge:
         if state is not None:
             return state
         if begin is None:
-            refused = self._outage.patiently(lambda: run(self._broker.client, refusals.of_saga(self._keys, saga_id)))
-            why = "" if refused is None else f"; its request was refused: {refused}"
-            raise BadLine(f"there is no saga {saga_id}{why}", line.caller, Code.NO_SUCH_SAGA)
+            unknown = self._outage.patiently(lambda: run(self._broker.client, looking.unknown(self._keys, saga_id)))
+            raise BadLine(str(unknown), line.caller, unknown.code)
         unread = requests.opened(self._codec, requests.unread(begin))
         assert isinstance(unread, SagaState)
         return unread

@@ -18,7 +18,7 @@ from sagastream.broker.connection import BLOCK_MS, Broker, broker_of
 from sagastream.broker.exchange import run
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import Outage
-from sagastream.client import erasing, evidence, requests
+from sagastream.client import erasing, looking, requests
 from sagastream.client.definition import Definition, deployable, deployer, requested
 from sagastream.client.erasing import Erased
 from sagastream.client.listing import Listing, ListStatus, Search
@@ -35,7 +35,6 @@ from sagastream.client.waiting import WHO, Outcome, SagaWatcher, Settled, Waiter
 from sagastream.codecs.setting import codec_of
 from sagastream.core.bulks import USUAL_RATE, Bulk, BulkResult, BulkVerb
 from sagastream.core.causes import Cause
-from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, ToSaga, Verb
 from sagastream.core.pauses import Pause
@@ -48,7 +47,6 @@ from sagastream.store.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
 from sagastream.store.pauses import Heard, Written
-from sagastream.store.sagas import load
 from sagastream.telemetry import Observer, guarded
 
 
@@ -177,30 +175,24 @@ class SagaClient:
         Raises UnreadableSaga if the saga cannot be read: CorruptSaga if it is damaged, NewerFormat if only a newer
         release can read it.
         """
-        state = run(self._redis, load(self._looked(), [saga_id]))[0][saga_id]
-        if isinstance(state, UnreadableSaga):
-            raise state
-        return requests.opened(self._codec, state)
+        return run(self._redis, looking.state(self._looked(), saga_id, self._codec))
 
     def why(self, saga_id: str) -> tuple[Cause, ...]:
         """Why a saga waits, as `sagastream show` says it: the first cause first; nothing if it has ended. If no worker
         has read its request yet: why. Some round trips: for people, not for polling.
 
-        Raises UnreadableSaga if the saga cannot be read.
+        Raises UnknownSaga if there is no such saga, and no unread request by which it may still begin; UnreadableSaga
+        if the saga cannot be read.
         """
-        explained = run(self._redis, evidence.explained(self._looked(), saga_id))
-        if isinstance(explained.found, UnreadableSaga):
-            raise explained.found
-        return explained.causes
+        return run(self._redis, looking.causes(self._looked(), saga_id))
 
     def history(self, saga_id: str) -> list[HistoryEvent]:
-        """What happened to a saga, event by event, oldest first, as far as it is known; nothing: there is no such saga,
-        or no worker has read its request yet. One round trip.
+        """What happened to a saga, event by event, oldest first, as far as it is known; nothing if no worker has read
+        its request yet. One round trip.
 
-        Raises UnreadableSaga if the saga cannot be read.
+        Raises as `why` does.
         """
-        state = self.get(saga_id)
-        return [] if state is None else history(state)
+        return run(self._redis, looking.events(self._looked(), saga_id, self._codec))
 
     def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
         """Wait until the saga has ended, or is parked and waits for a person. Return it as it is then. While the broker
@@ -366,7 +358,8 @@ class SagaClient:
         this many seconds; None: without a limit.
 
         Raises:
-            RequestRefused: there is no such saga, or its present state does not allow this.
+            UnknownSaga: there is no such saga.
+            RequestRefused: its present state does not allow this.
             UnreadableSaga: the saga cannot be read.
             TimeoutError: no worker has taken the request in time. It is in the store, and a worker will take it.
             redis.RedisError: the broker is away. The request may have arrived or not.

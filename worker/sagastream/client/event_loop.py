@@ -14,7 +14,7 @@ from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_as
 from sagastream.broker.exchange import Exchange, run_async
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import OutageReport
-from sagastream.client import erasing, evidence, requests
+from sagastream.client import erasing, looking, requests
 from sagastream.client.definition import Definition, deployable, deployer, requested, takes_long
 from sagastream.client.erasing import Erased
 from sagastream.client.listing import Listing, ListStatus, Search, check_status
@@ -32,7 +32,6 @@ from sagastream.codecs.setting import codec_of
 from sagastream.core import backoff
 from sagastream.core.bulks import USUAL_RATE, Bulk, BulkResult, BulkVerb
 from sagastream.core.causes import Cause
-from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin, DeadlineKind, Intervene, ToSaga, Verb
 from sagastream.core.pauses import Pause
@@ -45,7 +44,6 @@ from sagastream.store.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
 from sagastream.store.pauses import Heard, Written
-from sagastream.store.sagas import load
 from sagastream.telemetry import Observer, guarded
 
 _T = TypeVar("_T")
@@ -157,22 +155,15 @@ class AsyncSagaClient:
 
     async def get(self, saga_id: str) -> SagaState | None:
         """Read a saga as it is now; awaits one round trip. See SagaClient.get."""
-        state = (await self._run(load(await self._looked(), [saga_id])))[0][saga_id]
-        if isinstance(state, UnreadableSaga):
-            raise state
-        return requests.opened(self._codec, state)
+        return await self._run(looking.state(await self._looked(), saga_id, self._codec))
 
     async def why(self, saga_id: str) -> tuple[Cause, ...]:
         """Why a saga waits. See SagaClient.why."""
-        explained = await self._run(evidence.explained(await self._looked(), saga_id))
-        if isinstance(explained.found, UnreadableSaga):
-            raise explained.found
-        return explained.causes
+        return await self._run(looking.causes(await self._looked(), saga_id))
 
     async def history(self, saga_id: str) -> list[HistoryEvent]:
         """What happened to a saga, event by event. See SagaClient.history."""
-        state = await self.get(saga_id)
-        return [] if state is None else history(state)
+        return await self._run(looking.events(await self._looked(), saga_id, self._codec))
 
     async def wait(self, saga: Accepted | str, timeout_s: float | None = None, *, check: bool = False) -> SagaState:
         """Await the end of a saga, or that it is parked. To wait for many sagas, use one task for each. See

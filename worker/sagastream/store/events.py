@@ -8,7 +8,7 @@ from sagastream.broker.exchange import Exchange
 from sagastream.broker.portions import BYTES, Portion
 from sagastream.broker.wire import or_raise
 from sagastream.core.strict_json import decode
-from sagastream.errors import MalformedMessage, RequestRefused
+from sagastream.errors import MalformedMessage, RequestRefused, of_refusal
 from sagastream.store.keys import Partition
 
 #: One reading takes at most this many events.
@@ -73,7 +73,7 @@ def refusal(fields: Mapping[bytes, bytes]) -> RequestRefused | None:
     """The refusal that an event tells; None: sagastream did not write it."""
     try:
         body = decode(fields[b"body"])
-        return RequestRefused(body["code"], body["text"])
+        return of_refusal(body["code"], body["text"], fields.get(b"saga_id", b"").decode(errors="replace"))
     except (KeyError, TypeError, MalformedMessage):
         return None
 

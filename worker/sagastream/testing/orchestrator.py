@@ -18,7 +18,7 @@ from sagastream.core.sending import Published
 from sagastream.core.step_state import HELD_MS
 from sagastream.core.strict_json import decode
 from sagastream.core.transitions import Moment
-from sagastream.errors import RequestRefused
+from sagastream.errors import of_refusal
 from sagastream.testing import story
 from sagastream.testing.clock import Clock
 from sagastream.testing.signals import Awaited
@@ -107,7 +107,7 @@ class InProcessOrchestrator:
         for notice in decision.notices:
             if notice.kind == "refused":
                 refused = decode(notice.body)
-                raise RequestRefused(refused["code"], refused["text"])
+                raise of_refusal(refused["code"], refused["text"], saga_id)
 
     def take_commands(self) -> list[Command]:
         """The commands that were sent since this was last called."""
