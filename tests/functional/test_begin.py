@@ -128,7 +128,7 @@ def test_one_who_waits_for_some_time_is_told_once_what_helps(server: Server, com
         (("doctor", "--settled", "--repair"), "--settled goes alone: it examines nothing"),
         (("doctor", "--settled", "--json"), "--settled goes alone: it examines nothing"),
         (("doctor", "--hours", "3"), "--hours goes with --after-failover"),
-        (("cancel", "s1", "--reason", "why", "--by", ""), "--by must be a text of 1 to 128 characters"),
+        (("cancel", "s1", "--reason", "why", "--actor", ""), "--actor must be a text of 1 to 128 characters"),
         (("retry", "s1", "--reason", "why", "--parked-at", "x"), "--parked-at must be where the saga was seen parked"),
     ],
 )
@@ -150,7 +150,7 @@ def test_what_is_done_is_said(server: Server, commands: Commands) -> None:
     assert (done.returncode, done.stdout) == (0, "nothing was lost, as far as any process has noticed\n")
     # With another prefix, a saga is looked for in another store.
     done = commands.run("show", "s1", **env)
-    assert f"the store is {server.url} with the prefix other" in done.stderr
+    assert f"in the store {server.url} with the prefix other\n" in done.stderr
     done = commands.run("export", "file", **env)
     assert (done.returncode, done.stderr) == (0, "0 sagas exported\n")
     done = commands.run("export", "file", **env)

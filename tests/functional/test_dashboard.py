@@ -87,7 +87,7 @@ def form_token(page: str) -> str:
 
 def act(client: TestClient, path: str, page: str, headers: Mapping[str, str] | None = None, **fields: str) -> Any:
     """Send a form of a page, as a browser does."""
-    data = {"form_token": form_token(client.get(page).text), "reason": "the bank is back", "who": "ada"} | fields
+    data = {"form_token": form_token(client.get(page).text), "reason": "the bank is back", "actor": "ada"} | fields
     return client.post(path, data=data, headers={"origin": HERE} if headers is None else headers)
 
 
@@ -337,7 +337,7 @@ def test_a_dashboard_that_only_shows_acts_on_nothing(asks: Asked, shop: Shop) ->
     [message, *_] = Quarantine(shop.scene.redis, KEYS).newest_first()
     bulks = ("/bulks/begin", f"/bulks/{'a' * 12}/stop")
     for path in ("/sagas/parked-0/retry", "/services/work/pause", f"/quarantine/drop/{message.id}", *bulks):
-        answer = client.post(path, data={"reason": "r", "who": "w"}, headers={"origin": HERE})
+        answer = client.post(path, data={"reason": "r", "actor": "w"}, headers={"origin": HERE})
         assert (answer.status_code, "only shows" in answer.text) == (403, True)
     assert "<form" not in client.get(f"/quarantine/{message.id}").text
     assert "<form" not in client.get("/parked").text
@@ -394,14 +394,14 @@ def acting(server: Server) -> Iterator[tuple[TestClient, Shop]]:
 
 def test_an_action_needs_a_reason_and_a_name_which_stay_with_the_saga(acting: tuple[TestClient, Shop]) -> None:
     client, shop = acting
-    for missing, said in (("reason", "Say why"), ("who", "Say who you are")):
+    for missing, said in (("reason", "Say why"), ("actor", "Say who you are")):
         answer = act(client, "/sagas/p0/skip", "/sagas/p0", None, **{missing: "  "}, key="skip")
         assert answer.status_code == 422
         assert said in answer.text
         assert ' open>\n  <summary><span class="button">Skip' in answer.text  # with what was typed already
         assert 'data-at="/sagas/p0"' in answer.text
     assert act(client, "/sagas/p0/skip", "/sagas/p0", reason="a" * 501).status_code == 422
-    answer = act(client, "/sagas/p0/skip", "/sagas/p0", parked_at="2/transaction/1", who="Ada Öz, ops")
+    answer = act(client, "/sagas/p0/skip", "/sagas/p0", parked_at="2/transaction/1", actor="Ada Öz, ops")
     assert answer.status_code == 303
     then = client.get(answer.headers["location"])
     assert "Skip was done: it is COMPLETED." in then.text
@@ -427,9 +427,9 @@ def test_each_verb_does_what_its_command_does(acting: tuple[TestClient, Shop]) -
     act(client, "/sagas/out/cancel", "/sagas/out", now="yes")
     assert (state := get("out")) is not None
     assert state.interventions[-1].verb == "cancel now"
-    wrong = act(client, "/sagas/waits/signal", "/sagas/waits", signal="approve", payload="{")
+    wrong = act(client, "/sagas/waits/signal", "/sagas/waits", name="approve", payload="{")
     assert (wrong.status_code, "The payload must be JSON" in wrong.text) == (422, True)
-    act(client, "/sagas/waits/signal", "/sagas/waits", signal="approve", payload='{"by": "bo"}')
+    act(client, "/sagas/waits/signal", "/sagas/waits", name="approve", payload='{"by": "bo"}')
     assert (state := get("waits")) is not None
     assert (state.status, state.results) == ("COMPLETED", [{"by": "bo"}])
     assert act(client, "/sagas/p1/fly", "/sagas/p1").status_code == 404
@@ -448,7 +448,7 @@ def test_all_that_a_search_finds_is_asked_after_it_was_shown(acting: tuple[TestC
     search: Any = {"verb": "abandon", "parked": "work/Do", "status": "parked", "rate": "200"}
     for wrong, said in (
         ({"reason": " "}, "Say why"),
-        ({"who": ""}, "Say who you are"),
+        ({"actor": ""}, "Say who you are"),
         ({"rate": "0"}, "Rate must be a whole number from 1 to 2000 a second"),
         ({"rate": "x"}, "Rate must be a whole number from 1 to 2000 a second"),
     ):
@@ -519,7 +519,7 @@ def test_a_bulk_is_paused_resumed_and_stopped(server: Server) -> None:
         assert f"Bulk {bulk_id} {said}" in client.get(answer.headers["location"]).text
         assert scene.client.bulk(bulk_id).state == state
     late = client.post(  # somebody else was faster
-        f"{page}/pause", data={"form_token": token, "reason": "it is late", "who": "ada"}, headers={"origin": HERE}
+        f"{page}/pause", data={"form_token": token, "reason": "it is late", "actor": "ada"}, headers={"origin": HERE}
     )
     assert (late.status_code, f"Bulk {bulk_id} is STOPPED: there is nothing to pause." in late.text) == (422, True)
     assert client.get("/bulks/000000000000").status_code == 404

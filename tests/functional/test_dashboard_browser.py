@@ -244,7 +244,7 @@ def test_what_is_refused_is_told_beside_what_was_typed(page: Page, shop: Shop) -
     fill(page, "Retry", reason="   ")
     expect(page.get_by_role("alert")).to_have_text("Say why: the reason is kept, for those who ask later.")
     assert page.url.endswith("/sagas/parked-1")
-    expect(page.locator(".act[open] [name=who]")).to_have_value("ada@works")
+    expect(page.locator(".act[open] [name=actor]")).to_have_value("ada@works")
     assert saga(shop, "parked-1").interventions == ()
 
 
@@ -410,7 +410,7 @@ def test_a_form_of_another_site_changes_nothing(page: Page, dashboard: Dashboard
     token = page.locator("[name=form_token]").first.input_value()
     # Another port is another origin, but the same site: the browser sends the cookie along.
     form = f"""<form method="post" action="{dashboard.url}sagas/parked-0/retry"><input name="reason" value="r">
-        <input name="who" value="w"><input name="form_token" value="{token}"><button>Win a prize</button></form>"""
+        <input name="actor" value="w"><input name="form_token" value="{token}"><button>Win a prize</button></form>"""
     page.route("http://127.0.0.1:1/", lambda route: route.fulfill(body=form, content_type="text/html"))
     page.goto("http://127.0.0.1:1/")
     with page.expect_navigation() as answer:

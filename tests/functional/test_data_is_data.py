@@ -90,7 +90,7 @@ class Echo(Scene):
             self.runner.turn(block_ms=1)
             state = self.client.get(body["saga_id"])
             if state is not None and not sent and payload is not None:
-                request = requests.to_signal(state.saga_id, "go", payload, decline=None, by=None)
+                request = requests.to_signal(state.saga_id, "go", payload, decline=None, actor=None)
                 exchange.run(self.redis, requests.append(KEYS, [request]))
                 sent = True
             return state if state is not None and (state.ended or state.parked) else None

@@ -37,7 +37,7 @@ def client(server: Server) -> SagaClient:
 
 
 def test_the_last_one_deployed_is_current(client: SagaClient) -> None:
-    assert client.deploy(an_order(), by="ada") is None
+    assert client.deploy(an_order(), actor="ada") is None
     assert client.definition("order").parsed == an_order().parsed
     newer = an_order(2, service="bank")
     assert client.deploy(newer) == 1
@@ -49,7 +49,7 @@ def test_the_last_one_deployed_is_current(client: SagaClient) -> None:
 
 
 def test_a_version_never_changes(client: SagaClient) -> None:
-    client.deploy(an_order(), by="ada")
+    client.deploy(an_order(), actor="ada")
     client.deploy(an_order(2))
     with pytest.raises(DefinitionError) as error:
         client.deploy(an_order(service="bank"))
@@ -76,13 +76,13 @@ def test_of_two_deployments_at_once_one_is_refused(client: SagaClient, server: S
 
 def test_all_are_listed_with_their_versions(client: SagaClient) -> None:
     assert client.definitions() == []
-    client.deploy(an_order(10), by="ada")
-    client.deploy(an_order(9), by="grace")
+    client.deploy(an_order(10), actor="ada")
+    client.deploy(an_order(9), actor="grace")
     client.deploy(Definition.of(parse(an_order().parsed.body | {"name": "a-trip"})))
     trip, order = client.definitions()
-    assert (trip.name, trip.current, trip.by) == ("a-trip", 1, None)
-    assert (order.name, order.current, order.by, order.damaged) == ("order", 9, "grace", [])
-    assert [(one.definition.version, one.by) for one in order.versions] == [(9, "grace"), (10, "ada")]
+    assert (trip.name, trip.current, trip.actor) == ("a-trip", 1, None)
+    assert (order.name, order.current, order.actor, order.damaged) == ("order", 9, "grace", [])
+    assert [(one.definition.version, one.actor) for one in order.versions] == [(9, "grace"), (10, "ada")]
     assert order.since is not None
     assert order.since >= order.versions[1].deployed_at
 
@@ -96,7 +96,7 @@ def test_all_are_listed_with_their_versions(client: SagaClient) -> None:
     ],
 )
 def test_what_is_not_there_is_said(client: SagaClient, asked: tuple[Any, ...], text: str) -> None:
-    client.deploy(an_order(), by=None)
+    client.deploy(an_order(), actor=None)
     with pytest.raises(DefinitionError) as error:
         client.definition(*asked)
     assert str(error.value) == text
@@ -155,8 +155,8 @@ def test_what_cannot_be_right_is_not_deployed(client: SagaClient) -> None:
     ):
         with pytest.raises(MalformedMessage, match=text):
             client.deploy(order)
-    with pytest.raises(MalformedMessage, match="by must be a text of 1 to 128 characters"):
-        client.deploy(an_order(), by="")
+    with pytest.raises(MalformedMessage, match="actor must be a text of 1 to 128 characters"):
+        client.deploy(an_order(), actor="")
     assert client.definitions() == []
 
 
@@ -185,14 +185,14 @@ def test_the_event_loop_goes_on_while_an_input_is_checked(server: Server) -> Non
 
 async def deployed_and_read(server: Server) -> tuple[Any, ...]:
     async with AsyncSagaClient(server.broker()) as client:
-        first = await client.deploy(an_order(), by="ada")
+        first = await client.deploy(an_order(), actor="ada")
         accepted = await client.begin(await client.definition("order"), {"total": 5}, saga_id="order-1")
         return first, accepted.begin.definition, await client.definitions()
 
 
 def test_the_client_of_event_loops_does_the_same(server: Server) -> None:
     first, by, (order,) = asyncio.run(deployed_and_read(server))
-    assert (first, by, order.by) == (None, an_order().parsed.by, "ada")
+    assert (first, by, order.actor) == (None, an_order().parsed.by, "ada")
 
 
 def test_the_users_of_roles_deploy_and_begin(server: Server) -> None:
@@ -284,7 +284,7 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
         return done.stderr if code else done.stdout
 
     assert said("definitions") == ""
-    assert said("deploy", "order.json", "--by", "ada") == "order version 1 is current\n"
+    assert said("deploy", "order.json", "--actor", "ada") == "order version 1 is current\n"
     assert said("deploy", "-", given=an_order().json()) == "order version 1 is current already\n"
     assert said("begin", "order", "--input", '{"total": 5}', "--id", "order-1") == "order-1 accepted\n"
     assert said("begin", "order", "--input", "@input.json", "--id", "order-2") == "order-2 accepted\n"
@@ -325,7 +325,7 @@ def test_the_command_line_deploys_lists_and_begins(server: Server, commands: Com
         (2, an_order(2, service="bank").parsed.sha256),
         (3, an_order(3, service="bank").parsed.sha256),
     ]
-    assert listed["versions"][0]["by"] == "ada"
+    assert listed["versions"][0]["actor"] == "ada"
 
 
 def test_begin_says_what_differs_from_the_store(scene: Scene, commands: Commands) -> None:
@@ -390,9 +390,9 @@ def test_begin_says_what_differs_from_the_store(scene: Scene, commands: Commands
         ),
         (("deploy", "other.json"), 1, "Error: version 1 of order has other content in the store: "),
         (
-            ("deploy", "order.json", "--by", ""),
-            1,
-            "Error: by must be a text of 1 to 128 characters: it stays with the version\n",
+            ("deploy", "order.json", "--actor", ""),
+            2,
+            "Error: --actor must be a text of 1 to 128 characters: it stays with the version\n",
         ),
         (("deploy", "schema.json"), 1, "Error: schema.json: input/type is not a JSON Schema: 'x' is not "),
     ],

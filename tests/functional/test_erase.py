@@ -446,7 +446,7 @@ def test_the_command_line_says_of_each_saga_what_became_of_it(server: Server, co
     assert (none.returncode, none.stdout) == (1, f"erased: nothing\n{unknown} elsewhere\n")
     wait = "wait for its end; sagastream cancel s2 --reason TEXT has it undone"
     assert none.stderr == f"Error: saga s2 has not ended, and needs what would be erased: {wait}\n"
-    done = commands.run("erase", "s1", "s2", "--reason", REASON, "--by", "me", **env)
+    done = commands.run("erase", "s1", "s2", "--reason", REASON, "--actor", "me", **env)
     assert done.returncode == 1
     first, files, reach = done.stdout.splitlines()
     assert first.startswith("erased: 1 saga, 1 record, ")
@@ -463,7 +463,7 @@ def test_the_command_line_says_of_each_saga_what_became_of_it(server: Server, co
     assert SECRET not in shown
     for arguments, says in (
         (("s1", "bad id", "--reason", REASON), "Error: 'bad id' is no id of a saga, so nothing was erased: "),
-        (("s1", "--reason", REASON, "--by", ""), "Error: --by must be a text of 1 to "),
+        (("s1", "--reason", REASON, "--actor", ""), "Error: --actor must be a text of 1 to "),
     ):
         wrong = commands.run("erase", *arguments, **env)
         assert wrong.returncode == 2

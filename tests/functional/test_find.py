@@ -61,10 +61,10 @@ FILTERS: list[dict[str, Any]] = [
     {"status": "PENDING"},
     {"status": "COMPLETED"},
     {"status": "ABORTED"},
-    {"attributes": {"customer": "c3"}},
-    {"attributes": {"customer": "c3", "number": 1}},
-    {"attributes": {"customer": "c3"}, "status": "ABORTED"},
-    {"attributes": {"customer": "nobody"}},
+    {"where": {"customer": "c3"}},
+    {"where": {"customer": "c3", "number": 1}},
+    {"where": {"customer": "c3"}, "status": "ABORTED"},
+    {"where": {"customer": "nobody"}},
     {"error": "SOLD"},
     {"at": "work/Do"},
     {"at": "Pay"},
@@ -89,8 +89,8 @@ def test_all_that_match_are_found_and_no_others_in_order(
         found: list[str] = []
         cursor, pages, totals = None, 0, set()
         while pages == 0 or cursor is not None:
-            options: Any = {name: value for name, value in body.items() if name != "attributes"}
-            page = client.find(where=body.get("attributes"), limit=7, cursor=cursor, **options)
+            options: Any = {name: value for name, value in body.items() if name != "where"}
+            page = client.find(where=body.get("where"), limit=7, cursor=cursor, **options)
             assert len(page.sagas) <= 7
             least = page.total <= len(expected)
             told = (body, pages, page.total, page.total_is_exact, len(expected))
@@ -140,7 +140,7 @@ def test_a_list_goes_on_until_its_page_is_full_or_says_among_which_it_found_none
     assert "; --status aborted, --status compensating or --status parked is faster; " in told
     again = lookup.listing(broker, none.wanted, 50, none.page.cursor)
     assert list_views.counted(again, 50).startswith("none among the next 60; --cursor ")
-    of_one = lookup.listing(broker, Filter(error="nobody", attributes=(("number", "1"),), status="PENDING"), 50, None)
+    of_one = lookup.listing(broker, Filter(error="nobody", where=(("number", "1"),), status="PENDING"), 50, None)
     told = list_views.counted(of_one, 50)
     assert told.startswith("none among the 60 with number=1 that began last; --cursor ")
     assert "faster" not in told
@@ -187,11 +187,11 @@ def test_a_cursor_that_no_page_has_had_is_refused(cursor: str) -> None:
 
 
 def test_a_cursor_is_of_one_search() -> None:
-    wanted = parse_filter({"attributes": {"a": 1, "b": "2"}, "newer_ms": 5}, "the search")
+    wanted = parse_filter({"where": {"a": 1, "b": "2"}, "newer_ms": 5}, "the search")
     cursor = f"1.{wanted.mark}.5.0.0e.a"
-    same = parse_filter({"newer_ms": 5, "attributes": {"b": 2, "a": "1"}}, "the search")
+    same = parse_filter({"newer_ms": 5, "where": {"b": 2, "a": "1"}}, "the search")
     assert finding.check_page(50, cursor, same) is not None
-    for other in (Filter(), replace(wanted, newer_ms=6), replace(wanted, attributes=())):
+    for other in (Filter(), replace(wanted, newer_ms=6), replace(wanted, where=())):
         with pytest.raises(ValueError, match="this cursor is of another search"):
             finding.check_page(50, cursor, other)
 

@@ -171,7 +171,7 @@ def test_a_saga_is_cancelled_now_while_its_step_has_a_day_to_answer(desk: dict[s
     begin = {"saga_id": "s1", "steps": [do(1, "Book", "desk", timeout_ms=24 * 3600 * 1000)]}
     commands.run("begin", "-", given=json.dumps(begin), **desk)
     until(lambda: books(commands) == ["began"], what="the handler runs")
-    done = commands.run("cancel", "s1", "--reason", "ordered twice", "--by", "ann\x1b", **desk)
+    done = commands.run("cancel", "s1", "--reason", "ordered twice", "--actor", "ann\x1b", **desk)
     assert done.stdout == "s1 PENDING: waits for desk to answer Book, step 1, to be cancelled then\n"
     done = commands.run("cancel", "s1", "--now", "--reason", "it hangs", **desk)
     assert done.returncode == 0, done.stderr
@@ -209,7 +209,7 @@ def test_bad_input_is_told_on_one_line(env: dict[str, str], commands: Commands, 
         (["s1"], "Missing option '--reason'"),
         (["s1", "--reason", " "], "--reason must be a text of 1 to 500 characters"),
         (["s1", "--reason", "x" * 501], "reason must be a text of 1 to 500 characters"),
-        (["s1", "--reason", "x", "--by", "x" * 129], "--by must be a text of 1 to 128 characters"),
+        (["s1", "--reason", "x", "--actor", "x" * 129], "--actor must be a text of 1 to 128 characters"),
     ):
         done = commands.run(verb, *arguments, **env)
         assert done.returncode == 2

@@ -11,7 +11,7 @@ import pytest
 from sagastream import AsyncSagaClient
 from sagastream.broker.exchange import all_of, run
 from sagastream.core.step_state import HELD_MS
-from sagastream.errors import MalformedMessage, RequestRefused
+from sagastream.errors import MalformedMessage, QuarantineError, RequestRefused
 from sagastream.store import pauses
 from sagastream.store.columns import iso
 from sagastream.store.quarantine import Quarantine
@@ -267,7 +267,8 @@ def test_who_paused_put_back_and_dropped_what_is_kept(scene: Paused, commands: C
     messages = [message.id for message in Quarantine(scene.redis, KEYS).newest_first()]
     env = {"REDIS_URL": scene.broker.url}
     assert (
-        commands.run("quarantine", "drop", messages[0], "--by", "bob", "--reason", "no\x1buse", **env).returncode == 0
+        commands.run("quarantine", "drop", messages[0], "--actor", "bob", "--reason", "no\x1buse", **env).returncode
+        == 0
     )
     assert commands.run("quarantine", "replay", messages[1], **env).returncode == 0
     shown = commands.run("operations", "--limit", "4", **env).stdout.splitlines()
@@ -279,3 +280,34 @@ def test_who_paused_put_back_and_dropped_what_is_kept(scene: Paused, commands: C
     newest = json.loads(commands.run("operations", "--json", "--limit", "1", **env).stdout)
     assert (newest["verb"], newest["what"]) == ("quarantine replay", messages[1])
     assert newest["actor"].endswith(socket.gethostname())
+
+
+def test_clients_put_back_and_drop_what_was_set_aside(scene: Paused) -> None:
+    client = scene.client
+    for body in ("{", "[", "]"):
+        scene.redis.xadd(FIRST.replies("work"), {"body": body})
+        scene.turns_until(lambda: scene.redis.xlen(FIRST.replies("work")) == 0)
+    newest = client.quarantined()
+    assert [one.body for one in newest] == [b"]", b"[", b"{"]
+    assert [one.id for one in newest] == [one.id for one in Quarantine(scene.redis, KEYS).newest_first()]
+    assert client.quarantined(limit=1) == newest[:1]
+    assert client.drop_quarantined(newest[0].id, reason="no use", actor="bob") == newest[0]
+    with pytest.raises(QuarantineError, match="holds no"):
+        client.replay_quarantined(newest[0].id)
+    with pytest.raises(MalformedMessage, match="reason must be a text of 1 to 500 characters"):
+        client.replay_quarantined(newest[1].id, reason="")
+
+    async def in_a_loop() -> list[str]:
+        async with AsyncSagaClient(scene.broker) as other:
+            assert await other.quarantined() == newest[1:]
+            await other.drop_quarantined(newest[1].id)
+            await other.replay_quarantined(newest[2].id, actor="ada")
+            return [f"{one.verb} {one.what} {one.actor} {one.reason}" for one in await other.operations(3)]
+
+    assert asyncio.run(in_a_loop()) == [
+        f"quarantine replay {newest[2].id} ada ",
+        f"quarantine drop {newest[1].id}  ",
+        f"quarantine drop {newest[0].id} bob no use",
+    ]
+    assert client.quarantined() == []
+    assert client.operations(1)[0].actor == "ada"

@@ -178,7 +178,7 @@ def test_a_graph_under_way_is_left_alone_by_a_former_worker(world: World, former
     before = hashes(world)
     world.start(workers=1, services=0, release=former)
     world.start(workers=0, services=1)
-    asked = [requests.to_signal(saga_id, "go", {"by": "boss"}, decline=None, by=None) for saga_id in ids]
+    asked = [requests.to_signal(saga_id, "go", {"by": "boss"}, decline=None, actor=None) for saga_id in ids]
     skip = requests.to_intervene(Verb.SKIP, ids[0], "it is not parked", step="one")
     exchange.run(world.redis, requests.append(KEYS, [*asked, skip]))
     [old] = world.workers

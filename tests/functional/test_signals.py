@@ -66,7 +66,7 @@ class Scene:
 
     def send(self, saga_id: str) -> None:
         """Add a signal to the stream, and wait for no answer."""
-        request = requests.to_signal(saga_id, "go", {"by": "boss"}, decline=None, by=None)
+        request = requests.to_signal(saga_id, "go", {"by": "boss"}, decline=None, actor=None)
         exchange.run(self.redis, requests.append(KEYS, [request]))
 
     @contextmanager

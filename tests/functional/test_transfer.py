@@ -153,7 +153,7 @@ def fill(place: Place) -> None:
     for version in (1, 2):
         order = Definition("order", version=version)
         order.step("Do", service="shop", params=version)
-        sagas.deploy(order, by="ada")
+        sagas.deploy(order, actor="ada")
     stranger = place.keys.of("stranger")
     client.xadd(stranger.replies("shop"), {"body": json.dumps({"type": "Do_ok", "saga_id": "stranger", "step": 1})})
     client.hset(stranger.done("shop", 3_600_000), "stranger/1/transaction/Do", b"ok \xff")

@@ -648,7 +648,7 @@ def test_a_saga_is_held_by_whom_and_why_and_the_line_that_resumes_it_sends_it(sh
     shop.service()
     alive = shop.server.broker().client
     until(lambda: alive.zcard(KEYS.alive) == 2, what="both are alive")
-    done = shop.commands.run("pause", "shop", "--reason", "the till\x1b[31m is open", "--by", "ada", **shop.env)
+    done = shop.commands.run("pause", "shop", "--reason", "the till\x1b[31m is open", "--actor", "ada", **shop.env)
     assert done.stdout == "service shop is paused; workers that know it: 1\n"
     assert "no process of service" not in done.stderr
     shop.begin("s1", do(1, name="Quick", service="shop"))
@@ -682,8 +682,8 @@ def test_a_saga_is_held_by_whom_and_why_and_the_line_that_resumes_it_sends_it(sh
     assert "sagastream resume shop Quik --reason TEXT  # takes it back: it holds nothing now" in mistyped.stderr
     assert "held: none; service shop publishes no command Quik" in shop.commands.run("doctor", **shop.env).stdout
     assert "holds nothing: service shop publishes no command Quik" in shop.commands.run("paused", **shop.env).stdout
-    first = shop.commands.run("pause", "shop", "--reason", "one", "--by", "ada", **shop.env)
-    second = shop.commands.run("pause", "shop", "--reason", "two", "--by", "bob", **shop.env)
+    first = shop.commands.run("pause", "shop", "--reason", "one", "--actor", "ada", **shop.env)
+    second = shop.commands.run("pause", "shop", "--reason", "two", "--actor", "bob", **shop.env)
     assert first.stderr == ""
     assert re.match("note: service shop has been paused for .* by ada: one; it stays paused since then", second.stderr)
     left = shop.commands.run("resume", "shop", "--reason", "x", **shop.env).stderr

@@ -105,8 +105,8 @@ class Shop:
         scene.redis.xadd(KEYS.partitions[0].interventions, {"body": '{"type":"saga_fly","saga_id":"done-0"}'})
         scene.redis.xadd(KEYS.partitions[0].requests, {"body": "no JSON"})
         scene.turns_until(lambda: scene.redis.xlen(KEYS.partitions[0].quarantine) == 2)
-        scene.client.deploy(definition(), by="ada@works")
-        scene.client.deploy(definition(2), by="ada@works")
+        scene.client.deploy(definition(), actor="ada@works")
+        scene.client.deploy(definition(2), actor="ada@works")
         scene.client.begin(definition(2), {"customer": "c7"}, saga_id="order-1", attributes={"customer": "c7"})
         self.until("order-1", "begun")
 

@@ -46,7 +46,7 @@ class GraphStory(Story):
         *,
         declined: str | None = None,
         request_id: str | None = "op-1",
-        by: str | None = None,
+        actor: str | None = None,
         added_ms: int | None = None,
     ) -> Self:
         """A signal comes. `added_ms`: when it was added to its stream, by which it is in time or not."""
@@ -55,7 +55,7 @@ class GraphStory(Story):
             name=name,
             payload=payload,
             declined=declined,
-            by=by,
+            actor=actor,
             request_id=request_id,
             added_ms=added_ms,
         )

@@ -285,7 +285,7 @@ class _Attendant:
         decline = "no" if task.when is Sends.DECLINED else None
         payload = None if decline else task.payload
         request = self._requests.setdefault(
-            key, requests.to_signal(saga_id, task.name, payload, decline=decline, by="boss")
+            key, requests.to_signal(saga_id, task.name, payload, decline=decline, actor="boss")
         )
         try:
             client.intervene(request, 60)

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from sagastream.errors import MalformedMessage as MalformedMessage
     from sagastream.errors import NewerFormat as NewerFormat
     from sagastream.errors import PackageMissing as PackageMissing
+    from sagastream.errors import QuarantineError as QuarantineError
     from sagastream.errors import Reject as Reject
     from sagastream.errors import RequestRefused as RequestRefused
     from sagastream.errors import SagaAborted as SagaAborted
@@ -70,7 +71,9 @@ if TYPE_CHECKING:
     from sagastream.service.declaration import Service as Service
     from sagastream.store.definitions import Deployed as Deployed
     from sagastream.store.finding import Page as Page
+    from sagastream.store.operations import Operation as Operation
     from sagastream.store.pauses import Heard as Heard
+    from sagastream.store.quarantine import Quarantined as Quarantined
 
 
 _WHERE = {
@@ -100,10 +103,13 @@ _WHERE = {
     "Keyring": "codecs.keyring",
     "MalformedMessage": "errors",
     "NewerFormat": "errors",
+    "Operation": "store.operations",
     "PackageMissing": "errors",
     "Page": "store.finding",
     "Pause": "core.pauses",
     "PauseRequest": "client.requests",
+    "QuarantineError": "errors",
+    "Quarantined": "store.quarantine",
     "Reference": "client.expressions",
     "Refused": "client.requests",
     "Reject": "errors",
@@ -167,10 +173,13 @@ __all__ = [
     "Keyring",
     "MalformedMessage",
     "NewerFormat",
+    "Operation",
     "PackageMissing",
     "Page",
     "Pause",
     "PauseRequest",
+    "QuarantineError",
+    "Quarantined",
     "Reference",
     "Refused",
     "Reject",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sagastream_bridge.commands import bulk
-from sagastream_bridge.commands.context import opened, user_at_host
+from sagastream_bridge.commands.context import actor_option, opened
 from sagastream_bridge.commands.given import finite, json_or_file
 from sagastream_bridge.commands.searching import search_options, taken
 from sagastream_bridge.commands.terminal import safe
@@ -36,11 +36,10 @@ _MANY: Final = (
 
 #: How members of a request are named in errors, and their options.
 _OPTIONS: Final = (
-    (r"^(?:the request: )?actor must", "--by must"),
+    (r"^(?:the request: )?actor must", "--actor must"),
     (r"^(?:the request: )?reason must", "--reason must"),
     (r"^(?:the request: )?step must", "--step must"),
     (r"^decline must", "--decline must"),
-    (r"^by must", "--by must"),
     (r"^the signal: name must", "NAME must"),
     (r"^the signal: saga_id must", "ID must"),
     (r"say with step which one is meant$", "say with --step which one is meant"),
@@ -72,7 +71,7 @@ def _verb(verb: str, help_text: str) -> click.Command:
     @click.command(verb, help=f"{help_text}\n\n{_MANY}")
     @click.argument("saga_id", metavar="[ID]", required=False)
     @click.option("--reason", required=True, metavar="TEXT", help="Why. It stays with the saga, for others to read.")
-    @click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
+    @actor_option("it stays with the saga too")
     @click.option(
         "--parked-at",
         metavar="PLACE",
@@ -84,9 +83,8 @@ def _verb(verb: str, help_text: str) -> click.Command:
     @click.option("--rate", type=click.IntRange(1, 2000), help="Of many: ask at most so many a second.  [default: 200]")
     @click.option("--yes", is_flag=True, help="Of many: do not ask whether they are meant.")
     def command(
-        *, saga_id: str | None, reason: str, by: str | None, timeout: float, rate: int | None, yes: bool, **options: Any
+        *, saga_id: str | None, reason: str, actor: str, timeout: float, rate: int | None, yes: bool, **options: Any
     ) -> None:
-        actor = user_at_host() if by is None else by
         if _is_of_many(saga_id, search := taken(options), options, rate=rate, yes=yes):
             now = options.get("now", False)
             return bulk.begin(verb, reason, actor, rate=rate or 200, yes=yes, now=now, search=search)
@@ -171,15 +169,14 @@ def _number_or_id(_context: click.Context, _option: click.Parameter, value: str 
     "--payload", metavar="JSON|@FILE", help="The result of the step that waits; any JSON value  [default: null]"
 )
 @click.option("--decline", metavar="TEXT", help="In place of a payload: why the step fails; it stays with the saga.")
-@click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
+@actor_option("it stays with the saga too")
 @timeout_option
-def signal(saga_id: str, name: str, payload: str | None, by: str | None, **options: Any) -> None:
+def signal(saga_id: str, name: str, payload: str | None, actor: str, **options: Any) -> None:
     """Send the signal NAME to a saga: one of its steps waits for it, or will wait for it."""
     value = None if payload is None else json_or_file(payload, "--payload")
 
     def ask(client: "SagaClient") -> "SagaState":
-        signaller = user_at_host() if by is None else by
-        return client.signal(saga_id, name, value, options["timeout"], decline=options["decline"], by=signaller)
+        return client.signal(saga_id, name, value, options["timeout"], decline=options["decline"], actor=actor)
 
     asked(saga_id, "signal", ask)
 

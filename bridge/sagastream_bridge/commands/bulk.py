@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import opened, orderly
+from sagastream_bridge.commands.context import actor_option, opened, orderly
 from sagastream_bridge.commands.searching import refuse_services, wanted
 from sagastream_bridge.commands.terminal import counted, safe, say, width
 
@@ -80,9 +80,8 @@ def _told_errors() -> "Iterator[None]":
 
 def _in_options(text: str) -> str:
     """A text that names members of a bulk, with the names of their options instead."""
-    for name, option in (("reason must", "--reason must"), ("actor must", "--by must"), ("rate must", "--rate must")):
-        if text.startswith(name):
-            text = option + text.removeprefix(name)
+    if text.startswith(("reason must", "actor must", "rate must")):
+        text = f"--{text}"
     return text.replace("for all: status", "for all: --status").replace("now is for", "--now is for")
 
 
@@ -93,7 +92,7 @@ def _in_options(text: str) -> str:
 @click.option("--stop", "verb", flag_value="stop", help="End it. It cannot be resumed.")
 @click.option("--follow", is_flag=True, help="Tell how it goes on until it ends. Exit code 3 if not all was done.")
 @click.option("--reason", metavar="TEXT", help="Why you pause, resume or stop it; see sagastream operations.")
-@click.option("--by", metavar="NAME", help="Who you are  [default: your user@host]")
+@actor_option("see sagastream operations")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(0, 1000), help="List at most this many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line; of one bulk, then one for each result.")
 def bulk(
@@ -102,7 +101,7 @@ def bulk(
     verb: str | None,
     follow: bool,
     reason: str | None,
-    by: str | None,
+    actor: str,
     limit: int,
     as_json: bool,
 ) -> None:
@@ -112,7 +111,6 @@ def bulk(
     with opened(create=False) as broker:
         from sagastream.broker.exchange import run
         from sagastream.store import bulks, layout, sagas
-        from sagastream_bridge.commands.context import user_at_host
         from sagastream_bridge.inspection import bulk_views
 
         keys = layout.look(broker)
@@ -126,7 +124,6 @@ def bulk(
             return
         with _told_errors():
             if verb is not None:
-                actor = user_at_host() if by is None else by
                 run(broker.client, bulks.turn(keys, bulk_id, verb, actor=actor, reason=reason))
             if follow:
                 _follow(broker, keys, bulk_id, as_json=as_json)

@@ -4,9 +4,9 @@ line."""
 import os
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +18,8 @@ from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class WrongUsage(click.ClickException):
@@ -117,6 +119,16 @@ def redis_cli(broker: "Broker") -> str:
     if (server := broker.embedded) is not None and server.endpoint.password:
         return f"REDISCLI_AUTH=$(cat {shlex.quote(str(server.home / 'password'))}) {line}"
     return line
+
+
+def actor_option(what: str) -> Callable[[_Command], _Command]:
+    """Gives a command the option that says who somebody is. `what`: becomes of their name."""
+
+    def named(_context: click.Context, _option: click.Parameter, name: str | None) -> str:
+        return user_at_host() if name is None else name
+
+    told = f"Who you are; {what}  [default: your user@host]"
+    return click.option("--actor", metavar="NAME", callback=named, help=told)
 
 
 def user_at_host() -> str:

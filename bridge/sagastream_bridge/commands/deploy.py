@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import opened, orderly
+from sagastream_bridge.commands.ask import in_options
+from sagastream_bridge.commands.context import actor_option, opened, orderly
 from sagastream_bridge.commands.given import document_at
 from sagastream_bridge.commands.terminal import safe
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("source", metavar="FILE|MODULE:NAME")
-@click.option("--by", metavar="NAME", help="Who you are; it stays with the version  [default: your user@host]")
-def deploy(source: str, by: str | None) -> None:
+@actor_option("it stays with the version")
+def deploy(source: str, actor: str) -> None:
     """Keep this version of a definition in the store, and make it the current one.
 
     - is standard input. A definition in Python is MODULE:NAME.
@@ -25,7 +26,6 @@ def deploy(source: str, by: str | None) -> None:
     """
     from sagastream.client.definition import deployable
     from sagastream.errors import MalformedMessage
-    from sagastream_bridge.commands.context import user_at_host
 
     with orderly():
         document = document_at(source)
@@ -38,7 +38,10 @@ def deploy(source: str, by: str | None) -> None:
     with opened() as broker:
         from sagastream.client.blocking import SagaClient
 
-        before = SagaClient(broker).deploy(definition, by=user_at_host() if by is None else by)
+        try:
+            before = SagaClient(broker).deploy(definition, actor=actor)
+        except MalformedMessage as error:
+            raise click.UsageError(safe(in_options(str(error)))) from None
     current = f"{definition.name} version {definition.version} is current"
     if before == definition.version:
         click.echo(f"{current} already")
@@ -73,16 +76,16 @@ def list_definitions(name: str | None, version: int | None, as_json: bool) -> No
 def _members(one: "Deployed") -> dict[str, Any]:
     versions = [
         version.definition.by.body()
-        | {"deployed_at": version.deployed_at, "by": version.by, "steps": len(version.definition.steps)}
+        | {"deployed_at": version.deployed_at, "actor": version.actor, "steps": len(version.definition.steps)}
         for version in one.versions
     ]
-    members = {"name": one.name, "current": one.current, "since": one.since, "by": one.by, "versions": versions}
+    members = {"name": one.name, "current": one.current, "since": one.since, "actor": one.actor, "versions": versions}
     return members | ({"damaged": one.damaged} if one.damaged else {})
 
 
 def _row(one: "Deployed") -> str:
     current = "no version is current" if one.current is None else f"version {one.current} since {one.since}"
-    by = f" by {one.by}" if one.by else ""
+    by = f" by {one.actor}" if one.actor else ""
     others = [str(version.definition.version) for version in one.versions if version.definition.version != one.current]
     more = f"; also {', '.join(others)}" if others else ""
     damaged = f"; damaged: {', '.join(one.damaged)}" if one.damaged else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sagastream_bridge.commands.ask import in_options
-from sagastream_bridge.commands.context import opened, redis_cli, user_at_host
+from sagastream_bridge.commands.context import actor_option, opened, redis_cli
 from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ _OUT_OF_REACH: Final = "not erased: backups, exports, logs, SLOWLOG, databases o
 @click.command()
 @click.argument("saga_ids", metavar="ID...", nargs=-1, required=True)
 @click.option("--reason", required=True, metavar="TEXT", help="Why, without what is erased. It stays with the saga.")
-@click.option("--by", metavar="NAME", help="Who you are; it stays with the saga too  [default: your user@host]")
-def erase(saga_ids: tuple[str, ...], reason: str, by: str | None) -> None:
+@actor_option("it stays with the saga too")
+def erase(saga_ids: tuple[str, ...], reason: str, actor: str) -> None:
     """Erase inputs, params, results, errors, reasons and actors of sagas that have ended; their course stays.
 
     Exit code 1 if a saga has not ended, or something is still in use: erase again later.
@@ -38,7 +38,7 @@ def erase(saga_ids: tuple[str, ...], reason: str, by: str | None) -> None:
         from sagastream.client.blocking import SagaClient
 
         try:
-            erased = SagaClient(broker).erase_many(saga_ids, reason, actor=user_at_host() if by is None else by)
+            erased = SagaClient(broker).erase_many(saga_ids, reason, actor=actor)
         except MalformedMessage as error:
             raise click.UsageError(safe(in_options(str(error)))) from None
         except redis.exceptions.NoPermissionError as error:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sagastream_bridge.commands.context import opened, user_at_host
+from sagastream_bridge.commands.ask import in_options
+from sagastream_bridge.commands.context import actor_option, opened
 from sagastream_bridge.commands.given import finite
 from sagastream_bridge.commands.terminal import safe, width
 
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from sagastream.store.quarantine import Quarantined
 
 
-def _checked(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    from sagastream.core.messages import MAX_REASON_CHARS
+def _check(actor: str, reason: str | None) -> None:
+    """Raises UsageError if one of them cannot be kept."""
+    from sagastream.errors import MalformedMessage
+    from sagastream.store import operations as done
 
-    if value is not None and not 1 <= len(value.strip()) <= MAX_REASON_CHARS:
-        raise click.BadParameter(f"a reason has 1 to {MAX_REASON_CHARS} characters")
-    return value
+    try:
+        done.check(actor, reason)
+    except MalformedMessage as error:
+        raise click.UsageError(safe(in_options(str(error)))) from None
 
 
 @click.group()
@@ -65,47 +69,49 @@ def show_quarantined(entry_id: str) -> None:
         click.echo(json.dumps(_as_json(Quarantine(broker.client, layout.look(broker)).get(entry_id)), indent=2))
 
 
-_by = click.option("--by", metavar="NAME", help="Who you are, for `sagastream operations`  [default: your user@host]")
-_reason = click.option("--reason", metavar="TEXT", callback=_checked, help="Why, for `sagastream operations`.")
+_actor = actor_option("for `sagastream operations`")
+_reason = click.option("--reason", metavar="TEXT", help="Why, for `sagastream operations`.")
 
 
 @quarantine.command("replay")
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
 @_reason
-@_by
-def replay_quarantined(entry_ids: tuple[str, ...], reason: str | None, by: str | None) -> None:
+@_actor
+def replay_quarantined(entry_ids: tuple[str, ...], reason: str | None, actor: str) -> None:
     """Put messages back into the streams from which they came, to be read again, once the cause is fixed."""
+    _check(actor, reason)
     with opened(create=False) as broker:
         from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine
 
         messages = Quarantine(broker.client, layout.look(broker))
         for entry_id in entry_ids:
-            message = messages.replay(entry_id, actor=by or user_at_host(), reason=reason)
+            message = messages.replay(entry_id, actor=actor, reason=reason)
             click.echo(safe(f"{message.id} put back into {message.stream}"))
 
 
 @quarantine.command("drop")
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
 @_reason
-@_by
-def drop_quarantined(entry_ids: tuple[str, ...], reason: str | None, by: str | None) -> None:
+@_actor
+def drop_quarantined(entry_ids: tuple[str, ...], reason: str | None, actor: str) -> None:
     """Delete messages for good."""
+    _check(actor, reason)
     with opened(create=False) as broker:
         from sagastream.store import layout
         from sagastream.store.quarantine import Quarantine
 
         messages = Quarantine(broker.client, layout.look(broker))
         for entry_id in entry_ids:
-            message = messages.drop(entry_id, actor=by or user_at_host(), reason=reason)
+            message = messages.drop(entry_id, actor=actor, reason=reason)
             click.echo(safe(f"{message.id} dropped"))
 
 
 @click.command()
 @click.argument("service", metavar="SERVICE")
 @_reason
-@_by
-def drop_commands(service: str, reason: str | None, by: str | None) -> None:
+@_actor
+def drop_commands(service: str, reason: str | None, actor: str) -> None:
     """Drop the commands of a service that does not run: those that no process has read and no saga waits for.
 
     Exit code 1 if some were kept.
@@ -114,6 +120,7 @@ def drop_commands(service: str, reason: str | None, by: str | None) -> None:
 
     if not is_service(service):
         raise click.BadParameter("a name is 1 to 128 characters of A-Z a-z 0-9 . _ -", param_hint="SERVICE")
+    _check(actor, reason)
     with opened() as broker:
         from sagastream.broker.exchange import run
         from sagastream.store import heartbeat, layout
@@ -127,7 +134,7 @@ def drop_commands(service: str, reason: str | None, by: str | None) -> None:
         found = unread.unread(broker.client, keys, service)
         dropped = unread.drop(broker.client, keys, service, found.unwanted)
         if dropped:
-            what, actor = f"{dropped} of service {service}", by or user_at_host()
+            what = f"{dropped} of service {service}"
             run(broker.client, done.note(keys, "drop-commands", what, actor=actor, reason=reason))
         click.echo(f"{dropped} dropped")
         if found.awaited:

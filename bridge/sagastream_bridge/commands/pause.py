@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sagastream_bridge.commands.ask import in_options
-from sagastream_bridge.commands.context import opened, user_at_host
+from sagastream_bridge.commands.context import actor_option, opened
 from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def _verb(verb: str, help_text: str) -> click.Command:
     @click.argument("service", metavar="SERVICE")
     @click.argument("command", metavar="[COMMAND]", required=False)
     @click.option("--reason", required=True, metavar="TEXT", help=f"Why. {_SHOWN[verb]}")
-    @click.option("--by", metavar="NAME", help="Who you are; shown with it  [default: your user@host]")
-    def ask(service: str, command: str | None, reason: str, by: str | None) -> None:
+    @actor_option("it is shown with the reason")
+    def ask(service: str, command: str | None, reason: str, actor: str) -> None:
         import redis
 
         from sagastream.errors import MalformedMessage, RequestRefused
@@ -45,7 +45,6 @@ def _verb(verb: str, help_text: str) -> click.Command:
             from sagastream.store import layout
 
             keys = layout.check(broker)
-            actor = user_at_host() if by is None else by
             try:
                 heard: Heard = getattr(SagaClient(broker), verb)(service, command, reason=reason, actor=actor)
             except MalformedMessage as error:
@@ -105,7 +104,7 @@ def paused(as_json: bool) -> None:
         evidence = run(broker.client, survey(keys, {one.service for one in found}))
         for one in found:
             said: dict[str, Any] = {"service": one.service, "command": one.command, "reason": one.reason}
-            said |= {"actor": one.actor, "since": iso(one.since_ms) if one.since_ms else None}
+            said |= {"actor": one.actor, "since_at": iso(one.since_ms) if one.since_ms else None}
             holds_nothing = pauses_nothing(one, evidence)
             said["holds_nothing"] = holds_nothing or None
             line = pause_told(one, evidence.now_ms) + (f"; it holds nothing: {holds_nothing}" if holds_nothing else "")

@@ -67,7 +67,7 @@ def wanted(*, where: tuple[str, ...], **options: Any) -> "Filter":
     body = {name: value for name, value in options.items() if value is not None}
     try:
         _no_options(where)
-        return parse_filter(body | {"attributes": named(where, "--where")}, "the search")
+        return parse_filter(body | {"where": named(where, "--where")}, "the search")
     except MalformedMessage as error:
         raise click.UsageError(safe(_in_options(str(error)))) from None
 

@@ -160,14 +160,14 @@ class Actions:
         return state
 
     def _signal(self, saga_id: str, reason: str, actor: str, form: Form) -> SagaState:
-        name = form.get("signal", "")
-        if form.get("declines") == "yes":
-            return self._client.signal(saga_id, name, None, _WAIT_S, decline=reason, by=actor)
+        name = form.get("name", "")
+        if "decline" in form:
+            return self._client.signal(saga_id, name, None, _WAIT_S, decline=reason, actor=actor)
         try:
             payload = decode(form.get("payload", "").strip().encode() or b"null")
         except MalformedMessage as error:
             raise Refused(f"The payload must be JSON: {error}.") from None
-        return self._client.signal(saga_id, name, payload, _WAIT_S, by=actor)
+        return self._client.signal(saga_id, name, payload, _WAIT_S, actor=actor)
 
     def done(self, request: Request, where: str, text: str, actor: str) -> Response:
         """Show the page again, with what became of it. The name is filled in the next time."""
@@ -207,8 +207,8 @@ def sentence(error: Exception) -> str:
 
 
 def reason_and_name(form: Form) -> tuple[str, str]:
-    """Raises Refused if one of them is missing."""
-    reason, actor = form.get("reason", "").strip(), form.get("who", "").strip()
+    """Why and who. Why a signal is a decline is told by that name. Raises Refused if one of them is missing."""
+    reason, actor = form.get("decline", form.get("reason", "")).strip(), form.get("actor", "").strip()
     for text, missing, most in ((reason, _NO_REASON, MAX_REASON_CHARS), (actor, _NO_NAME, MAX_ACTOR_CHARS)):
         if not text:
             raise Refused(missing)

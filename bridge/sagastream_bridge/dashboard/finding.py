@@ -37,7 +37,7 @@ class Search(Struct, frozen=True, kw_only=True):
         for name in ("older", "newer"):
             if name in given:
                 body[f"{name}_ms"] = _duration(given[name], name)
-        body["attributes"] = named(given.get("where", "").split(), "with")
+        body["where"] = named(given.get("where", "").split(), "with")
         return cls(
             wanted=parse_filter(body, "the search"), cursor=query.get("cursor") or None, given=tuple(given.items())
         )

@@ -20,7 +20,7 @@ def rows(listing: Listing, width: int | None = None) -> Iterator[str]:
     if width is not None and listing.page.sagas:
         yield screen.cut(f"{'STATUS':<12}  {'BEGUN':>6}  SAGA, its attributes, and why it is there", width)
     for state, causes in zip(listing.page.sagas, listing.causes, strict=True):
-        yield row(state, listing.now_ms, causes, width, [name for name, _ in listing.wanted.attributes])
+        yield row(state, listing.now_ms, causes, width, [name for name, _ in listing.wanted.where])
 
 
 def row(

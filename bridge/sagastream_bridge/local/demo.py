@@ -154,7 +154,7 @@ def _watch(broker: Broker, stack: Stack, saga_id: str, after: events.Place, writ
             replies += kind == "reply"
             if saga_id == _SIGNALLED and (kind, replies) == ("reply", _REPLIES):
                 write(f"  {colours.styled('-- sagastream signal', bold=True)} {saga_id} approval")
-                SagaClient(broker).signal(saga_id, "approval", {"name": "Ada"}, _TIMEOUT_S, by="Ada")
+                SagaClient(broker).signal(saga_id, "approval", {"name": "Ada"}, _TIMEOUT_S, actor="Ada")
     assert broker.embedded is not None
     raise SagastreamError(f"the saga has not ended within {_TIMEOUT_S:g} s; see the logs in {broker.embedded.home}")
 

@@ -273,7 +273,7 @@ def test_a_trip_starts_when_it_should_and_is_paid_once_it_is_approved(stage: Sta
     stage.waits(soon, "approval")
     with pytest.raises(RequestRefused, match="has no open step that waits for the signal aproval"):
         stage.client.signal(soon, "aproval", {}, 60)
-    stage.client.signal(soon, "approval", {"by": "boss"}, 60, by="boss@example.com")
+    stage.client.signal(soon, "approval", {"by": "boss"}, 60, actor="boss@example.com")
     state = stage.client.wait(soon, 60)
     assert state.status == "COMPLETED"
     assert all(step.sent_ms is not None and step.sent_ms >= now_ms + 2000 for step in state.steps)

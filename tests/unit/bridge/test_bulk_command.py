@@ -15,7 +15,7 @@ from sagastream_bridge.inspection import bulk_views
 BULK = Bulk(
     bulk_id="0123456789ab",
     verb=Verb.ABANDON,
-    filter=Filter(attributes=(("customer", "c\x1b[2J"),), parked="bank/Pay"),
+    filter=Filter(where=(("customer", "c\x1b[2J"),), parked="bank/Pay"),
     reason="<b>\x1b[2J",
     actor="a\nb",
     now=True,
@@ -60,7 +60,7 @@ def test_an_empty_reason_is_named_as_the_option() -> None:
 
 
 def test_a_search_is_told_as_the_command_line_takes_it() -> None:
-    wanted = Filter(status="PARKED", older_ms=5_400_000, newer_ms=172_800_000, attributes=(("customer", "c42"),))
+    wanted = Filter(status="PARKED", older_ms=5_400_000, newer_ms=172_800_000, where=(("customer", "c42"),))
     assert told(wanted) == "customer=c42, status PARKED, older 90m, newer 2d"
     assert told(Filter(older_ms=1_500)) == "older 1500ms"
 
@@ -83,6 +83,6 @@ def test_a_bulk_is_shown_without_what_a_terminal_could_act_on() -> None:
         r"  s4  not \x1b4",
     ]
     said = json.loads(bulk_views.as_json(BULK))
-    assert said["filter"] == {"attributes": {"customer": "c\x1b[2J"}, "parked": "bank/Pay"}
+    assert said["filter"] == {"where": {"customer": "c\x1b[2J"}, "parked": "bank/Pay"}
     assert (said["state"], said["verb"], said["open"], said["ended_at"]) == ("RUNNING", "abandon", ["s1", "s2"], None)
     assert "\x1b" not in bulk_views.as_json(BULK) + bulk_views.result_as_json(refused[0])

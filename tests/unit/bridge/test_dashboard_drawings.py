@@ -209,7 +209,7 @@ def test_a_search_reads_what_a_page_is_asked_for() -> None:
         newer_ms=86_400_000,
         at="s/A",
         parked="B",
-        attributes=(("customer", "c42"), ("shop", "3")),
+        where=(("customer", "c42"), ("shop", "3")),
     )
     assert search.query("next") == (
         "where=customer%3Dc42+shop%3D3&status=parked&at=s%2FA&parked=B&older=90s&newer=1d&cursor=next"

@@ -150,7 +150,7 @@ def test_on_a_terminal_of_80_by_24_the_last_screen_says_why_and_what_helps() -> 
     parked = a_step(phase=Phase.PARKED, parked="payment may have done it, and nobody knows what undoes it " * 2)
     text = "handlers hang: ChargePayment of saga saga41 has run for 38 s in process web1-4711-5f0c2a9e; queued for 40 s"
     remark = "on web1; it ends within 25 s, and others take over what it holds. With hard_timeout_ms it ends by itself"
-    command = "sagastream cancel saga42 --now --reason TEXT --parked-at 10/transaction/20 --timeout 30 --by me"
+    command = "sagastream cancel saga42 --now --reason TEXT --parked-at 10/transaction/20 --timeout 30 --actor me"
     hangs = Cause(kind=CauseKind.HANGS, text=text, do=(f"kill 4711  # {remark}", command))
     saga = a_saga(*steps, parked, current_step=10)
     lines = [click.unstyle(line) for line in saga_views.saga(saga, NOW_MS, [], [hangs], 80)]

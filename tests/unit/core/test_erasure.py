@@ -25,7 +25,7 @@ def an_ended_graph() -> SagaState:
         do("c"),
         input={"name": SECRET},
     )
-    story.when_signalled("later", JSON_SECRET, by=SECRET, request_id="op-1")
+    story.when_signalled("later", JSON_SECRET, actor=SECRET, request_id="op-1")
     story.when("A_ok", 1, result=SECRET).when("B_ok", 2, result=SECRET)
     story.when_signalled("go", JSON_SECRET, request_id="op-2")
     story.when("C_failed", 5, error=SECRET).when("UnB_failed", 2, error=SECRET)

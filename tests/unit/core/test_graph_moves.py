@@ -403,7 +403,7 @@ def awaited(**members: Any) -> GraphStory:
 
 def test_a_wait_is_done_when_its_signal_comes_and_the_payload_is_its_result() -> None:
     story = awaited().expect_waits("s to answer B, step 2 (b); the signal approval, step 3 (ok)")
-    story.when_signalled("approval", b'{"by":"boss"}', by="ann").expect_signal_done().expect_nothing_sent()
+    story.when_signalled("approval", b'{"by":"boss"}', actor="ann").expect_signal_done().expect_nothing_sent()
     story.expect_interventions("signal approval: ")
     assert story.saga.interventions[0].actor == "ann"
     story.when("B_ok", 2).expect_all_sent("C 4").expect_params(b'{"by":"boss"}')
@@ -508,7 +508,7 @@ def test_a_wait_that_may_go_on_is_done_without_a_result_when_its_time_is_over() 
 @pytest.mark.parametrize("early", [False, True])
 def test_a_wait_that_is_declined_fails(early: bool) -> None:
     story = approved() if early else awaited()
-    story.when_signalled("approval", declined="too dear", by="ann").expect_signal_done()
+    story.when_signalled("approval", declined="too dear", actor="ann").expect_signal_done()
     story.expect_interventions("decline approval: too dear")
     story = story.when("A_ok", 1) if early else story.when("B_ok", 2)
     why = "Step 3 (ok) failed: approval was declined: too dear"

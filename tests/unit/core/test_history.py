@@ -253,7 +253,7 @@ def test_a_graph_with_waits_and_a_bypassed_step() -> None:
         {"wait_ms": 50},
         journal_bytes=JOURNAL_BYTES,
     )
-    story.when("A_ok", 1).when_signalled("go", b"7", by="ann").when_due()
+    story.when("A_ok", 1).when_signalled("go", b"7", actor="ann").when_due()
     assert told(story.saga) == [
         "0 BEGUN",
         "0 SENT 1 #1",

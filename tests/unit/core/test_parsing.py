@@ -163,8 +163,8 @@ def test_what_releases_that_know_no_graphs_would_misunderstand_is_left_to_others
 # --- signals
 
 SIGNALS = st.builds(
-    Signal, saga_id=IDS, name=IDS, payload=PAYLOADS, by=st.none() | TEXTS, request_id=st.none() | IDS
-) | st.builds(Signal, saga_id=IDS, name=IDS, declined=TEXTS, by=st.none() | TEXTS, request_id=st.none() | IDS)
+    Signal, saga_id=IDS, name=IDS, payload=PAYLOADS, actor=st.none() | TEXTS, request_id=st.none() | IDS
+) | st.builds(Signal, saga_id=IDS, name=IDS, declined=TEXTS, actor=st.none() | TEXTS, request_id=st.none() | IDS)
 
 
 def signal_body(**members: Any) -> dict[str, Any]:
@@ -188,7 +188,9 @@ def test_a_signal_says_no_more_than_it_must() -> None:
         (signal_body(name="a b"), f"the body: name {NAME_RULE}"),
         (signal_body(decline=""), "decline must be a text of 1 to 500 characters: it stays with the saga"),
         (signal_body(decline=None), "decline must be a text of 1 to 500 characters: it stays with the saga"),
+        (signal_body(actor=7), "actor must be a text of 1 to 128 characters: it stays with the saga"),
         (signal_body(by=7), "by must be a text of 1 to 128 characters: it stays with the saga"),
+        (signal_body(actor="ada", by="bob"), "the body: actor and by say the same: give one of them"),
         (signal_body(payload=1, decline="no"), "the body: a signal has a payload or is a decline, not both"),
         (signal_body(payloads=1), "the body has an unknown member 'payloads'; is it a misspelling of payload?"),
         (signal_body(format=9), "the body: format 9 is not known to this release, which knows 1, 2"),
@@ -196,6 +198,10 @@ def test_a_signal_says_no_more_than_it_must() -> None:
 )
 def test_what_is_wrong_with_a_signal_is_told(body: Any, text: str) -> None:
     assert complaint(parse_signal, body) == text
+
+
+def test_who_signals_may_be_called_by_too() -> None:
+    assert parse_signal(signal_body(by="ada")) == parse_signal(signal_body(actor="ada"))
 
 
 @pytest.mark.parametrize("bad", [None, 0, 1, "true", [True]])

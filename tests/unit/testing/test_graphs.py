@@ -136,7 +136,7 @@ def test_a_test_signals_and_declines_in_between(sagas: Sagas) -> None:
         saga.signal("other")
     with pytest.raises(ScenarioError, match="the signal: name must be"):
         saga.signal("not a name")
-    saga.signal("approve", decline="too dear", by="boss")
+    saga.signal("approve", decline="too dear", actor="boss")
     assert (saga.status, saga.reason) == ("ABORTED", "Step 4 (approval) failed: approve was declined: too dear")
     assert saga.commands == ["Flight", "Hotel", "CancelHotel", "CancelFlight"]
     assert [(done.verb, done.reason, done.actor) for done in saga.state.interventions] == [

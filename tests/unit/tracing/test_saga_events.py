@@ -87,11 +87,11 @@ def test_attempts_that_failed_errors_and_what_was_undone_are_told() -> None:
 @pytest.mark.parametrize("secret", ["secret", "secret, and more of it: " * 30])
 def test_no_words_of_people_and_nothing_sealed_is_told(secret: str) -> None:
     waits = [{"id": "approval", "wait": "approved", "timeout_ms": 60_000}, STEPS[1]]
-    declined = played(Signal(saga_id="s1", name="approved", declined=secret, by=secret), steps=waits)
+    declined = played(Signal(saga_id="s1", name="approved", declined=secret, actor=secret), steps=waits)
     retried = [STEPS[0] | {"retry_on": "mended", "retry_within_ms": 60_000, "attempts": 1}]
     not_retried = played(
         reply("Reserve_failed", 1, error=b'"no"'),
-        Signal(saga_id="s1", name="mended", declined=secret, by=secret),
+        Signal(saga_id="s1", name="mended", declined=secret, actor=secret),
         steps=retried,
     )
     cancelled = played(Intervene(verb=Verb.CANCEL, saga_id="s1", reason=secret, actor=secret, now=True))

@@ -41,12 +41,14 @@ from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.errors import UnreadableSaga
-from sagastream.store import bulks, definitions, pauses
+from sagastream.store import bulks, definitions, operations, pauses, quarantine
 from sagastream.store.definitions import Deployed
 from sagastream.store.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
+from sagastream.store.operations import Operation
 from sagastream.store.pauses import Heard, Written
+from sagastream.store.quarantine import Quarantined
 from sagastream.telemetry import Observer, guarded
 
 
@@ -332,7 +334,7 @@ class SagaClient:
         timeout_s: float | None = None,
         *,
         decline: str | None = None,
-        by: str | None = None,
+        actor: str | None = None,
     ) -> SagaState:
         """Send a signal to a saga, for a step that waits for it, or will wait for it. If the step does not wait yet,
         the saga keeps the signal. If no step will wait for it, it is refused. See `intervene`.
@@ -341,9 +343,9 @@ class SagaClient:
             name: of the signal, as the step names it.
             payload: any JSON value: the result of the step.
             decline: in place of a payload: why the step fails.
-            by: who signals; it stays with the saga.
+            actor: who signals; it stays with the saga.
         """
-        request = requests.to_signal(saga_id, name, payload, decline=decline, by=by)
+        request = requests.to_signal(saga_id, name, payload, decline=decline, actor=actor)
         return self.intervene(request, timeout_s)
 
     def _settle_parked(self, request: Intervene, timeout_s: float | None) -> SagaState:
@@ -419,12 +421,41 @@ class SagaClient:
             time.sleep(pauses.LOOK_EVERY_S)
         return heard
 
-    def deploy(self, definition: Definition, *, by: str | None = None) -> int | None:
+    def operations(self, limit: int = 50) -> Sequence[Operation]:
+        """What people did that no saga tells of, the newest first, at most so many: what they paused, resumed, put
+        back or dropped, and their bulks. The newest 10,000 are kept."""
+        return run(self._redis, operations.newest(self._looked(), limit))
+
+    def quarantined(self, limit: int = 50) -> Sequence[Quarantined]:
+        """The messages that were set aside, the newest first, at most so many. Each has an `id`, the `reason`, and
+        the message itself."""
+        return run(self._redis, quarantine.newest(self._looked(), limit))
+
+    def replay_quarantined(self, entry_id: str, *, reason: str | None = None, actor: str | None = None) -> Quarantined:
+        """Put a message that was set aside back into the stream from which it came, to be read again.
+
+        Args:
+            entry_id: the `id` of the message.
+            reason: why; `operations` tells it.
+            actor: who asks; it is told, too.
+
+        Raises:
+            QuarantineError: there is no such message any more, or it cannot be put back.
+            MalformedMessage: the reason or the actor is not valid.
+            redis.RedisError: the broker is away. It may have been put back: look first.
+        """
+        return run(self._redis, quarantine.replay(self._opened(), entry_id, actor=actor, reason=reason))
+
+    def drop_quarantined(self, entry_id: str, *, reason: str | None = None, actor: str | None = None) -> Quarantined:
+        """Delete a message that was set aside. Arguments and errors are those of `replay_quarantined`."""
+        return run(self._redis, quarantine.drop(self._opened(), entry_id, actor=actor, reason=reason))
+
+    def deploy(self, definition: Definition, *, actor: str | None = None) -> int | None:
         """Keep this version of a definition in the store, and make it the current one. Sagas that have begun stay as
         they are. Returns the version that was current before; None: none was.
 
         Args:
-            by: who deploys it, for people.
+            actor: who deploys it, for people.
 
         Raises:
             DefinitionError: the store has other content under this version.
@@ -433,7 +464,7 @@ class SagaClient:
             redis.exceptions.NoPermissionError: the user has not the role deployer.
             redis.RedisError: the broker is away. Deploy it again: nothing is done twice.
         """
-        return run(self._redis, definitions.deploy(self._opened(), deployable(definition), deployer(by)))
+        return run(self._redis, definitions.deploy(self._opened(), deployable(definition), deployer(actor)))
 
     def definition(self, name: str, version: int | None = None) -> Definition:
         """A definition of the store, in its current version or in another one. Raises DefinitionError if there is

@@ -330,9 +330,9 @@ def deployable(definition: Definition) -> SagaDefinition:
     return parsed
 
 
-def deployer(by: str | None) -> str | None:
+def deployer(actor: str | None) -> str | None:
     """Who deploys, as it is kept. Raises MalformedMessage if that is no name for people."""
-    return None if by is None else operator_text(by, "by", MAX_ACTOR_CHARS, stays_with="the version")
+    return None if actor is None else operator_text(actor, "actor", MAX_ACTOR_CHARS, stays_with="the version")
 
 
 def _model(kind: type) -> Model:

@@ -38,12 +38,14 @@ from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealing import Codec
 from sagastream.errors import BrokerError, UnreadableSaga
-from sagastream.store import bulks, definitions, pauses
+from sagastream.store import bulks, definitions, operations, pauses, quarantine
 from sagastream.store.definitions import Deployed
 from sagastream.store.finding import USUAL, Page, find, opened_page, to_filter
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
+from sagastream.store.operations import Operation
 from sagastream.store.pauses import Heard, Written
+from sagastream.store.quarantine import Quarantined
 from sagastream.telemetry import Observer, guarded
 
 _T = TypeVar("_T")
@@ -243,10 +245,10 @@ class AsyncSagaClient:
         timeout_s: float | None = None,
         *,
         decline: str | None = None,
-        by: str | None = None,
+        actor: str | None = None,
     ) -> SagaState:
         """Signal to a saga; awaits until a worker has taken it. See SagaClient.signal."""
-        request = requests.to_signal(saga_id, name, payload, decline=decline, by=by)
+        request = requests.to_signal(saga_id, name, payload, decline=decline, actor=actor)
         return await self.intervene(request, timeout_s)
 
     async def _settle_parked(self, request: Intervene, timeout_s: float | None) -> SagaState:
@@ -281,10 +283,30 @@ class AsyncSagaClient:
             await asyncio.sleep(pauses.LOOK_EVERY_S)
         return heard
 
-    async def deploy(self, definition: Definition, *, by: str | None = None) -> int | None:
+    async def operations(self, limit: int = 50) -> Sequence[Operation]:
+        """What people did that no saga tells of. See SagaClient.operations."""
+        return await self._run(operations.newest(await self._looked(), limit))
+
+    async def quarantined(self, limit: int = 50) -> Sequence[Quarantined]:
+        """The messages that were set aside. See SagaClient.quarantined."""
+        return await self._run(quarantine.newest(await self._looked(), limit))
+
+    async def replay_quarantined(
+        self, entry_id: str, *, reason: str | None = None, actor: str | None = None
+    ) -> Quarantined:
+        """Put a message that was set aside back. See SagaClient.replay_quarantined."""
+        return await self._run(quarantine.replay(await self._opened(), entry_id, actor=actor, reason=reason))
+
+    async def drop_quarantined(
+        self, entry_id: str, *, reason: str | None = None, actor: str | None = None
+    ) -> Quarantined:
+        """Delete a message that was set aside. See SagaClient.drop_quarantined."""
+        return await self._run(quarantine.drop(await self._opened(), entry_id, actor=actor, reason=reason))
+
+    async def deploy(self, definition: Definition, *, actor: str | None = None) -> int | None:
         """Keep this version of a definition in the store, and make it the current one. See SagaClient.deploy."""
         parsed = await asyncio.to_thread(deployable, definition)  # its schema may have a costly example
-        return await self._run(definitions.deploy(await self._opened(), parsed, deployer(by)))
+        return await self._run(definitions.deploy(await self._opened(), parsed, deployer(actor)))
 
     async def definition(self, name: str, version: int | None = None) -> Definition:
         """A definition of the store. See SagaClient.definition."""

@@ -248,15 +248,15 @@ def to_intervene(
     return parse_intervene(body, request_id=uuid.uuid4().hex, called="the request")
 
 
-def to_signal(saga_id: str, name: str, payload: Any, *, decline: str | None, by: str | None) -> Signal:
+def to_signal(saga_id: str, name: str, payload: Any, *, decline: str | None, actor: str | None) -> Signal:
     """A request to signal. Raises MalformedMessage as `to_begin` does."""
     body: dict[str, Any] = {"type": SIGNAL, "saga_id": saga_id, "name": name}
     if decline is not None:
         body["decline"] = decline
     if payload is not None or decline is None:
         body["payload"] = payload
-    if by is not None:
-        body["by"] = by
+    if actor is not None:
+        body["actor"] = actor
     return parse_signal(body, request_id=uuid.uuid4().hex, called="the signal")
 
 

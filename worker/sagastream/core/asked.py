@@ -58,7 +58,7 @@ def _kept(state: SagaState, number: int | None, event: ToSaga, moment: Moment) -
     step = None
     if isinstance(event, Signal):
         verb = f"signal {event.name}" if event.declined is None else f"decline {event.name}"
-        reason, actor = event.declined or "", event.by
+        reason, actor = event.declined or "", event.actor
     else:
         verb = f"{event.verb} now" if event.now else event.verb
         reason, actor = event.reason, event.actor

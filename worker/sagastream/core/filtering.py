@@ -36,7 +36,7 @@ class Filter(Struct, frozen=True, kw_only=True):
 
     status: str | None = None  # one of STATUSES
     definition: str | None = None  # the name of its definition
-    attributes: tuple[tuple[str, str], ...] = ()  # names and values, numbers as texts
+    where: tuple[tuple[str, str], ...] = ()  # its attributes: names and values, numbers as texts
     at: str | None = None  # the command that it waits for, or SERVICE/COMMAND
     parked: str | None = None  # the command at which it is parked, or SERVICE/COMMAND
     older_ms: int | None = None  # it began at least this long ago
@@ -46,7 +46,7 @@ class Filter(Struct, frozen=True, kw_only=True):
     @property
     def index_names(self) -> list[str]:
         """The indexes in which such a saga is: it must be in all of them."""
-        names = [f"{name}={value}" for name, value in self.attributes]
+        names = [f"{name}={value}" for name, value in self.where]
         if self.definition is not None:
             names.append(f"definition={self.definition}")
         if self.parked is not None:
@@ -59,7 +59,7 @@ class Filter(Struct, frozen=True, kw_only=True):
     def is_by_index(self) -> bool:
         """Whether the members of one index, or all sagas, are the answer. Only an age may be left to compare: indexes
         are sorted by that."""
-        said = [self.definition, *self.attributes, self.parked, self.status, self.at, self.error]
+        said = [self.definition, *self.where, self.parked, self.status, self.at, self.error]
         told = [one for one in said if one is not None]
         if len(told) > 1:
             return False
@@ -74,7 +74,7 @@ class Filter(Struct, frozen=True, kw_only=True):
     def body(self) -> dict[str, Any]:
         """As JSON values; `parse_filter` reads them."""
         said = {name: value for name in (*_TEXTS, *_AGES) if (value := getattr(self, name)) is not None}
-        return said | ({"attributes": dict(self.attributes)} if self.attributes else {})
+        return said | ({"where": dict(self.where)} if self.where else {})
 
     @property
     def mark(self) -> str:
@@ -86,7 +86,7 @@ def parse_filter(body: Any, where: str) -> Filter:
     """A filter out of JSON values. Raises MalformedMessage, which says what is wrong.
 
     `where`: the name of the object."""
-    checked_object(body, where, {*_TEXTS, *_AGES, "attributes"})
+    checked_object(body, where, {*_TEXTS, *_AGES, "where"})
     for name in _TEXTS:
         if name in body and not (isinstance(body[name], str) and 0 < len(body[name]) <= _MOST_CHARS):
             raise MalformedMessage(f"{where}: {name} must be a text of 1 to {_MOST_CHARS} characters")
@@ -102,7 +102,7 @@ def parse_filter(body: Any, where: str) -> Filter:
         ages = f"older than {exact(older)} and newer than {exact(newer)}"
         raise MalformedMessage(f"{where}: {ages} together find nothing: no saga began then")
     given = {name: body[name] for name in (*_TEXTS, *_AGES) if name in body}
-    return Filter(attributes=_attributes(body.get("attributes", {}), f"{where}: attributes"), **given)
+    return Filter(where=_attributes(body.get("where", {}), f"{where}: where"), **given)
 
 
 def _attributes(value: Any, where: str) -> tuple[tuple[str, str], ...]:
@@ -119,7 +119,7 @@ def matches(state: SagaState, wanted: Filter, now_ms: int) -> bool:
     return (
         (wanted.status is None or _has_status(state, wanted.status))
         and (wanted.definition is None or (state.definition is not None and state.definition.name == wanted.definition))
-        and (not wanted.attributes or _has_attributes(state, wanted))
+        and (not wanted.where or _has_attributes(state, wanted))
         and (wanted.older_ms is None or state.begun_ms <= now_ms - wanted.older_ms)
         and (wanted.newer_ms is None or state.begun_ms >= now_ms - wanted.newer_ms)
         and (wanted.at is None or _is_at(state, wanted.at, parked=False))
@@ -134,7 +134,7 @@ def _has_status(state: SagaState, status: str) -> bool:
 
 def _has_attributes(state: SagaState, wanted: Filter) -> bool:
     there = {name: str(value) for name, value in (state.attributes or {}).items()}
-    return all(there.get(name) == value for name, value in wanted.attributes)
+    return all(there.get(name) == value for name, value in wanted.where)
 
 
 def _is_at(state: SagaState, where: str, *, parked: bool) -> bool:

@@ -163,7 +163,7 @@ class Signal(Struct, frozen=True, kw_only=True, gc=False):
     name: str  # of the signal, as the step names it
     payload: bytes = b"null"  # JSON; the result of the step that waits
     declined: str | None = None  # why the step fails, as whoever signals says; None: it does not
-    by: str | None = None  # who signals, for people; it stays with the saga
+    actor: str | None = None  # who signals, for people; it stays with the saga
     request_id: str | None = None  # of the stream entry: the answer is addressed to it
     added_ms: int | None = None  # when it was added to its stream: by this it is in time or not
 
@@ -178,8 +178,8 @@ class Signal(Struct, frozen=True, kw_only=True, gc=False):
             members["decline"] = self.declined
         else:
             members["payload"] = orjson.Fragment(self.payload)
-        if self.by is not None:
-            members["by"] = self.by
+        if self.actor is not None:
+            members["actor"] = self.actor
         return encode(members)
 
     def fields(self) -> Fields:

@@ -94,16 +94,19 @@ def read_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) -> C
 def parse_signal(body: Any, *, request_id: str | None = None, called: str = "the body") -> Signal:
     """A decoded body of saga_signal. `called`: as for parse_begin."""
     known_format(body, called)
-    checked_object(body, called, {"type", "msg_id", "saga_id", "name", "payload", "decline", "by", "format"})
+    checked_object(body, called, {"type", "msg_id", "saga_id", "name", "payload", "decline", "actor", "by", "format"})
     if "payload" in body and "decline" in body:
         raise MalformedMessage(f"{called}: a signal has a payload or is a decline, not both")
+    if "actor" in body and "by" in body:
+        raise MalformedMessage(f"{called}: actor and by say the same: give one of them")
     declined = operator_text(body["decline"], "decline", MAX_REASON_CHARS) if "decline" in body else None
+    named = next((name for name in ("actor", "by") if name in body), None)
     return Signal(
         saga_id=name_in(body, "saga_id", called),
         name=name_in(body, "name", called),
         payload=trimmed(encode_payload(body.get("payload"))),
         declined=declined,
-        by=operator_text(body["by"], "by", MAX_ACTOR_CHARS) if "by" in body else None,
+        actor=None if named is None else operator_text(body[named], named, MAX_ACTOR_CHARS),
         request_id=request_id,
     )
 

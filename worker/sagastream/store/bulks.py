@@ -23,8 +23,7 @@ from sagastream.broker.wire import Words, milliseconds, or_raise
 from sagastream.core.bulks import USUAL_RATE, Ask, Bulk, BulkResult, BulkState, checked
 from sagastream.core.durations import exact
 from sagastream.core.filtering import Filter, parse_filter
-from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, Code, Verb
-from sagastream.core.parsing import operator_text
+from sagastream.core.messages import Code, Verb
 from sagastream.errors import MalformedMessage, RequestRefused
 from sagastream.store import operations
 from sagastream.store.finding import find
@@ -113,10 +112,7 @@ def turn(keys: StoreKeys, bulk_id: str, verb: str, *, actor: str | None, reason:
     Raises MalformedMessage if the actor or the reason is not valid; RequestRefused if there is no such bulk, or its
     state does not allow this; NoPermissionError if the user is no operator.
     """
-    if reason is not None:
-        operator_text(reason, "reason", MAX_REASON_CHARS, stays_with="the list of operations")
-    if actor is not None:
-        operator_text(actor, "actor", MAX_ACTOR_CHARS, stays_with="the list of operations")
+    operations.check(actor, reason)
     bulk = yield from load(keys, bulk_id)
     state, states = _TURNS[verb]
     try:
@@ -184,11 +180,11 @@ def newest_results(keys: StoreKeys, bulk_id: str, most: int) -> Exchange[list[Bu
 
 def told(wanted: Filter) -> str:
     """A filter as texts for people name it, and as the command line takes it."""
-    said = {name: value for name, value in wanted.body().items() if name != "attributes"}
+    said = {name: value for name, value in wanted.body().items() if name != "where"}
     for name in ("older", "newer"):
         if (ms := said.pop(f"{name}_ms", None)) is not None:
             said[name] = exact(ms).replace(" ", "")
-    return ", ".join([f"{name}={value}" for name, value in wanted.attributes] + [f"{k} {v}" for k, v in said.items()])
+    return ", ".join([f"{name}={value}" for name, value in wanted.where] + [f"{k} {v}" for k, v in said.items()])
 
 
 # --- what a worker does

@@ -3,9 +3,9 @@
 A version is written once, and never changes. So whoever reads it needs no script, and two deployments at once can only
 differ in which version is current at the end. Sagas hold their own steps: nothing here changes one that has begun.
 
-    3           {"definition": {...}, "sha256": ..., "deployed_at": ..., "by": ...}
-    current     3
-    since, by   when `current` was last set, and who did it
+    3             {"definition": {...}, "sha256": ..., "deployed_at": ..., "actor": ...}
+    current       3
+    since, actor  when `current` was last set, and who did it
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Version(Struct, frozen=True, kw_only=True):
 
     definition: SagaDefinition
     deployed_at: str  # ISO 8601, in UTC
-    by: str | None  # who deployed it
+    actor: str | None  # who deployed it
 
 
 class Deployed(Struct, frozen=True, kw_only=True):
@@ -42,12 +42,12 @@ class Deployed(Struct, frozen=True, kw_only=True):
     name: str
     current: int | None  # the version by which sagas begin now; None: none was made current, or this is damaged
     since: str | None  # since when, ISO 8601 in UTC
-    by: str | None  # who made it current
+    actor: str | None  # who made it current
     versions: Sequence[Version]  # ascending
     damaged: Sequence[str] = ()  # the fields that cannot be read
 
 
-def deploy(keys: StoreKeys, definition: SagaDefinition, by: str | None) -> Exchange[int | None]:
+def deploy(keys: StoreKeys, definition: SagaDefinition, actor: str | None) -> Exchange[int | None]:
     """Add this version of a definition, if it is not there, and make it the current one. Returns the version that was
     current before; None: none was, or that was damaged. If it raised a redis.RedisError, deploy it again: nothing is
     done twice.
@@ -61,7 +61,7 @@ def deploy(keys: StoreKeys, definition: SagaDefinition, by: str | None) -> Excha
     now = iso(wire.milliseconds(or_raise(time)))
     known, current = _fields(held, key)
     if known is None:
-        record = {"definition": definition.body, "sha256": definition.sha256, "deployed_at": now, "by": by}
+        record = {"definition": definition.body, "sha256": definition.sha256, "deployed_at": now, "actor": actor}
         added = yield [
             ("SADD", keys.definitions, name),
             ("HSETNX", key, str(version), orjson.dumps(record)),
@@ -70,11 +70,11 @@ def deploy(keys: StoreKeys, definition: SagaDefinition, by: str | None) -> Excha
         known, current = [or_raise(answer) for answer in added][-1]
     there = _read(name, version, known)
     if there.definition.sha256 != definition.sha256:
-        who = "" if there.by is None else f" by {there.by}"
+        who = "" if there.actor is None else f" by {there.actor}"
         when = f"it was deployed on {there.deployed_at}{who}"
         raise DefinitionError(f"version {version} of {name} has other content in the store: {when}; raise the version")
     if current != str(version).encode():
-        (answer,) = yield [("HSET", key, _CURRENT, str(version), "since", now, "by", by or "")]
+        (answer,) = yield [("HSET", key, _CURRENT, str(version), "since", now, "actor", actor or "")]
         or_raise(answer)
     return _number(current)
 
@@ -122,7 +122,7 @@ def _deployed(name: str, answer: Sequence[bytes]) -> Deployed:
     words = iter(answer)
     fields = {field.decode(errors="backslashreplace"): value for field, value in zip(words, words, strict=True)}
     of_current = {
-        field: fields.pop(field, b"").decode(errors="backslashreplace") for field in (_CURRENT, "since", "by")
+        field: fields.pop(field, b"").decode(errors="backslashreplace") for field in (_CURRENT, "since", "actor")
     }
     versions, damaged = [], []
     for field, record in fields.items():
@@ -134,7 +134,7 @@ def _deployed(name: str, answer: Sequence[bytes]) -> Deployed:
         name=name,
         current=_number(of_current[_CURRENT].encode()),
         since=of_current["since"] or None,
-        by=of_current["by"] or None,
+        actor=of_current["actor"] or None,
         versions=sorted(versions, key=lambda one: one.definition.version),
         damaged=sorted(damaged),
     )
@@ -162,6 +162,6 @@ def _read(name: str, version: int, record: bytes) -> Version:
         told = {"name": name, "version": version, "sha256": found["sha256"]}
         if definition.by.body() != told:
             raise ValueError("its content is not that of its name, version and sha256")
-        return Version(definition=definition, deployed_at=str(found["deployed_at"]), by=found.get("by"))
+        return Version(definition=definition, deployed_at=str(found["deployed_at"]), actor=found.get("actor"))
     except (ValueError, TypeError, KeyError, AttributeError, MalformedMessage) as error:
         raise DefinitionError(f"version {version} of {name} is damaged in the store: {error!s:.200}") from None

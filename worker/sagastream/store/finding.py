@@ -100,7 +100,7 @@ def to_filter(
         if age is not None and not isinstance(age, timedelta):
             raise TypeError(f"{name} must be a timedelta, not {age!r:.80}")
         body[f"{name}_ms"] = None if age is None else age // timedelta(milliseconds=1)
-    body["attributes"] = None if where is None else dict(where)
+    body["where"] = None if where is None else dict(where)
     return parse_filter({name: value for name, value in body.items() if value is not None}, "the search")
 
 

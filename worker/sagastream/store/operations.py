@@ -16,6 +16,7 @@ from sagastream.broker.failures import is_denied, is_wrong_type
 from sagastream.broker.scripting import even_if_full
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS
+from sagastream.core.parsing import operator_text
 from sagastream.store.keys import StoreKeys
 
 #: At most so many are kept.
@@ -30,6 +31,13 @@ class Operation(Struct, frozen=True, kw_only=True):
     at_ms: int  # when, in milliseconds since the epoch by the broker's clock
     actor: str = ""  # who; empty: they did not say
     reason: str = ""  # why; empty: they did not say
+
+
+def check(actor: str | None, reason: str | None) -> None:
+    """Raises MalformedMessage if one of them cannot be noted. None: they did not say."""
+    for name, text, most in (("reason", reason, MAX_REASON_CHARS), ("actor", actor, MAX_ACTOR_CHARS)):
+        if text is not None:
+            operator_text(text, name, most, stays_with="the list of operations")
 
 
 def note(keys: StoreKeys, verb: str, what: str, *, actor: str | None, reason: str | None) -> Exchange[None]:

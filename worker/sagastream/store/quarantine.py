@@ -7,6 +7,7 @@ likes put back into the streams of others.
 
 import heapq
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +16,10 @@ from typing import Any, Final, NamedTuple
 import orjson
 import redis
 
-from sagastream.broker import scripting
 from sagastream.broker.entries import REPLAYED, time_of
-from sagastream.broker.exchange import run
+from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.failures import is_wrong_type
+from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.belonging import KEPT
 from sagastream.core.strict_json import decode_any
@@ -34,6 +35,7 @@ _FIRST_PAGE: Final = 8
 _PAGE: Final = 200
 #: Up to so many bytes, the messages of a page are small.
 _SMALL_PAGE_BYTES: Final = 1 << 18
+_REPLAY: Final = Script("replay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,113 +100,153 @@ def shown_id(partition: Partition, service: str, entry_id: str) -> str:
 
 
 class Quarantine:
-    """The quarantined messages of a store."""
+    """The quarantined messages of a store, for callers that block."""
 
     def __init__(self, client: "redis.Redis", keys: StoreKeys) -> None:
         self._client = client
         self._keys = keys
-        self._replay = scripting.load(client, "replay")
 
     def __len__(self) -> int:
-        return sum(self._lengths().values())
+        return sum(run(self._client, _lengths(self._keys)).values())
 
     def newest_first(self) -> Iterator[Quarantined]:
         """All messages, the newest first; read page by page."""
-        pages = [self._newest_first(stream) for stream, length in self._lengths().items() if length]
+        lengths = run(self._client, _lengths(self._keys))
+        pages = [self._newest_first(_Pages(stream)) for stream, length in lengths.items() if length]
         yield from heapq.merge(*pages, key=lambda message: message.at_ms, reverse=True)
+
+    def _newest_first(self, pages: "_Pages") -> Iterator[Quarantined]:
+        while page := run(self._client, pages.next_page()):
+            yield from page
 
     def get(self, entry_id: str) -> Quarantined:
         """One message, by its id in the quarantine. Raises QuarantineError if the quarantine does not hold it."""
-        return self._get(entry_id)[1]
+        return run(self._client, _get(self._keys, entry_id))[1]
 
     def replay(self, entry_id: str, *, actor: str | None = None, reason: str | None = None) -> Quarantined:
-        """Put a message back into the stream from which it came, where it is read again. What a service has set aside
-        goes back to that service's commands, whatever stream it names. `actor` and `reason`: who does it, and why.
-
-        Raises QuarantineError if the quarantine does not hold the message, or the message cannot be put back.
-        """
-        stream, message = self._get(entry_id)
-        if message.fields is None:
-            raise QuarantineError(f"{message.id} was too large to be kept whole: it cannot be put back")
-        fields: dict[Any, Any] = {"body": message.body} | message.fields | {REPLAYED: 1}
-        words = [word for pair in fields.items() for word in pair]
-        self._move(stream, entry_id, [self._origin(stream, message)], words)
-        self._note("quarantine replay", message, actor, reason)
-        return message
+        """See `replay`."""
+        return run(self._client, replay(self._keys, entry_id, actor=actor, reason=reason))
 
     def drop(self, entry_id: str, *, actor: str | None = None, reason: str | None = None) -> Quarantined:
-        """Delete a message. `actor` and `reason`: who does it, and why. Raises QuarantineError if the quarantine does
-        not hold it."""
-        stream, message = self._get(entry_id)
-        self._move(stream, entry_id, [], [])
-        self._note("quarantine drop", message, actor, reason)
-        return message
+        """See `drop`."""
+        return run(self._client, drop(self._keys, entry_id, actor=actor, reason=reason))
 
-    def _note(self, verb: str, message: Quarantined, actor: str | None, reason: str | None) -> None:
-        run(self._client, operations.note(self._keys, verb, message.id, actor=actor, reason=reason))
 
-    def _lengths(self) -> dict[_Stream, int]:
-        """How many messages stand in each stream; none in what is no stream, as `doctor` reports."""
-        streams = self._streams()
-        pipeline = self._client.pipeline(transaction=False)
-        for stream in streams:
-            pipeline.xlen(stream.name)
-        answers = pipeline.execute(raise_on_error=False)
-        none = [is_wrong_type(one) for one in answers]
-        lengths = [0 if is_none else int(or_raise(one)) for one, is_none in zip(answers, none, strict=True)]
-        return dict(zip(streams, lengths, strict=True))
+def newest(keys: StoreKeys, limit: int) -> Exchange[list[Quarantined]]:
+    """The newest messages, at most so many, the newest first."""
+    streams = [_Pages(stream) for stream, length in (yield from _lengths(keys)).items() if length]
+    waiting: list[deque[Quarantined]] = [deque() for _ in streams]
+    found: list[Quarantined] = []
+    while len(found) < limit:
+        for pages, unread in zip(streams, waiting, strict=True):
+            if not unread:
+                unread.extend((yield from pages.next_page()))
+        if not (first := max((unread for unread in waiting if unread), key=lambda one: one[0].at_ms, default=None)):
+            break
+        found.append(first.popleft())
+    return found
 
-    def _streams(self) -> list[_Stream]:
-        """All streams of the quarantine."""
-        partitions = self._keys.partitions
-        services = run(self._client, published.services(self._keys))
-        found = [_Stream(partition.quarantine, partition, "") for partition in partitions]
-        return found + [
-            _Stream(partition.quarantine_of(service), partition, service)
-            for service in services
-            for partition in partitions
-        ]
 
-    def _get(self, entry_id: str) -> tuple[_Stream, Quarantined]:
-        parts = _ENTRY_ID.fullmatch(entry_id)
-        number = int(parts["partition"] or 0) if parts else 0
-        if parts is None or number >= len(self._keys.partitions):
-            raise QuarantineError(f"the quarantine holds no {entry_id!a}")
-        partition, service = self._keys.partitions[number], parts["service"] or ""
-        name = partition.quarantine_of(service) if service else partition.quarantine
-        stream = _Stream(name, partition, service)
-        if not (found := self._range(stream, parts["id"], parts["id"])):
-            raise QuarantineError(f"the quarantine holds no {entry_id!a}")
-        return stream, found[0]
+def replay(
+    keys: StoreKeys, entry_id: str, *, actor: str | None = None, reason: str | None = None
+) -> Exchange[Quarantined]:
+    """Put a message back into the stream from which it came, where it is read again. What a service has set aside goes
+    back to that service's commands, whatever stream it names. `actor` and `reason`: who does it, and why.
 
-    def _origin(self, stream: _Stream, message: Quarantined) -> str:
-        """The stream into which a message may be put back. Raises QuarantineError."""
-        if stream.service:
-            return stream.partition.commands(stream.service)
-        place = self._keys.place_of(message.stream)
-        if place is None or place.what == "commands":
-            raise QuarantineError(f"{message.id} came from {message.stream!a}: nothing can be put back there")
-        return message.stream
+    Raises QuarantineError if the quarantine does not hold the message, or the message cannot be put back; and
+    MalformedMessage if the reason or the actor is not valid.
+    """
+    operations.check(actor, reason)
+    stream, message = yield from _get(keys, entry_id)
+    if message.fields is None:
+        raise QuarantineError(f"{message.id} was too large to be kept whole: it cannot be put back")
+    fields: dict[Any, Any] = {"body": message.body} | message.fields | {REPLAYED: 1}
+    words = [word for pair in fields.items() for word in pair]
+    yield from _move(stream, message, [_origin(keys, stream, message)], words)
+    yield from operations.note(keys, "quarantine replay", message.id, actor=actor, reason=reason)
+    return message
 
-    def _newest_first(self, stream: _Stream) -> Iterator[Quarantined]:
-        before, count = "+", _FIRST_PAGE
-        while page := self._range(stream, before, "-", count):
-            yield from page
-            before = f"({page[-1].added_as}"
+
+def drop(
+    keys: StoreKeys, entry_id: str, *, actor: str | None = None, reason: str | None = None
+) -> Exchange[Quarantined]:
+    """Delete a message. `actor` and `reason`: who does it, and why. Raises QuarantineError if the quarantine does not
+    hold it, and MalformedMessage as `replay` does."""
+    operations.check(actor, reason)
+    stream, message = yield from _get(keys, entry_id)
+    yield from _move(stream, message, [], [])
+    yield from operations.note(keys, "quarantine drop", message.id, actor=actor, reason=reason)
+    return message
+
+
+class _Pages:
+    """The messages of one stream of the quarantine, the newest first, page by page."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+        self._before = "+"
+        self._count = _FIRST_PAGE
+
+    def next_page(self) -> Exchange[list[Quarantined]]:
+        """Empty at the end."""
+        if page := (yield from _range(self._stream, self._before, "-", self._count)):
+            self._before = f"({page[-1].added_as}"
             # A message may have a megabyte.
-            count = min(_PAGE, 2 * count) if sum(one.size for one in page) < _SMALL_PAGE_BYTES else _FIRST_PAGE
+            is_small = sum(one.size for one in page) < _SMALL_PAGE_BYTES
+            self._count = min(_PAGE, 2 * self._count) if is_small else _FIRST_PAGE
+        return page
 
-    def _move(self, stream: _Stream, entry_id: str, target: list[str], words: list[Any]) -> None:
-        parts = _ENTRY_ID.fullmatch(entry_id)
-        assert parts is not None
-        if not self._replay(keys=[stream.name, *target], args=[parts["id"], *words]):
-            raise QuarantineError(
-                f"the quarantine holds no {entry_id} any more: somebody else has put it back or dropped it"
-            )
 
-    def _range(self, stream: _Stream, newest: str, oldest: str, count: int = 1) -> list[Quarantined]:
-        entries: Any = self._client.xrevrange(stream.name, newest, oldest, count=count)
-        return [_read(stream, entry_id.decode(), fields) for entry_id, fields in entries]
+def _lengths(keys: StoreKeys) -> Exchange[dict[_Stream, int]]:
+    """How many messages stand in each stream of the quarantine; none in what is no stream, as `doctor` reports."""
+    services = yield from published.services(keys)
+    streams = [_Stream(partition.quarantine, partition, "") for partition in keys.partitions]
+    streams += [
+        _Stream(partition.quarantine_of(service), partition, service)
+        for service in services
+        for partition in keys.partitions
+    ]
+    answers = yield [("XLEN", stream.name) for stream in streams]
+    lengths = [0 if is_wrong_type(answer) else int(or_raise(answer)) for answer in answers]
+    return dict(zip(streams, lengths, strict=True))
+
+
+def _get(keys: StoreKeys, entry_id: str) -> Exchange[tuple[_Stream, Quarantined]]:
+    parts = _ENTRY_ID.fullmatch(entry_id)
+    number = int(parts["partition"] or 0) if parts else 0
+    if parts is None or number >= len(keys.partitions):
+        raise QuarantineError(f"the quarantine holds no {entry_id!a}")
+    partition, service = keys.partitions[number], parts["service"] or ""
+    name = partition.quarantine_of(service) if service else partition.quarantine
+    stream = _Stream(name, partition, service)
+    if not (found := (yield from _range(stream, parts["id"], parts["id"]))):
+        raise QuarantineError(f"the quarantine holds no {entry_id!a}")
+    return stream, found[0]
+
+
+def _origin(keys: StoreKeys, stream: _Stream, message: Quarantined) -> str:
+    """The stream into which a message may be put back. Raises QuarantineError."""
+    if stream.service:
+        return stream.partition.commands(stream.service)
+    place = keys.place_of(message.stream)
+    if place is None or place.what == "commands":
+        raise QuarantineError(f"{message.id} came from {message.stream!a}: nothing can be put back there")
+    return message.stream
+
+
+def _move(stream: _Stream, message: Quarantined, target: list[str], words: list[Any]) -> Exchange[None]:
+    if not (yield from _REPLAY.call([stream.name, *target], [message.added_as, *words])):
+        raise QuarantineError(
+            f"the quarantine holds no {message.id} any more: somebody else has put it back or dropped it"
+        )
+
+
+def _range(stream: _Stream, newest: str, oldest: str, count: int = 1) -> Exchange[list[Quarantined]]:
+    (answer,) = yield [("XREVRANGE", stream.name, newest, oldest, "COUNT", count)]
+    return [
+        _read(stream, entry_id.decode(), dict(zip(words[::2], words[1::2], strict=True)))
+        for entry_id, words in or_raise(answer)
+    ]
 
 
 def _read(stream: _Stream, entry_id: str, fields: dict[bytes, bytes]) -> Quarantined:

@@ -11,7 +11,7 @@ from sagastream.core.decision import Event, decide
 from sagastream.core.indexing import held_names
 from sagastream.core.journal import JOURNAL_BYTES
 from sagastream.core.messages import Begin, Due, Intervene, Signal, ToSaga
-from sagastream.core.pauses import NOTHING_PAUSED, Paused
+from sagastream.core.pauses import Pause
 from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
@@ -40,7 +40,7 @@ class InProcessOrchestrator:
         self._unread: list[Command] = []
         self._awaited: list[Awaited] = []
         self.sent: list[Command] = []
-        self.paused: Paused = NOTHING_PAUSED
+        self.pauses: dict[str, Pause] = {}  # by name
 
     @property
     def states(self) -> Mapping[str, SagaState]:
@@ -89,7 +89,8 @@ class InProcessOrchestrator:
             published=self._published,
             jitter=jitter(self._random.getrandbits(32)),
             journal_bytes=JOURNAL_BYTES,
-            paused=self.paused,
+            paused=frozenset(self.pauses),
+            pauses=tuple(self.pauses.values()),
         )
         decision = decide(before, event, moment)
         if isinstance(decision.state, SagaState):

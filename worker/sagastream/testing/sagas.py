@@ -16,7 +16,7 @@ from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin, DeadlineKind, Signal, Verb
 from sagastream.core.parsing import parse_intervene
-from sagastream.core.pauses import name_of_pause
+from sagastream.core.pauses import Pause, name_of_pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealed_messages import open_command, open_state
 from sagastream.core.sealing import Codec
@@ -258,10 +258,14 @@ class Sagas:
         self._move(None)
 
     @without_ours
-    def pause(self, service: str, command: str | None = None) -> None:
+    def pause(
+        self, service: str, command: str | None = None, *, reason: str = _REASON, actor: str | None = None
+    ) -> None:
         """Pause a service, or one of its commands: from now on nothing of it is sent, and steps that would send it are
         held. What is out is answered. `settle` returns while sagas are held."""
-        self._orchestrator.paused |= {name_of_pause(service, command)}
+        now_ms = self.clock.now_ms
+        pause = Pause(service=service, command=command, reason=reason, actor=actor, since_ms=now_ms)
+        self._orchestrator.pauses[pause.name] = pause
 
     @without_ours
     def resume(self, service: str, command: str | None = None) -> None:
@@ -270,10 +274,10 @@ class Sagas:
         Raises ScenarioError if it is not paused.
         """
         name = name_of_pause(service, command)
-        if name not in self._orchestrator.paused:
-            known = ", ".join(sorted(self._orchestrator.paused)) or "nothing"
+        if name not in self._orchestrator.pauses:
+            known = ", ".join(sorted(self._orchestrator.pauses)) or "nothing"
             raise ScenarioError(f"{name} is not paused; paused: {known}")
-        self._orchestrator.paused -= {name}
+        del self._orchestrator.pauses[name]
         self._orchestrator.look_at_held()
         self.settle()
 
@@ -335,16 +339,13 @@ class Sagas:
                 self._orchestrator.do_due()
         raise ScenarioError(f"the sagas go on and on. The last lines:\n{self.explain()[-2000:]}")
 
-    def _intervene(self, verb: Verb, saga_id: str, reason: str, parked_at: str | None, **more: object) -> None:
+    def _intervene(self, verb: Verb, saga_id: str, reason: str, **more: object) -> None:
         body = {"type": f"saga_{verb}", "saga_id": saga_id, "reason": reason} | more
-        if parked_at is not None:
-            body["parked_at"] = parked_at
         self._orchestrator.request(parse_intervene(body, request_id=self._request_id()))
         self.settle()
 
-    def _signal(self, saga_id: str, name: str, payload: Any, *, decline: str | None, by: str | None) -> None:
-        named = {} if by is None else {"by": by}
-        self._send_signal(signal(saga_id, name, payload, decline=decline, **named))
+    def _signal(self, saga_id: str, name: str, payload: Any, *, decline: str | None, actor: str | None) -> None:
+        self._send_signal(signal(saga_id, name, payload, decline=decline, **_named(actor=actor)))
         self.settle()
 
     def _try_signal(self, coming: Signal) -> None:
@@ -470,39 +471,56 @@ class Saga:
         return self.state.results
 
     @without_ours
-    def cancel(self, reason: str = _REASON, *, now: bool = False, parked_at: str | None = None) -> None:
+    def cancel(
+        self, reason: str = _REASON, *, now: bool = False, actor: str | None = None, parked_at: str | None = None
+    ) -> None:
         """As `SagaClient.cancel`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        more: dict[str, object] = {"now": True} if now else {}
-        self._intervene(Verb.CANCEL, self.saga_id, reason, parked_at, **more)
+        more = _named(now=now or None, actor=actor, parked_at=parked_at)
+        self._intervene(Verb.CANCEL, self.saga_id, reason, **more)
 
     @without_ours
-    def retry(self, reason: str = _REASON, *, parked_at: str | None = None, step: int | str | None = None) -> None:
+    def retry(
+        self,
+        reason: str = _REASON,
+        *,
+        actor: str | None = None,
+        parked_at: str | None = None,
+        step: int | str | None = None,
+    ) -> None:
         """As `SagaClient.retry`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        self._intervene(Verb.RETRY, self.saga_id, reason, parked_at, **_meant(step))
+        self._intervene(Verb.RETRY, self.saga_id, reason, **_named(actor=actor, parked_at=parked_at, step=step))
 
     @without_ours
-    def skip(self, reason: str = _REASON, *, parked_at: str | None = None, step: int | str | None = None) -> None:
+    def skip(
+        self,
+        reason: str = _REASON,
+        *,
+        actor: str | None = None,
+        parked_at: str | None = None,
+        step: int | str | None = None,
+    ) -> None:
         """As `SagaClient.skip`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        self._intervene(Verb.SKIP, self.saga_id, reason, parked_at, **_meant(step))
+        self._intervene(Verb.SKIP, self.saga_id, reason, **_named(actor=actor, parked_at=parked_at, step=step))
 
     @without_ours
     def abandon(
         self,
         reason: str = _REASON,
         *,
+        actor: str | None = None,
         parked_at: str | None = None,
         step: int | str | None = None,
         now: bool = False,
     ) -> None:
         """As `SagaClient.abandon`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        more: dict[str, object] = {"now": True} if now else {}
-        self._intervene(Verb.ABANDON, self.saga_id, reason, parked_at, **more, **_meant(step))
+        more = _named(now=now or None, actor=actor, parked_at=parked_at, step=step)
+        self._intervene(Verb.ABANDON, self.saga_id, reason, **more)
 
     @without_ours
-    def signal(self, name: str, payload: Any = None, *, decline: str | None = None, by: str | None = None) -> None:
+    def signal(self, name: str, payload: Any = None, *, decline: str | None = None, actor: str | None = None) -> None:
         """As `SagaClient.signal`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused, and ScenarioError
         if this is not a signal."""
-        self._signal(self.saga_id, name, payload, decline=decline, by=by)
+        self._signal(self.saga_id, name, payload, decline=decline, actor=actor)
 
     def explain(self) -> str:
         """What has happened to it, one line for each event."""
@@ -512,8 +530,9 @@ class Saga:
         return f"<{headline(self.state)}>"
 
 
-def _meant(step: int | str | None) -> dict[str, object]:
-    return {} if step is None else {"step": step}
+def _named(**members: Any) -> dict[str, Any]:
+    """Those members of a request that are given."""
+    return {name: value for name, value in members.items() if value is not None}
 
 
 def _what_there_is(name: str, names: Mapping[str, object]) -> str:
