@@ -136,9 +136,15 @@ def test_a_bulk_that_nobody_carries_is_a_problem_for_the_doctor(server: Server, 
     assert (done.returncode, done.stdout) == (0, "there is no such saga: nothing is done\n")
     client = SagaClient(broker)
     runs, rests = (client.begin_bulk("retry", "mended", status="PARKED") for _ in range(2))
-    client.pause_bulk(rests.bulk_id)
+    client.pause_bulk(rests.bulk_id, reason="too many", actor="ann")
     broker.client.hset(KEYS.bulk(runs.bulk_id), "updated_ms", 1)
     told = commands.run("doctor", **env).stdout
     assert f"bulk {runs.bulk_id}" in told
     assert "no worker has gone on with it for " in told
     assert f"sagastream bulk {rests.bulk_id} --resume has it go on" in told
+    client.pause_bulk(runs.bulk_id, reason="another")
+    shown = commands.run("bulk", rests.bulk_id, "--resume", "--actor", "bob", **env).stdout
+    assert [line[:9] + line[33:] for line in shown.splitlines() if line.startswith(("paused", "resumed"))] == [
+        "paused     by ann: too many",
+        "resumed    by bob",
+    ]

@@ -74,7 +74,11 @@ def test_a_saga_is_held_while_its_service_is_paused_and_goes_on_when_it_is_resum
     scene.resume()
     assert scene.play("s1").status == "COMPLETED"
     told = [event.text for event in scene.client.history("s1")]
-    assert told[1:3] == ["Do held: service work is paused by ada: maintenance", "Do sent to work"]
+    assert told[1:4] == [
+        "Do held: service work is paused by ada: maintenance",
+        "Do goes on: service work was resumed by ada: done",
+        "Do sent to work",
+    ]
     assert (scene.effects.done, scene.held()) == (["s1/1/transaction", "s1/2/transaction"], set())
 
 
@@ -124,9 +128,11 @@ def test_a_worker_that_starts_sends_what_was_resumed_while_none_ran(scene: Pause
     scene.pause()
     scene.begin("s1", do(1))
     scene.turns_until(lambda: scene.is_held("s1"))
-    run(scene.redis, pauses.resume(KEYS, "work", None, "done", None))
+    run(scene.redis, pauses.resume(KEYS, "work", None, "done", "bob"))
     scene.worker = scene.another_worker()
     assert scene.play("s1").status == "COMPLETED"
+    [resumed] = [event for event in scene.client.history("s1") if event.kind == "RESUMED"]
+    assert (resumed.step, resumed.actor, resumed.reason) == (1, "bob", "done")
 
 
 def test_what_another_pause_holds_stays_held_and_its_timer_is_as_before(scene: Paused) -> None:

@@ -10,7 +10,7 @@ from sagastream.core.commands import Reply
 from sagastream.core.decision import Event, decide
 from sagastream.core.messages import Begin, Code, Due, Intervene, Verb
 from sagastream.core.notices import Notice, done_body, parked_body
-from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused
+from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused, Resume
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sending import Published
 from sagastream.core.steps import AS_PUBLISHED, StepDefinition
@@ -63,6 +63,7 @@ class Story:
         self.watch = STEADY
         self.paused = paused
         self.pauses = pauses
+        self.resumes: tuple[Resume, ...] = ()
         self.state: SagaState | None = None
         self.decision = Decision(state=None)
         self._when(begin)
@@ -122,8 +123,10 @@ class Story:
         self.paused = frozenset(names)
         return self
 
-    def when_resumed(self) -> Self:
-        """Nothing is paused from now on, and a worker looks at the saga."""
+    def when_resumed(self, *resumes: Resume) -> Self:
+        """Nothing is paused from now on, and a worker looks at the saga. `resumes`: who has resumed what, as far as the
+        worker knows."""
+        self.resumes = resumes
         return self.when_paused().when_due(after_ms=1000)
 
     # --- what it leads to
@@ -259,6 +262,7 @@ class Story:
             journal_bytes=self.journal_bytes,
             paused=self.paused,
             pauses=self.pauses,
+            resumes=self.resumes,
         )
         self.decision = decide(self.state, event, moment)
         self.state = readable(self.decision.state)

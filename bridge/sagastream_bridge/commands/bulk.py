@@ -140,12 +140,13 @@ def _show(broker: "Broker", keys: "StoreKeys", one: "Bulk", limit: int, *, as_js
     from sagastream_bridge.inspection import bulk_views
 
     results = run(broker.client, bulks.results(keys, one.bulk_id))
+    turns = run(broker.client, bulks.turns(keys, one.bulk_id))
     if as_json:
-        click.echo("\n".join([bulk_views.as_json(one), *map(bulk_views.result_as_json, results)]))
+        click.echo("\n".join([bulk_views.as_json(one, turns), *map(bulk_views.result_as_json, results)]))
         return
     _, now_ms = sagas.read(broker.client, keys, [])
     refused = [result for result in results if result.refused is not None]
-    click.echo("\n".join(bulk_views.lines(one, refused, limit, now_ms)))
+    click.echo("\n".join(bulk_views.lines(one, refused, limit, now_ms, turns)))
 
 
 def _follow(broker: "Broker", keys: "StoreKeys", bulk_id: str, *, as_json: bool) -> None:

@@ -65,6 +65,7 @@ class BulkPages:
             status,
             bulk=bulk,
             told_of=told,
+            turns=self._reader.turns(bulk_id),
             refused=[one for one in results if one.refused is not None][:_MOST_RESULTS],
             done=[one for one in results if one.refused is None][:_MOST_RESULTS],
             complaint=complaint,

@@ -146,6 +146,10 @@ class StoreReader:
         """What has come of its last requests, the newest first."""
         return self._run(lambda keys: bulks.newest_results(keys, bulk_id, _RESULTS))
 
+    def turns(self, bulk_id: str) -> list[Operation]:
+        """Who has paused, resumed and stopped it, the oldest first."""
+        return self._run(lambda keys: bulks.turns(keys, bulk_id))
+
     def why(self, states: Sequence[SagaState]) -> list[tuple[Cause, ...]]:
         """Why each of these sagas waits."""
         return run(self.broker.client, explain(self.keys(), states, _LOOKED_AT))

@@ -9,6 +9,7 @@ from sagastream.core.bulks import Bulk, BulkResult, BulkState
 from sagastream.core.durations import spoken
 from sagastream.store.bulks import told
 from sagastream.store.columns import iso
+from sagastream.store.operations import Operation
 from sagastream_bridge.inspection.formatting import when
 
 
@@ -27,8 +28,11 @@ def progress(bulk: Bulk) -> str:
     return f"{bulk.done} done{refused}{waits}; {bulk.found} found of {total}"
 
 
-def lines(bulk: Bulk, refused: Sequence[BulkResult], limit: int, now_ms: int) -> Iterator[str]:
-    """A bulk in full. `refused`: what was refused of it; the newest of them are shown."""
+def lines(
+    bulk: Bulk, refused: Sequence[BulkResult], limit: int, now_ms: int, turns: Sequence[Operation] = ()
+) -> Iterator[str]:
+    """A bulk in full. `refused`: what was refused of it; the newest of them are shown. `turns`: who has paused, resumed
+    and stopped it."""
     now = " now" if bulk.now else ""
     said = [
         ("bulk", f"{bulk.bulk_id}  {bulk.state}"),
@@ -36,6 +40,7 @@ def lines(bulk: Bulk, refused: Sequence[BulkResult], limit: int, now_ms: int) ->
         ("reason", bulk.reason),
         ("by", bulk.actor or "somebody"),
         ("begun", when(bulk.begun_ms, now_ms)),
+        *(_turn(one) for one in turns),
         ("so far", f"{progress(bulk)}; at most {bulk.rate} a second"),
     ]
     if bulk.ended_ms is not None:
@@ -52,8 +57,13 @@ def lines(bulk: Bulk, refused: Sequence[BulkResult], limit: int, now_ms: int) ->
         yield from (printable(f"  {one.saga_id}  {one.refused}".rstrip()) for one in shown)
 
 
-def as_json(bulk: Bulk) -> str:
-    """A bulk as one line of JSON."""
+def _turn(one: Operation) -> tuple[str, str]:
+    done = {"bulk pause": "paused", "bulk resume": "resumed", "bulk stop": "stopped"}.get(one.verb, one.verb)
+    return done, f"{iso(one.at_ms)}  by {one.actor or 'somebody'}" + (f": {one.reason}" if one.reason else "")
+
+
+def as_json(bulk: Bulk, turns: Sequence[Operation] | None = None) -> str:
+    """A bulk as one line of JSON. `turns`: as for `lines`; None: that was not looked for."""
     said: dict[str, Any] = {name: getattr(bulk, name) for name in Bulk.__struct_fields__}
     said["filter"] = bulk.filter.body()
     said |= {"verb": str(bulk.verb), "state": str(bulk.state), "open": [one.saga_id for one in bulk.open]}
@@ -61,6 +71,11 @@ def as_json(bulk: Bulk) -> str:
         ms = said.pop(f"{name}_ms")
         said[f"{name}_at"] = None if ms is None else iso(ms)
     del said["cursor"]
+    if turns is not None:
+        said["turns"] = [
+            {"verb": one.verb.removeprefix("bulk "), "at": iso(one.at_ms), "actor": one.actor, "reason": one.reason}
+            for one in turns
+        ]
     return json.dumps(said)
 
 

@@ -58,6 +58,7 @@ def as_json(events: Sequence[HistoryEvent]) -> list[dict[str, Any]]:
             "verb": event.verb,
             "reason": event.reason,
             "actor": event.actor,
+            "bulk": event.bulk,
         }
         for event in events
     ]

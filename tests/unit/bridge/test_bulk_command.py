@@ -9,6 +9,7 @@ from sagastream.core.bulks import Ask, Bulk, BulkResult, BulkState
 from sagastream.core.filtering import Filter
 from sagastream.core.messages import Verb
 from sagastream.store.bulks import told
+from sagastream.store.operations import Operation
 from sagastream_bridge.commands.main import cli
 from sagastream_bridge.inspection import bulk_views
 
@@ -81,6 +82,18 @@ def test_a_bulk_is_shown_without_what_a_terminal_could_act_on() -> None:
         "refused, the newest 2 of 5:",
         r"  s3  not \x1b3",
         r"  s4  not \x1b4",
+    ]
+    turns = [
+        Operation(verb="bulk pause", what=BULK.bulk_id, at_ms=5_000, actor="b\x1b", reason="too\nfast"),
+        Operation(verb="bulk resume", what=BULK.bulk_id, at_ms=9_000),
+    ]
+    assert list(bulk_views.lines(BULK, (), 2, 121_000, turns))[5:7] == [
+        r"paused   1970-01-01T00:00:05.000Z  by b\x1b: too\nfast",
+        "resumed  1970-01-01T00:00:09.000Z  by somebody",
+    ]
+    assert json.loads(bulk_views.as_json(BULK, turns))["turns"] == [
+        {"verb": "pause", "at": "1970-01-01T00:00:05.000Z", "actor": "b\x1b", "reason": "too\nfast"},
+        {"verb": "resume", "at": "1970-01-01T00:00:09.000Z", "actor": "", "reason": ""},
     ]
     said = json.loads(bulk_views.as_json(BULK))
     assert said["filter"] == {"where": {"customer": "c\x1b[2J"}, "parked": "bank/Pay"}

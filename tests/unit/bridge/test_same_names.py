@@ -101,7 +101,7 @@ def test_a_saga_of_a_test_names_it_alike(verb: str) -> None:
     assert of_method(getattr(Saga, verb)) == of_method(getattr(SagaClient, verb)) - {"saga_id", "timeout"}
 
 
-@pytest.mark.parametrize("verb", ["pause"])
+@pytest.mark.parametrize("verb", ["pause", "resume"])
 def test_a_pause_in_a_test_names_it_alike(verb: str) -> None:
     assert of_method(getattr(Sagas, verb)) == of_method(getattr(SagaClient, verb))
 

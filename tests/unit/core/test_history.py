@@ -11,7 +11,7 @@ from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent, HistoryKind
 from sagastream.core.journal import JOURNAL_BYTES, notes
 from sagastream.core.messages import Verb
-from sagastream.core.pauses import Pause
+from sagastream.core.pauses import Pause, Resume
 from sagastream.core.saga import SagaState
 from sagastream.core.steps import StepKind
 from sagastream.store.saga_hash import changed_fields, read
@@ -117,20 +117,81 @@ def test_an_attempt_of_which_nobody_knows_what_it_did_names_its_process_before()
 BY_ADA = Pause(service="inventory", reason="they move", actor="ada")
 
 
-def test_a_step_that_is_held_says_who_paused_what_and_when_it_went_on() -> None:
-    story = given(RESERVE, CHARGE, paused=frozenset({"inventory"}), pauses=(BY_ADA,)).when_resumed()
-    story.when("ReserveInventory_ok", 1).when_paused("payment/ChargePayment")
-    assert told(story.saga) == ["0 BEGUN", "0 HELD 1", "1000 SENT 1 #1", "2000 DONE 1 #1", "2000 SENT 2 #1"]
-    assert history(story.saga)[1].text == "ReserveInventory held: service inventory is paused by ada: they move"
+def by(actor: str | None, reason: str, at_ms: int, command: str | None = None) -> Resume:
+    """Somebody has resumed the service, so many milliseconds after the saga began."""
+    return Resume(service="inventory", command=command, reason=reason, actor=actor, at_ms=BEGUN_MS + at_ms)
+
+
+def test_a_step_that_is_held_says_who_paused_what_and_who_resumed_it() -> None:
+    story = given(RESERVE, CHARGE, paused=frozenset({"inventory"}), pauses=(BY_ADA,))
+    story.when_resumed(by("bob", "they have moved", 600)).when("ReserveInventory_ok", 1)
+    assert told(story.saga) == [
+        "0 BEGUN", "0 HELD 1", "1000 RESUMED 1", "1000 SENT 1 #1", "2000 DONE 1 #1", "2000 SENT 2 #1"
+    ]  # fmt: skip
+    held, resumed = history(story.saga)[1:3]
+    assert held.text == "ReserveInventory held: service inventory is paused by ada: they move"
+    assert (held.actor, held.reason) == ("ada", "they move")
+    assert resumed.text == "ReserveInventory goes on: service inventory was resumed by bob: they have moved"
+    assert (resumed.actor, resumed.reason, resumed.command) == ("bob", "they have moved", "ReserveInventory")
+
+
+@pytest.mark.parametrize(
+    ("resumes", "text"),
+    [
+        ((), "it is no longer paused"),  # its worker has not heard of it, or may not
+        ((by(None, "", 500),), "service inventory was resumed"),
+        ((by("bob", "old", -9_000_000),), "it is no longer paused"),  # of another pause, before the saga began
+        ((by("bob", "x", -4000),), "service inventory was resumed by bob: x"),  # its worker had not heard yet
+        ((Resume(service="payment", actor="bob", at_ms=BEGUN_MS + 5),), "it is no longer paused"),
+        (
+            (by("bob", "b", 900), by("ann", "a", 800, "ReserveInventory"), by("eve", "e", 850, "Other")),
+            "ReserveInventory of service inventory was resumed by ann: a and service inventory was resumed by bob: b",
+        ),
+    ],
+)
+def test_a_step_that_goes_on_says_what_is_known_of_the_end_of_its_pause(resumes: tuple[Resume, ...], text: str) -> None:
+    story = given(RESERVE, paused=frozenset({"inventory"}), pauses=(BY_ADA,)).when_resumed(*resumes)
+    assert history(story.saga)[2].text == f"ReserveInventory goes on: {text}"
+
+
+def test_a_worker_that_comes_late_says_how_long_ago_it_was_resumed() -> None:
+    story = given(RESERVE, paused=frozenset({"inventory"}), pauses=(BY_ADA,))
+    story.resumes = (by("bob", "moved", 1000),)
+    story.when_paused().when_due(after_ms=3_601_000)
+    assert told(story.saga)[1:] == ["0 HELD 1", "3601000 RESUMED 1", "3601000 SENT 1 #1"]
+    assert history(story.saga)[2].text.endswith("service inventory was resumed 60 m before by bob: moved")
+
+
+def test_a_held_step_that_is_given_up_or_cut_off_was_not_resumed() -> None:
+    paused = frozenset({"inventory"})
+    cancelled = given(RESERVE, paused=paused, pauses=(BY_ADA,)).when_asked(Verb.CANCEL, "no more")
+    assert [event.kind for event in history(cancelled.saga)] == ["BEGUN", "HELD", "ASKED", "FAILED", "ENDED"]
+    late = given(RESERVE, paused=paused, pauses=(BY_ADA,), deadline_ms=5000).when_due(after_ms=5000)
+    assert "RESUMED" not in [event.kind for event in history(late.saga)]
+
+
+def test_what_the_journal_keeps_of_a_pause_is_bounded() -> None:
+    story = given(RESERVE, paused=frozenset({"inventory"}), pauses=(replace(BY_ADA, reason="x" * 500),))
+    story.when_resumed(by("bob", "y" * 500, 0))
+    held, resumed = history(story.saga)[1:3]
+    assert held.text.endswith(f"by ada: {'x' * 300}…")
+    assert resumed.text.endswith(f"by bob: {'y' * 300}…")
+
+
+def test_what_a_bulk_asked_names_the_bulk() -> None:
+    story = given(RESERVE).when_asked(Verb.CANCEL, "never mind", "bulk-0123456789ab-0")
+    [asked] = [event for event in history(story.saga) if event.kind == "ASKED"]
+    assert (asked.text, asked.bulk) == ("cancel, bulk 0123456789ab: never mind", "0123456789ab")
 
 
 def test_a_step_is_held_after_its_command_was_done_and_between_attempts() -> None:
     story = given(RESERVE, replace(CHARGE, attempts=2)).when_paused("payment").when("ReserveInventory_ok", 1)
     story.when_due(after_ms=1000).when_resumed().when_paused("payment", "inventory")
     story.when("ChargePayment_failed", 2, error="reset", unknown=True).when_due().when_due(after_ms=1000)
-    assert told(story.saga)[-5:] == [
+    assert told(story.saga)[-6:] == [
         "1000 DONE 1 #1",
         "1000 HELD 2",
+        "3000 RESUMED 2",
         "3000 SENT 2 #1",
         "4000 UNKNOWN 2 #1",
         "5000 HELD 2",

@@ -66,10 +66,13 @@ def test_a_test_pauses_a_service_and_resumes_it(sagas: Sagas) -> None:
     sagas.pause("work")
     with pytest.raises(ScenarioError, match=r"^work/Take is not paused; paused: work, work/Pay$"):
         sagas.resume("work", "Take")
-    sagas.resume("work")
+    sagas.resume("work", reason="it is paid", actor="ann")
     assert saga.commands == ["Take"]
     sagas.resume("work", "Pay")
     assert saga.status == "COMPLETED"
+    told = [event.text for event in saga.history if event.kind in ("HELD", "RESUMED")]
+    ends = "service work was resumed by ann: it is paid and Pay of service work was resumed: as the test has it"
+    assert told == ["Pay held: Pay of service work is paused: as the test has it", f"Pay goes on: {ends}"]
     balanced(saga, books)
 
 

@@ -4,6 +4,7 @@ Workers carry it out, one at a time, part by part. What is to be asked is writte
 worker that takes a bulk over sends the very same requests, and a saga does each of them once.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Final, Literal
@@ -28,6 +29,7 @@ _MOST_CHARS: Final = 500
 #: About which sagas each verb can be, if nobody says with which status.
 _STATUS: Final = {Verb.CANCEL: "PENDING", Verb.RETRY: "PARKED", Verb.SKIP: "PARKED", Verb.ABANDON: "PARKED"}
 _ENDED: Final = ("COMPLETED", "ABORTED")
+_REQUEST_ID: Final = re.compile(r"bulk-([0-9a-f]{12})-\d{1,3}", re.ASCII)
 
 
 #: What a bulk may ask of sagas.
@@ -181,6 +183,13 @@ def request_id(bulk: Bulk, ask: Ask) -> str:
     """The id of a request. A saga is asked once for each step, so this tells its requests apart; a saga has no other of
     a bulk."""
     return f"bulk-{bulk.bulk_id}-{ask.step}"
+
+
+def bulk_of(request_id: str | None) -> str | None:
+    """The id of the bulk that has sent a request; None: somebody else did."""
+    if request_id is None or (found := _REQUEST_ID.fullmatch(request_id)) is None:
+        return None
+    return found[1]
 
 
 def after_search(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sagastream.core import graph
+from sagastream.core.bulks import bulk_of
 from sagastream.core.history_events import HistoryEvent, HistoryKind
 from sagastream.core.journal import Note, notes
 from sagastream.core.saga import Intervention, SagaState
@@ -56,7 +57,9 @@ def _of_saga(noted: Sequence[Note]) -> list[HistoryEvent]:
 
 def _asked(done: Intervention) -> HistoryEvent:
     by = "" if done.actor is None else f" by {done.actor}"
-    text = f"{done.verb}{by}" + (f": {done.reason}" if done.reason else "")
+    bulk = bulk_of(done.request_id)
+    of_many = "" if bulk is None else f", bulk {bulk}"
+    text = f"{done.verb}{by}{of_many}" + (f": {done.reason}" if done.reason else "")
     return HistoryEvent(
         kind=HistoryKind.ASKED,
         at_ms=done.at_ms,
@@ -65,6 +68,7 @@ def _asked(done: Intervention) -> HistoryEvent:
         verb=done.verb,
         reason=done.reason or None,
         actor=done.actor,
+        bulk=bulk,
     )
 
 
@@ -73,7 +77,7 @@ _CAUSES_FIRST: Final = {
     kind: rank
     for rank, kinds in enumerate(
         [
-            (HistoryKind.ASKED, HistoryKind.DEADLINE),
+            (HistoryKind.ASKED, HistoryKind.DEADLINE, HistoryKind.RESUMED),
             (HistoryKind.DONE, HistoryKind.FAILED, HistoryKind.NOT_ANSWERED, HistoryKind.UNKNOWN, HistoryKind.LATE),
             (HistoryKind.UNDONE, HistoryKind.UNDO_FAILED, HistoryKind.UNDO_NOT_ANSWERED, HistoryKind.UNDO_UNKNOWN),
             (HistoryKind.BYPASSED, HistoryKind.IGNORED, HistoryKind.LEFT_OUT),

@@ -21,6 +21,7 @@ class HistoryKind(StrEnum):
     BYPASSED = "BYPASSED"  # the condition of the step did not hold
     PARKED = "PARKED"  # the step stood still until a person acted
     HELD = "HELD"  # its command, or its compensation, is paused: it is sent once that is resumed
+    RESUMED = "RESUMED"  # what held its command, or its compensation, was resumed
     UNDO_PUT_OFF = "UNDO_PUT_OFF"  # its compensation is sent later: much is undone at once
     UNDO_SENT = "UNDO_SENT"  # an attempt of its compensation was sent
     UNDO_FAILED = "UNDO_FAILED"  # an attempt to undo it failed
@@ -48,8 +49,9 @@ class HistoryEvent(Struct, frozen=True, kw_only=True):
     error: bytes | None = None  # how an attempt failed, JSON; a long one is cut, but for the last of a step
     again_ms: int | None = None  # when the next attempt was to be sent
     verb: str | None = None  # what was asked for
-    reason: str | None = None  # why it was asked for; or why the saga was undone
-    actor: str | None = None  # who asked, in their own words
+    reason: str | None = None  # why it was asked for, paused or resumed; or why the saga was undone
+    actor: str | None = None  # who asked, or has paused or resumed it, in their own words; of several, the first
+    bulk: str | None = None  # the id of the bulk that asked
 
     @property
     def error_value(self) -> Any:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from sagastream.core.commands import Reply, failed, ok
 from sagastream.core.messages import Due
-from sagastream.core.pauses import Pause, pauses_of
+from sagastream.core.pauses import Pause, Resume, is_paused, names_of, pauses_of
 from sagastream.core.phases import BACKING_OFF, IN_FLIGHT, Phase
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.step_state import Step
@@ -28,18 +28,29 @@ JOURNAL_BYTES: Final = 4096
 MAX_JOURNAL_BYTES: Final = 1 << 20
 #: Of a long error, a note keeps so many characters. The last error of a step stays whole, with the step.
 _ERROR_CHARS: Final = 300
+#: By so much, a step may have been held after the pause was over: a worker had not heard of its end.
+_HEARD_LATE_MS: Final = 10_000
 #: Of this share of a full journal, the first notes are kept: they tell how the trouble began.
 _FIRST: Final = 4
 
 #: What a note is about. answered: an earlier attempt got the answer that is the last word; ignored: a reply said
 #: nothing new.
-What = Literal["attempt", "answered", "ignored", "parked", "held", "put off", "deadline", "left out"]
+What = Literal["attempt", "answered", "ignored", "parked", "held", "resumed", "put off", "deadline", "left out"]
 #: How an attempt ended that was not the last word.
 How = Literal["failed", "unknown", "not answered"]
 
 
 #: No error was given. It is one object: a note leaves out a member only if that is the very default.
 _NO_ERROR: Final = Raw()
+
+
+class Said(Struct, frozen=True, array_like=True):
+    """Who has paused or resumed something, and why: a pause is forgotten once it is over."""
+
+    what: str  # the service, or the command of a service, as people name it
+    actor: str | None  # None: they did not say
+    reason: str  # empty: they did not say
+    at_ms: int  # since when it was paused, or when it was resumed; 0: nobody knows
 
 
 class Note(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,7 +67,8 @@ class Note(Struct, frozen=True, kw_only=True, omit_defaults=True):
     process: str | None = None  # which process answered
     again_ms: int | None = None  # of an attempt: when the next one is to be sent
     type: str | None = None  # of a reply that was ignored
-    why: str | None = None  # of a deadline, and of a step that is parked or held
+    why: str | None = None  # of a deadline, and of a step that is parked
+    said: tuple[Said, ...] = ()  # of a step that is held: of each pause; of one that goes on: of each that was over
     count: int = 0  # how many notes were left out
 
 
@@ -81,7 +93,7 @@ def with_notes(before: Found, after: Found, event: object, moment: Moment) -> Fo
     Args:
         before, after: the saga before and after that decision.
         event: what was decided on.
-        moment: says how many bytes the journal may have, and who has paused what.
+        moment: says how many bytes the journal may have, and who has paused and resumed what.
     """
     if after is before or not isinstance(after, SagaState) or (not moment.paused and _is_usual(before, after, event)):
         return after
@@ -92,7 +104,7 @@ def with_notes(before: Found, after: Found, event: object, moment: Moment) -> Fo
             found.append(Note(what="deadline", at_ms=now_ms, why=after.cancelling or after.reason))
         for number, (was, now) in enumerate(zip(before.steps, after.steps, strict=True), 1):
             if was is not now:
-                found += _of_step(number, was, now, event, moment)
+                found += _of_step(before, number, now, event, moment)
         if isinstance(event, Reply):
             after = _with_process(before, after, event)
             if after.duplicates > before.duplicates:
@@ -119,7 +131,8 @@ def _has_same_clock(before: SagaState, after: SagaState) -> bool:
     return (before.set_back_ms, before.set_forward_ms) == (after.set_back_ms, after.set_forward_ms)
 
 
-def _of_step(number: int, was: Step, now: Step, event: object, moment: Moment) -> list[Note]:
+def _of_step(before: SagaState, number: int, now: Step, event: object, moment: Moment) -> list[Note]:
+    was = before.steps[number - 1]
     found, now_ms = [], moment.now_ms
     if _has_failed(was, now):
         found.append(_attempt(number, was, now, event, now_ms))
@@ -127,6 +140,8 @@ def _of_step(number: int, was: Step, now: Step, event: object, moment: Moment) -
         found.append(_replied("answered", was, event, now_ms))
     if now.parked is not None and now.parked is not was.parked:
         found.append(_parked(number, now, now_ms))
+    if was.is_held and not now.is_held and isinstance(event, Due) and not _is_paused(was, moment):
+        found.append(_resumed(number, was, before, moment))
     if now.is_held:
         if not was.is_held:
             found.append(_held(number, now, moment))
@@ -182,16 +197,30 @@ def _parked(number: int, step: Step, now_ms: int) -> Note:
 
 
 def _held(number: int, step: Step, moment: Moment) -> Note:
-    """Who has paused what, and why: the pause itself is forgotten once it is over."""
     pauses = pauses_of(step.definition.service, step.command, moment.pauses)
-    told = " and ".join(_who_paused(one) for one in pauses) or "it is paused"
-    return Note(what="held", at_ms=moment.now_ms, step=number, undo=step.being_undone, why=told)
+    said = tuple([_said(one, one.since_ms) for one in pauses])
+    return Note(what="held", at_ms=moment.now_ms, step=number, undo=step.being_undone, said=said)
 
 
-def _who_paused(one: Pause) -> str:
-    by = f" by {one.actor}" if one.actor else ""
+def _is_paused(step: Step, moment: Moment) -> bool:
+    return is_paused(step.definition.service, step.command, moment.paused)
+
+
+def _resumed(number: int, step: Step, before: SagaState, moment: Moment) -> Note:
+    """The step was held, and is no longer paused. Several pauses may have held it: who ended each since then."""
+    names, undo = names_of(step.definition.service, step.command), step.being_undone
+    held = [note for note in notes(before.journal) if (note.what, note.step, note.undo) == ("held", number, undo)]
+    ended = sorted([one for one in moment.resumes if one.name in names], key=lambda one: one.at_ms)
+    since_ms = held[-1].at_ms - _HEARD_LATE_MS if held else None
+    # If the journal does not say since when it was held, only the last one is known to count.
+    ended = ended[-1:] if since_ms is None else [one for one in ended if one.at_ms >= since_ms]
+    said = tuple([_said(one, one.at_ms) for one in ended])
+    return Note(what="resumed", at_ms=moment.now_ms, step=number, undo=undo, said=said)
+
+
+def _said(one: Pause | Resume, at_ms: int) -> Said:
     why = one.reason if len(one.reason) <= _ERROR_CHARS else one.reason[:_ERROR_CHARS] + "…"
-    return f"{one.told} is paused{by}" + (f": {why}" if why else "")
+    return Said(one.told, one.actor, why, at_ms)
 
 
 def _is_of_earlier_attempt(was: Step, reply: Reply) -> bool:

@@ -31,12 +31,37 @@ class Pause(Struct, frozen=True, kw_only=True):
     @property
     def told(self) -> str:
         """How people name what is paused."""
-        return f"service {self.service}" if self.command is None else f"{self.command} of service {self.service}"
+        return told(self.service, self.command)
 
     @property
     def words(self) -> str:
         """How the command line names it: `SERVICE` or `SERVICE COMMAND`."""
         return self.service if self.command is None else f"{self.service} {self.command}"
+
+
+class Resume(Struct, frozen=True, kw_only=True):
+    """Somebody has resumed a service, or one of its commands."""
+
+    service: str
+    command: str | None = None  # as it was paused
+    reason: str = ""  # why; empty: they did not say
+    actor: str | None = None  # who; None: they did not say
+    at_ms: int  # when, in milliseconds since the epoch by the broker's clock
+
+    @property
+    def name(self) -> str:
+        """The name of the pause that has ended."""
+        return name_of_pause(self.service, self.command)
+
+    @property
+    def told(self) -> str:
+        """How people name what was paused."""
+        return told(self.service, self.command)
+
+
+def told(service: str, command: str | None) -> str:
+    """How people name a service, or one of its commands."""
+    return f"service {service}" if command is None else f"{command} of service {service}"
 
 
 def name_of_pause(service: str, command: str | None = None) -> str:
@@ -46,7 +71,12 @@ def name_of_pause(service: str, command: str | None = None) -> str:
 
 def is_paused(service: str, command: str, paused: Paused) -> bool:
     """Whether this command of this service is paused, or the whole service is."""
-    return bool(paused) and (service in paused or name_of_pause(service, command) in paused)
+    return bool(paused) and any(name in paused for name in names_of(service, command))
+
+
+def names_of(service: str, command: str) -> tuple[str, str]:
+    """The names of the pauses by which this command of this service can be paused: that of its service first."""
+    return service, name_of_pause(service, command)
 
 
 def pauses_of(service: str, command: str, pauses: Iterable[Pause]) -> list[Pause]:

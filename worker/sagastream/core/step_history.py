@@ -6,7 +6,7 @@ from typing import Any, Final
 from sagastream.core.back import quote
 from sagastream.core.durations import spoken
 from sagastream.core.history_events import HistoryEvent, HistoryKind
-from sagastream.core.journal import Note
+from sagastream.core.journal import Note, Said
 from sagastream.core.phases import Phase
 from sagastream.core.step_state import Step, StepStatus
 
@@ -70,7 +70,8 @@ class StepHistory:
             yield self._event(HistoryKind.LEFT_OUT, None, text, undo=undo)
         is_to_tell = sent_ms is not None and last not in known
         for note in noted:
-            if is_to_tell and sent_ms is not None and note.at_ms >= sent_ms and note.what != "attempt":
+            comes_before = note.what == "attempt" or (note.what == "resumed" and note.at_ms == sent_ms)
+            if is_to_tell and sent_ms is not None and note.at_ms >= sent_ms and not comes_before:
                 yield self._event(kind, sent_ms, self._sent(last, undo=undo), undo=undo, attempt=last)
                 is_to_tell = False
             if note.what == "attempt":
@@ -140,8 +141,8 @@ class StepHistory:
         command = self._command(undo=note.undo)
         if note.what == "parked":
             return self._event(HistoryKind.PARKED, note.at_ms, f"parked: {note.why}", undo=note.undo)
-        if note.what == "held":
-            return self._event(HistoryKind.HELD, note.at_ms, f"{command} held: {note.why}", undo=note.undo)
+        if note.what in ("held", "resumed"):
+            return self._of_pause(note, command)
         if note.what == "put off":
             return self._event(HistoryKind.UNDO_PUT_OFF, note.at_ms, f"{command} put off, to be sent later", undo=True)
         which = "" if note.attempt is None else f", attempt {note.attempt}"
@@ -169,6 +170,25 @@ class StepHistory:
             process=note.process,
             error=error,
             again_ms=note.again_ms,
+        )
+
+    def _of_pause(self, note: Note, command: str) -> HistoryEvent:
+        """The step is held, or goes on: who has paused what, or resumed it."""
+        is_held = note.what == "held"
+        if is_held:
+            why = " and ".join([f"{one.what} is paused{_by_whom(one)}" for one in note.said]) or "it is paused"
+            text = f"{command} held: {why}"
+        else:
+            ends = [f"{one.what} was resumed{_ago(note.at_ms - one.at_ms)}{_by_whom(one)}" for one in note.said]
+            text = f"{command} goes on: {' and '.join(ends) or 'it is no longer paused'}"
+        first = note.said[0] if note.said else None
+        return self._event(
+            HistoryKind.HELD if is_held else HistoryKind.RESUMED,
+            note.at_ms,
+            text,
+            undo=note.undo,
+            reason=None if first is None else first.reason or None,
+            actor=None if first is None else first.actor,
         )
 
     def _is_told_again(self, note: Note) -> bool:
@@ -207,6 +227,20 @@ _KINDS: Final = {
 
 def _by(process: str | None) -> str:
     return "" if process is None else f" by {process}"
+
+
+def _by_whom(said: Said) -> str:
+    by = f" by {said.actor}" if said.actor else ""
+    return f"{by}: {said.reason}" if said.reason else by
+
+
+def _ago(ms: int) -> str:
+    """By how much a worker came later: when none ran, for example. A second is usual."""
+    return f" {spoken(ms)} before" if ms >= _LATE_MS else ""
+
+
+#: A worker that comes so much later is late.
+_LATE_MS: Final = 10_000
 
 
 def counted(count: int, what: str) -> str:

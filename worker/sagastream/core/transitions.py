@@ -14,7 +14,7 @@ from sagastream.core.backoff import Jitter, whole
 from sagastream.core.clock import STEADY, Watch
 from sagastream.core.commands import Command
 from sagastream.core.notices import Notice, outcome_body, parked_body
-from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused
+from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused, Resume
 from sagastream.core.saga import Found, SagaState, SagaStatus
 from sagastream.core.sending import Published
 from sagastream.core.step_state import Step
@@ -61,6 +61,7 @@ class Moment(Struct, frozen=True, kw_only=True, gc=False):
     journal_bytes: int = 0  # how long the journal of a saga may be; 0: it has none
     paused: Paused = NOTHING_PAUSED  # of which nothing is sent
     pauses: tuple[Pause, ...] = ()  # who paused it and why, as far as that is known: for the journal
+    resumes: tuple[Resume, ...] = ()  # who resumed what, and why, as far as that is known: for the journal, too
 
 
 class Decision(Struct, frozen=True, kw_only=True, gc=False):

@@ -22,7 +22,7 @@ from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.indexing import of_held
 from sagastream.core.messages import is_id
-from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused
+from sagastream.core.pauses import NOTHING_PAUSED, Pause, Paused, Resume
 from sagastream.store import pauses
 from sagastream.store.keys import Partition, StoreKeys
 
@@ -55,10 +55,13 @@ class Pauses:
         self._resumed_before: frozenset[str] = frozenset()
         self.names: Paused = NOTHING_PAUSED
         self.all: tuple[Pause, ...] = ()
+        self.resumes: tuple[Resume, ...] = ()
+        self._has_read = False
 
     def join(self, keys: StoreKeys) -> None:
         """Read what is paused in this store from now on."""
         self._keys = keys
+        self._has_read = False
         self._pages.clear()
         self._look_at = 0.0
 
@@ -67,6 +70,9 @@ class Pauses:
         self.all = tuple((yield from pauses.read(self._keys)))
         names = frozenset([one.name for one in self.all])
         resumed, self.names = self.names - names, names
+        if resumed or not self._has_read:  # what a worker finds held when it starts may have been resumed before
+            self.resumes = tuple((yield from pauses.resumed(self._keys)))
+            self._has_read = True
         services = dict.fromkeys(name.partition("/")[0] for name in sorted(resumed))
         self._resumed |= services.keys()
         self._look(services)

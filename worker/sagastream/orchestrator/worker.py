@@ -244,6 +244,7 @@ class Orchestrator:
             journal_bytes=self._journal_bytes,
             paused=self._pauses.names,
             pauses=self._pauses.all,
+            resumes=self._pauses.resumes,
         )
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:

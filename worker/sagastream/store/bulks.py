@@ -28,6 +28,7 @@ from sagastream.errors import MalformedMessage, RequestRefused
 from sagastream.store import operations
 from sagastream.store.finding import find
 from sagastream.store.keys import BULK_KEPT_MS, StoreKeys
+from sagastream.store.operations import Operation
 
 #: At most so many bulks are kept.
 MOST: Final = 1_000
@@ -44,6 +45,13 @@ _TURNS: Final[Mapping[str, tuple[BulkState, tuple[BulkState, ...]]]] = {
     "resume": (BulkState.RUNNING, (BulkState.PAUSED,)),
     "stop": (BulkState.STOPPED, (BulkState.RUNNING, BulkState.PAUSED)),
 }
+
+
+#: What operators have done to a bulk that exists is told by these verbs. It is looked for among so many of the newest
+#: operations, and at most so many are told.
+_OF_TURNS: Final = frozenset(f"bulk {verb}" for verb in _TURNS)
+_LOOKED_BACK: Final = 1000
+_TURNS_TOLD: Final = 20
 
 
 def is_bulk_id(text: str) -> bool:
@@ -126,6 +134,13 @@ def turn(keys: StoreKeys, bulk_id: str, verb: str, *, actor: str | None, reason:
         raise RequestRefused(Code.PRECONDITION_FAILED, text)
     yield from operations.note(keys, f"bulk {verb}", bulk_id, actor=actor, reason=reason)
     return (yield from load(keys, bulk_id))
+
+
+def turns(keys: StoreKeys, bulk_id: str) -> Exchange[list[Operation]]:
+    """Who has paused, resumed and stopped a bulk, the oldest first, as far back as it is looked for."""
+    newest = yield from operations.newest(keys, _LOOKED_BACK)
+    found = [one for one in newest if one.what == bulk_id and one.verb in _OF_TURNS]
+    return found[_TURNS_TOLD - 1 :: -1]
 
 
 def load(keys: StoreKeys, bulk_id: str) -> Exchange[Bulk]:

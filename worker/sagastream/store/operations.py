@@ -14,7 +14,7 @@ from sagastream.broker.entries import time_of
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_denied, is_wrong_type
 from sagastream.broker.scripting import even_if_full
-from sagastream.broker.wire import or_raise
+from sagastream.broker.wire import Words, or_raise
 from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS
 from sagastream.core.parsing import operator_text
 from sagastream.store.keys import StoreKeys
@@ -41,12 +41,21 @@ def check(actor: str | None, reason: str | None) -> None:
 
 
 def note(keys: StoreKeys, verb: str, what: str, *, actor: str | None, reason: str | None) -> Exchange[None]:
-    """Note what somebody has just done. A user whose rights an earlier release has printed may not write it; what was
-    done stands all the same."""
+    """Note what somebody has just done."""
+    (answer,) = yield [words_of_note(keys, verb, what, actor=actor, reason=reason)]
+    noted(answer)
+
+
+def words_of_note(keys: StoreKeys, verb: str, what: str, *, actor: str | None, reason: str | None) -> Words:
+    """The command that notes it, for those who do it in the same round trip as what it tells of."""
     who, why = (actor or "")[:MAX_ACTOR_CHARS], (reason or "")[:MAX_REASON_CHARS]
     words = ("*", "verb", verb, "what", what, "actor", who, "reason", why)
-    adding = ("XADD", keys.operations, "MAXLEN", KEPT, *words)
-    (answer,) = yield [even_if_full(keys.operations, *adding)]
+    return even_if_full(keys.operations, "XADD", keys.operations, "MAXLEN", KEPT, *words)
+
+
+def noted(answer: Any) -> None:
+    """Raises what has kept it from being noted. A user whose rights an earlier release has printed may not write it;
+    what was done stands all the same."""
     if not (isinstance(answer, redis.ResponseError) and (is_denied(answer) or is_wrong_type(answer))):
         or_raise(answer)
 

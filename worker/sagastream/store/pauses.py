@@ -18,7 +18,7 @@ from sagastream.broker.scripting import even_if_full
 from sagastream.broker.wire import milliseconds, or_raise
 from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, Code, is_id, is_service
 from sagastream.core.parsing import operator_text
-from sagastream.core.pauses import Pause, name_of_pause
+from sagastream.core.pauses import Pause, Resume, name_of_pause
 from sagastream.errors import MalformedMessage, RequestRefused
 from sagastream.store import heartbeat, operations
 from sagastream.store.heartbeat import Kind
@@ -29,6 +29,8 @@ MAX_PAUSES: Final = 1024
 #: For how long a caller waits until the workers have read what it has written, and how often it looks, in seconds.
 WAIT_S: Final = 5.0
 LOOK_EVERY_S: Final = 0.1
+#: Among so many of the newest operations it is looked for who has resumed what.
+_LOOKED_BACK: Final = 1000
 #: A worker reads what is paused along with its heartbeat, in one round trip. On a cluster, the two are answered by two
 #: nodes, and one may be so much later, in milliseconds.
 _ONE_ROUND_TRIP_MS: Final = 100
@@ -87,7 +89,8 @@ def pause(keys: StoreKeys, service: str, command: str | None, reason: str, actor
     now_ms = milliseconds(or_raise(clock))
     since_ms = known.since_ms if known is not None and known.since_ms else now_ms
     value = msgspec.json.encode(_Value(reason=reason, actor=actor, since_ms=since_ms))
-    yield from _written(even_if_full(keys.paused, "HSET", keys.paused, name, value))
+    (answer,) = yield [even_if_full(keys.paused, "HSET", keys.paused, name, value)]
+    _allowed(answer)
     yield from operations.note(keys, "pause", name, actor=actor, reason=reason)
     written = Pause(service=service, command=command, reason=reason, actor=actor, since_ms=since_ms)
     return Written(written, now_ms, before=known if there is not None else None)
@@ -102,15 +105,35 @@ def resume(keys: StoreKeys, service: str, command: str | None, reason: str, acto
     there = {one.name: one for one in (yield from read(keys))}
     if (ended := there.get(name)) is None:
         raise RequestRefused(Code.PRECONDITION_FAILED, _not_paused(service, command, there.values()))
-    yield from _written(("HDEL", keys.paused, name))
-    yield from operations.note(keys, "resume", name, actor=actor, reason=reason)
-    (clock,) = yield [("TIME",)]
+    # In one round trip: a worker that sees that the pause is over looks who has ended it.
+    note = operations.words_of_note(keys, "resume", name, actor=actor, reason=reason)
+    answer, noted, clock = yield [("HDEL", keys.paused, name), note, ("TIME",)]
+    _allowed(answer)
+    operations.noted(noted)
     left = tuple(one for one in there.values() if one.service == service and one is not ended)
     return Written(ended, milliseconds(or_raise(clock)), left=left)
 
 
-def _written(words: Any) -> Exchange[None]:
-    (answer,) = yield [words]
+def resumed(keys: StoreKeys) -> Exchange[list[Resume]]:
+    """Who has last resumed what, as far back as it is looked for; nothing for a user who may not know it, since an
+    earlier release has printed its rights."""
+    try:
+        newest = yield from operations.newest(keys, _LOOKED_BACK)
+    except redis.ResponseError as error:
+        if not is_denied(error):
+            raise
+        return []
+    found: dict[str, Resume] = {}
+    for one in newest:
+        service, slash, command = one.what.partition("/")
+        if one.verb == "resume" and one.what not in found and is_service(service) and (not slash or is_id(command)):
+            found[one.what] = Resume(
+                service=service, command=command or None, reason=one.reason, actor=one.actor or None, at_ms=one.at_ms
+            )
+    return list(found.values())
+
+
+def _allowed(answer: Any) -> None:
     if isinstance(answer, redis.ResponseError) and is_denied(answer):
         text = f"only a user with the role operator may pause and resume; sagastream acl operator prints one ({answer})"
         raise redis.exceptions.NoPermissionError(text)

@@ -115,6 +115,7 @@ _WORK: Final = (
     _Grant("published", "hgetall", read_only=True),
     _Grant("services", "smembers sadd"),
     _Grant("paused", "hgetall", read_only=True),
+    _Grant("operations", "xrevrange", read_only=True),
     _Grant("bulks-open", "zrange zrem"),
     _Grant("bulk", "exists hget hgetall hset pexpire xadd"),
     _Grant("bulks-open bulk", _IN_SCRIPTS),

@@ -11,7 +11,7 @@ from sagastream.core.decision import Event, decide
 from sagastream.core.indexing import held_names
 from sagastream.core.journal import JOURNAL_BYTES
 from sagastream.core.messages import Begin, Due, Intervene, Signal, ToSaga
-from sagastream.core.pauses import Pause
+from sagastream.core.pauses import Pause, Resume
 from sagastream.core.phases import AWAITS, Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
@@ -41,6 +41,7 @@ class InProcessOrchestrator:
         self._awaited: list[Awaited] = []
         self.sent: list[Command] = []
         self.pauses: dict[str, Pause] = {}  # by name
+        self.resumes: dict[str, Resume] = {}  # the last one of each name
 
     @property
     def states(self) -> Mapping[str, SagaState]:
@@ -91,6 +92,7 @@ class InProcessOrchestrator:
             journal_bytes=JOURNAL_BYTES,
             paused=frozenset(self.pauses),
             pauses=tuple(self.pauses.values()),
+            resumes=tuple(self.resumes.values()),
         )
         decision = decide(before, event, moment)
         if isinstance(decision.state, SagaState):

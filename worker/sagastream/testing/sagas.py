@@ -16,7 +16,7 @@ from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin, DeadlineKind, Signal, Verb
 from sagastream.core.parsing import parse_intervene
-from sagastream.core.pauses import Pause, name_of_pause
+from sagastream.core.pauses import Pause, Resume, name_of_pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sealed_messages import open_command, open_state
 from sagastream.core.sealing import Codec
@@ -268,7 +268,9 @@ class Sagas:
         self._orchestrator.pauses[pause.name] = pause
 
     @without_ours
-    def resume(self, service: str, command: str | None = None) -> None:
+    def resume(
+        self, service: str, command: str | None = None, *, reason: str = _REASON, actor: str | None = None
+    ) -> None:
         """Resume what was paused by this very name, and let time pass as `settle` does.
 
         Raises ScenarioError if it is not paused.
@@ -278,6 +280,9 @@ class Sagas:
             known = ", ".join(sorted(self._orchestrator.pauses)) or "nothing"
             raise ScenarioError(f"{name} is not paused; paused: {known}")
         del self._orchestrator.pauses[name]
+        now_ms = self.clock.now_ms
+        resume = Resume(service=service, command=command, reason=reason, actor=actor, at_ms=now_ms)
+        self._orchestrator.resumes[name] = resume
         self._orchestrator.look_at_held()
         self.settle()
 
