@@ -34,7 +34,7 @@ def played(*happens: Event, steps: Any = STEPS) -> SagaState:
     now_ms = 1_000
     for event in (parse_begin({"saga_id": "s1", "steps": steps}, traceparent=TRACEPARENT), *happens):
         now_ms = state.due_ms if isinstance(event, Due) else now_ms
-        moment = Moment(now_ms=now_ms, published={}, journal_bytes=4096)
+        moment = Moment(now_ms=now_ms, published={}, journal_bytes=4096, jitter=lambda _: 0.5)
         state = decide(state, event, moment).state
         now_ms += 10
     assert isinstance(state, SagaState)
