@@ -202,3 +202,8 @@ def test_nothing_is_computed_for_what_it_does_not_hear() -> None:
         "saga_ended",
         "handler_started",
     ]
+    assert watching.watches("answer_sent")  # the process of an RQ job ends then
+    in_one_process = guarded(Tracing(forks=False))
+    assert in_one_process is not None
+    assert not in_one_process.watches("answer_sent")
+    assert in_one_process.watches("handler_finished")

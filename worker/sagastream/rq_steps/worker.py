@@ -152,7 +152,7 @@ class SagaWorker(Worker):
             _have_logs_written()
             load_services(re.split(r"[,\s]+", os.environ.get(SERVICES_VARIABLE, "")))
             name = next(iter(LOADED)) if len(LOADED) == 1 else "sagastream-rq-worker"
-            SagaWorker.watching = guarded(watched(name, self.observer))
+            SagaWorker.watching = guarded(watched(name, self.observer, forks=True))
         except (ServiceError, SettingsError) as error:
             raise SystemExit(printable(f"{_WHO}: {error}")) from None
         for line in coverage(self.queue_names(), LOADED.values()):

@@ -38,13 +38,14 @@ class ServiceReport:
         """`result`: its reply, or what it raised."""
         if self._observer is None:
             return
+        outcome = _outcome(command, result)
         self._observer.handler_finished(
             command=command,
             call=call,
-            outcome=_outcome(command, result),
+            outcome=outcome,
             duration_s=time.monotonic() - began_s,
             error=result if isinstance(result, BaseException) else None,
-            rejection=_rejection(command, result),
+            rejection=_rejection(result) if outcome is Outcome.REJECTED else None,
         )
 
     def undoing(self, command: Command) -> None:
@@ -141,10 +142,9 @@ def _outcome(command: Command, result: Reply | BaseException) -> Outcome:
     return Outcome.AWAY if isinstance(result, redis.RedisError) and is_outage(result) else Outcome.RAISED
 
 
-def _rejection(command: Command, result: Reply | BaseException) -> str | None:
-    if not isinstance(result, Reply) or result.type == ok(command.type) or keys_of(result.error):
-        return None
-    return quote(result.error)
+def _rejection(result: Reply | BaseException) -> str | None:
+    """None: it is sealed."""
+    return quote(result.error) if isinstance(result, Reply) and not keys_of(result.error) else None
 
 
 def _handler(command: Command, declared: Registration) -> str:

@@ -32,8 +32,11 @@ class Tracing(Observer):
     of what went wrong what a handler has raised or, shortened, rejected, and why a saga was undone.
     """
 
-    def __init__(self, provider: "TracerProvider | None" = None) -> None:
-        """`provider`: by default the one that the program has set.
+    def __init__(self, provider: "TracerProvider | None" = None, *, forks: bool = True) -> None:
+        """
+        Args:
+            provider: by default the one that the program has set.
+            forks: whether commands may be done in processes that this one forks, as an RQ worker does it.
 
         Raises PackageMissing if the API of OpenTelemetry is not installed.
         """
@@ -48,6 +51,8 @@ class Tracing(Observer):
         self._spans: Any = saga_spans
         self._given = provider
         self._pid = os.getpid()
+        if not forks:  # nobody need be told of each answer
+            self.answer_sent = super().answer_sent  # type: ignore[assignment, method-assign]
         self._known: Tracer | None = None
         #: The span of the handler that runs in this thread or task, if there is one, and what ends its context.
         self._running: ContextVar[tuple[Span | None, Any] | None] = ContextVar("sagastream_span", default=None)

@@ -32,12 +32,16 @@ _OTLP: Final = ("otlp_proto_http", "otlp_proto_grpc", "otlp")
 
 
 def watched(
-    name: str, observer: Observer | None = None, environment: Mapping[str, str] = os.environ
+    name: str,
+    observer: Observer | None = None,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    forks: bool = False,
 ) -> Observer | None:
     """The observer of this process: the one given and, if the environment asks for spans, one that writes them.
 
     If nobody has set a TracerProvider by now, one is set that exports as the OTEL_… variables say. `name`: what the
-    process is called in its spans, unless those variables say it.
+    process is called in its spans, unless those variables say it. `forks`: whether it forks processes that do commands.
 
     Raises SettingsError, and PackageMissing if OpenTelemetry is not installed.
     """
@@ -46,7 +50,7 @@ def watched(
         return observer
     if said not in _ON:
         raise SettingsError(f"{VARIABLE} is {said[:50]!a}; it must be 1 or 0")
-    tracing = Tracing()
+    tracing = Tracing(forks=forks)
     from opentelemetry import trace
 
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
