@@ -33,7 +33,8 @@ from sagastream import (
 )
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run_async
-from sagastream.client.requests import BATCH, to_begin
+from sagastream.client.beginning import BATCH
+from sagastream.client.requests import to_begin
 from sagastream.core.decision import decide
 from sagastream.core.indexing import index_names
 from sagastream.core.phases import Phase
@@ -556,7 +557,7 @@ def test_a_client_is_closed_even_if_a_cancellation_is_lost_on_the_way(
 
     async def main() -> None:
         client = AsyncSagaClient(server.broker())
-        monkeypatch.setattr("sagastream.client.event_loop.run_async", loses_one)
+        monkeypatch.setattr("sagastream.client.loop_watcher.run_async", loses_one)
         wait = asyncio.create_task(client.wait("s1"))
         await asyncio.sleep(0.05)
         await client.close()
@@ -612,7 +613,7 @@ def test_a_client_waits_again_after_nobody_did(running: Server) -> None:
     async def use(client: AsyncSagaClient) -> None:
         for number in range(3):
             assert (await client.wait(await client.begin(f"s{number}", [do(1, service="till")]), 60)).ended
-            while client._follower._task is None or not client._follower._task.done():
+            while client._watcher._task is None or not client._watcher._task.done():
                 await asyncio.sleep(0.01)
 
     in_loop(running, use)

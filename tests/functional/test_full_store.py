@@ -13,7 +13,7 @@ import redis
 
 from sagastream.broker import exchange, wire
 from sagastream.client import requests
-from sagastream.client.requests import Accepted, Refused
+from sagastream.client.answers import Accepted, Refused
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.causes import CauseKind
 from sagastream.core.messages import Verb

@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from sagastream.broker.exchange import run
+from sagastream.client.answers import Accepted
 from sagastream.client.event_loop import AsyncSagaClient
-from sagastream.client.requests import Accepted
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Code
 from sagastream.core.parsing import parse_intervene

@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from sagastream.broker.entries import Entry
+from sagastream.client.answers import Accepted
 from sagastream.client.blocking import SagaClient
-from sagastream.client.requests import Accepted
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.commands import Reply, ok
 from sagastream.core.decision import decide

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sagastream.broker.connection import Broker
+from sagastream.client.answers import Accepted
 from sagastream.client.blocking import SagaClient
-from sagastream.client.requests import Accepted
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import QuarantineError, RequestRefused, StoreMismatch
 from sagastream.orchestrator.worker import Orchestrator

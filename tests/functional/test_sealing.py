@@ -12,9 +12,9 @@ import pytest
 
 from sagastream import Context, Reject, Service
 from sagastream.broker.connection import Broker
+from sagastream.client.answers import Accepted, Refused
 from sagastream.client.blocking import SagaClient
 from sagastream.client.event_loop import AsyncSagaClient
-from sagastream.client.requests import Accepted, Refused
 from sagastream.codecs.keyring import Keyring, line_of
 from sagastream.core.causes import CauseKind
 from sagastream.core.messages import Code

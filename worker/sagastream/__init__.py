@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker as Broker
     from sagastream.broker.connection import connect as connect
+    from sagastream.client.answers import Accepted as Accepted
+    from sagastream.client.answers import Refused as Refused
+    from sagastream.client.answers import Unsettled as Unsettled
     from sagastream.client.blocking import SagaClient as SagaClient
     from sagastream.client.definition import Definition as Definition
     from sagastream.client.erasing import Erased as Erased
@@ -27,12 +30,9 @@ if TYPE_CHECKING:
     from sagastream.client.expressions import not_ as not_
     from sagastream.client.expressions import one_of as one_of
     from sagastream.client.expressions import saga_id as saga_id
-    from sagastream.client.requests import Accepted as Accepted
     from sagastream.client.requests import PauseRequest as PauseRequest
-    from sagastream.client.requests import Refused as Refused
     from sagastream.client.requests import SagaRequest as SagaRequest
     from sagastream.client.requests import StepRequest as StepRequest
-    from sagastream.client.requests import Unsettled as Unsettled
     from sagastream.client.requests import WaitRequest as WaitRequest
     from sagastream.codecs.keyring import Keyring as Keyring
     from sagastream.core.bulks import Bulk as Bulk
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 
 
 _WHERE = {
-    "Accepted": "client.requests",
+    "Accepted": "client.answers",
     "AsyncSagaClient": "client.event_loop",
     "Broker": "broker.connection",
     "BrokerError": "errors",
@@ -111,7 +111,7 @@ _WHERE = {
     "QuarantineError": "errors",
     "Quarantined": "store.quarantine",
     "Reference": "client.expressions",
-    "Refused": "client.requests",
+    "Refused": "client.answers",
     "Reject": "errors",
     "RequestRefused": "errors",
     "SagaAborted": "errors",
@@ -129,7 +129,7 @@ _WHERE = {
     "StoreFull": "errors",
     "UnknownSaga": "errors",
     "UnreadableSaga": "errors",
-    "Unsettled": "client.requests",
+    "Unsettled": "client.answers",
     "WaitRequest": "client.requests",
     "all_of": "client.expressions",
     "any_of": "client.expressions",

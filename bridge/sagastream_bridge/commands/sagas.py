@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sagastream.broker.connection import Broker
+    from sagastream.client.answers import Accepted
     from sagastream.client.blocking import SagaClient
-    from sagastream.client.requests import Accepted
     from sagastream.core.messages import Begin
     from sagastream.core.saga import SagaState
     from sagastream.store.keys import StoreKeys

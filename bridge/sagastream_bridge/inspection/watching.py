@@ -10,7 +10,8 @@ from typing import Final, TypeVar
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage
-from sagastream.client.waiting import Outcome, SagaWatcher, Settled, Waiter
+from sagastream.client.waiting import Outcome, Settled, Waiter
+from sagastream.client.watcher import SagaWatcher
 from sagastream.core.saga import Found, SagaState
 from sagastream.core.sealing import Codec
 from sagastream.store.layout import Layout

@@ -17,6 +17,8 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage
 from sagastream.client import looking, requests
+from sagastream.client.answers import opened
+from sagastream.client.answers import unread as as_unread
 from sagastream.client.blocking import SagaClient
 from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.core.begin_parsing import parse_begin
@@ -244,7 +246,7 @@ class StdinBridge:
         if begin is None:
             unknown = self._outage.patiently(lambda: run(self._broker.client, looking.unknown(self._keys, saga_id)))
             raise BadLine(str(unknown), line.caller, unknown.code)
-        unread = requests.opened(self._codec, requests.unread(begin))
+        unread = opened(self._codec, as_unread(begin))
         assert isinstance(unread, SagaState)
         return unread
 

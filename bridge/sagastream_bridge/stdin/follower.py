@@ -10,8 +10,9 @@ import redis
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import Exchange, locked, run
-from sagastream.client.requests import Refused
-from sagastream.client.waiting import Outcome, SagaWatcher, Settled, Waiter
+from sagastream.client.answers import Refused
+from sagastream.client.waiting import Outcome, Settled, Waiter
+from sagastream.client.watcher import SagaWatcher
 from sagastream.core.messages import Begin, ToSaga
 from sagastream.core.saga import SagaState
 from sagastream.core.sealed_messages import opened_message

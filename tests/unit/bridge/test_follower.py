@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from sagastream.broker.connection import Broker
-from sagastream.client.requests import Refused, to_begin, to_intervene, unread
+from sagastream.client.answers import Refused, unread
+from sagastream.client.requests import to_begin, to_intervene
 from sagastream.core.messages import Begin, Verb
 from sagastream.core.saga import SagaState, SagaStatus, protocol_view
 from sagastream.errors import CorruptSaga, NewerFormat, RequestRefused

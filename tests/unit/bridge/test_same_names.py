@@ -47,6 +47,7 @@ WRITTEN: Final = {"source": "definition", "entry_ids": "entry_id"}
 NOT_TAKEN: Final = {"retry": {"now"}, "skip": {"now"}}
 #: The fields of a form that say which form it was.
 OF_FORMS: Final = {"form_token", "key", "resumes"}
+REFERENCE: Final = Path(__file__).parents[3] / "docs" / "reference" / "clients.md"
 TEMPLATES: Final = Path(inspect.getfile(PageSearch)).parent / "templates"
 
 
@@ -104,6 +105,15 @@ def test_a_saga_of_a_test_names_it_alike(verb: str) -> None:
 @pytest.mark.parametrize("verb", ["pause", "resume"])
 def test_a_pause_in_a_test_names_it_alike(verb: str) -> None:
     assert of_method(getattr(Sagas, verb)) == of_method(getattr(SagaClient, verb))
+
+
+@pytest.mark.parametrize("client", [SagaClient, AsyncSagaClient])
+def test_the_reference_lists_each_method_of_a_client(client: type) -> None:
+    text = REFERENCE.read_text()
+    listed = re.search(rf"::: sagastream\.{client.__name__}\n.*?members: \[(.*?)\]", text, re.DOTALL)
+    assert listed is not None
+    names = [name.strip() for name in listed[1].split(",")]
+    assert sorted(names) == sorted(name for name in dir(client) if not name.startswith("_"))
 
 
 # --- pages

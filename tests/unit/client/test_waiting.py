@@ -9,7 +9,8 @@ import redis
 from msgspec.structs import replace
 
 from sagastream import AsyncSagaClient, CorruptSaga, RequestRefused, SagaAborted, SagaClient, SagaParked, Unsettled
-from sagastream.client.requests import Accepted, Refused, to_begin, to_intervene
+from sagastream.client.answers import Accepted, Refused
+from sagastream.client.requests import to_begin, to_intervene
 from sagastream.client.waiting import Outcome, Waiter, completed
 from sagastream.core.messages import Verb
 from sagastream.core.phases import Phase

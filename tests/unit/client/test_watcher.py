@@ -9,8 +9,10 @@ import pytest
 import redis
 
 from sagastream.broker.exchange import Exchange, locked
-from sagastream.client.requests import Accepted, Refused, to_begin, to_intervene
-from sagastream.client.waiting import SagaWatcher, Settled, Waiter
+from sagastream.client.answers import Accepted, Refused
+from sagastream.client.requests import to_begin, to_intervene
+from sagastream.client.waiting import Settled, Waiter
+from sagastream.client.watcher import SagaWatcher
 from sagastream.core.messages import Intervene, Verb
 from sagastream.core.phases import Phase
 from sagastream.core.saga import Intervention, SagaState, SagaStatus
@@ -292,8 +294,8 @@ def test_two_who_wait_for_the_same_are_two_and_each_is_discarded_once() -> None:
 
 def test_a_sweep_looks_at_some_sagas_and_at_others_the_next_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     watcher = watching(store, *(Waiter.for_end_of(f"s{n}") for n in range(5)))
-    monkeypatch.setattr("sagastream.client.waiting._AT_ONCE", 2)
-    monkeypatch.setattr("sagastream.client.waiting._SWEEP_EVERY_S", 0.0)
+    monkeypatch.setattr("sagastream.client.watcher._AT_ONCE", 2)
+    monkeypatch.setattr("sagastream.client.watcher._SWEEP_EVERY_S", 0.0)
     watcher._sweep_at = 0.0
     store.looks.clear()
     for _ in range(4):

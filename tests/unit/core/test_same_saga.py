@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from msgspec.structs import replace
 
-from sagastream.client.requests import conflicting
+from sagastream.client.answers import conflicting
 from sagastream.codecs.keyring import Keyring
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.decision import decide

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from sagastream import Context, Definition, Reject, Service, item
 from sagastream.client import requests
-from sagastream.client.requests import conflicting, to_begin
+from sagastream.client.answers import conflicting
+from sagastream.client.requests import to_begin
 from sagastream.codecs.keyring import Keyring
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.commands import Command, reply_to

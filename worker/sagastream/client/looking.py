@@ -5,7 +5,7 @@ import redis
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_denied
 from sagastream.client import evidence, refusals
-from sagastream.client.requests import opened
+from sagastream.client.answers import opened
 from sagastream.core.causes import Cause
 from sagastream.core.history import history
 from sagastream.core.history_events import HistoryEvent

@@ -1,48 +1,21 @@
-"""The requests of clients: how they are made and sent, and what the answer is to each.
-
-`begin.lua` appends a request to begin a saga to the requests stream only if the store does not know the saga yet; many
-sagas take one round trip.
-"""
+"""The requests of clients: what is asked for, how it is made, sealed, and appended to its stream."""
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import chain
-from typing import Any, Final, Literal, NotRequired, TypedDict, TypeVar
+from typing import Any, Final, Literal, NotRequired, TypedDict
 
-import redis
-from msgspec.structs import replace
-
-from sagastream.broker import wire
-from sagastream.broker.exchange import Exchange, all_of
-from sagastream.broker.failures import is_outage, is_wrong_type
-from sagastream.broker.scripting import Script, added_even_if_full
-from sagastream.broker.wire import or_raise
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.scripting import added_even_if_full
+from sagastream.broker.wire import Words, or_raise
 from sagastream.core.begin_parsing import parse_begin
-from sagastream.core.messages import SIGNAL, Begin, Code, DeadlineKind, Intervene, Signal, ToSaga, Verb
+from sagastream.core.messages import SIGNAL, Begin, DeadlineKind, Intervene, Signal, ToSaga, Verb
 from sagastream.core.parsing import parse_intervene, parse_signal
-from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.same_saga import conflict, with_params_of
-from sagastream.core.sealed_messages import check_unsealed, open_begin, open_state, sealed_begin, sealed_signal
+from sagastream.core.sealed_messages import check_unsealed, sealed_begin, sealed_signal
 from sagastream.core.sealing import Codec
-from sagastream.core.step_state import Step
-from sagastream.errors import CorruptSaga, MalformedMessage, RequestRefused, StoreFull, UnreadableSaga
-from sagastream.store import saga_hash
 from sagastream.store.keys import Partition, StoreKeys
-from sagastream.store.layout import Layout
-from sagastream.store.sagas import load
 from sagastream.tracing.context import current_trace
 
-#: How many sagas, and about how many bytes of them, go to the broker in one round trip. While a script runs, everybody
-#: waits.
-BATCH: Final = 128
-_BATCH_BYTES: Final = 1 << 20
-#: In how many seconds a client is asked to try again if the store is full.
-_TRY_AGAIN_S: Final = 5.0
-
-_T = TypeVar("_T")
-_SCRIPT: Final = Script("begin")
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
@@ -108,44 +81,20 @@ class SagaRequest(TypedDict):
     format: NotRequired[int]  # by default as the other members need it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Accepted:
-    """The broker has the request, or the saga itself. It is durable, and will be run or refused."""
+class BeginOptions(TypedDict, total=False):
+    """What a begin may say of any saga. `SagaClient.begin` says what each member means."""
 
-    begin: Begin
-
-    @property
-    def saga_id(self) -> str:
-        return self.begin.saga_id
-
-    def __repr__(self) -> str:
-        """Without the steps: their params may be long, and do not belong into a log."""
-        return f"Accepted(saga_id={self.saga_id!r})"
+    start_at: datetime | None
+    start_at_ms: int | None
+    attributes: Mapping[str, str | int] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """This request was not taken, and nothing comes of it: `error` says why.
+class StepsOptions(BeginOptions, total=False):
+    """The same, and what only a begin says that names its steps; a definition says it otherwise."""
 
-    MalformedMessage: what is wrong, and where. RequestRefused: another saga has the id. StoreFull, which is one, too:
-    there is no room for more sagas now; if an earlier request for this saga was accepted, that one still stands.
-    UnreadableSaga: the saga of this id cannot be read.
-    """
-
-    saga_id: str  # empty if the request has none
-    error: MalformedMessage | RequestRefused | UnreadableSaga
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unsettled:
-    """The broker went away, and nobody knows whether it has the request. Begin the saga again, with the same id.
-
-    `error`: how the broker failed. `sent`: False if the request was not sent.
-    """
-
-    saga_id: str
-    error: redis.RedisError
-    sent: bool
+    deadline_ms: int | None
+    deadline: DeadlineKind | None
+    input: dict[str, Any] | None
 
 
 def saga(
@@ -220,11 +169,6 @@ def to_send(codec: Codec | None, request: ToSaga, *, accept_sealed: bool = False
     return request
 
 
-def opened(codec: Codec | None, found: _T) -> _T | SagaState:
-    """What was found; if it is a saga, with all its values opened that can be."""
-    return found if codec is None or not isinstance(found, SagaState) else open_state(codec, found)[0]
-
-
 def to_intervene(
     verb: Verb,
     saga_id: str,
@@ -260,30 +204,6 @@ def to_signal(saga_id: str, name: str, payload: Any, *, decline: str | None, act
     return parse_signal(body, request_id=uuid.uuid4().hex, called="the signal")
 
 
-def for_what_is_parked(keys: StoreKeys, request: Intervene) -> Exchange[Intervene]:
-    """A request to retry, skip or abandon. If the caller does not say where the saga is parked, it is looked up: by the
-    time that a worker reads the request, the saga may be parked at another step. If it is parked at several steps, it
-    is not: then it is refused, with the list of them."""
-    if request.parked_at is not None:
-        return request
-    found = (yield from load(keys, [request.saga_id]))[0][request.saga_id]
-    if not isinstance(found, SagaState):
-        return request
-    number = found.parked_steps[0] if len(found.parked_steps) == 1 else None
-    if request.step is not None:
-        number = found.number_of(request.step)
-    return request if number is None else replace(request, parked_at=found.parked_place(number))
-
-
-def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:
-    """The members of a list of sagas. Raises TypeError for a single saga: the characters of a text, or the keys of an
-    object, would otherwise be taken for sagas."""
-    given: object = sagas
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise TypeError(f"sagas must be a list of {what}, not {type(given).__name__}")
-    return iter(sagas)
-
-
 def append(keys: StoreKeys, requests: Sequence[Begin | ToSaga]) -> Exchange[None]:
     """Append requests as they are, whatever the store knows. They are durable when this returns. If it raised, append
     the same requests again: one that arrived twice is recognised by its request_id. A full store takes those of
@@ -294,160 +214,12 @@ def append(keys: StoreKeys, requests: Sequence[Begin | ToSaga]) -> Exchange[None
         or_raise(answer)
 
 
-def begin(keys: StoreKeys, begins: Sequence[Begin], codec: Codec | None = None) -> Exchange[list[Accepted | Refused]]:
-    """Begin these sagas in one round trip. The answers are in their order. All requests for one partition arrive, or
-    none. `codec`: with it the params were sealed."""
-    by_partition: dict[int, list[int]] = {}
-    for index, one in enumerate(begins):
-        by_partition.setdefault(keys.of(one.saga_id).number, []).append(index)
-    calls = [
-        _begin(keys.partitions[number], [begins[index] for index in those], codec)
-        for number, those in by_partition.items()
-    ]
-    found = yield from all_of(calls)
-    order = [index for those in by_partition.values() for index in those]
-    answers = dict(zip(order, chain.from_iterable(found), strict=True))
-    return [answers[index] for index in range(len(begins))]
-
-
-def _begin(partition: Partition, begins: Sequence[Begin], codec: Codec | None) -> Exchange[list[Accepted | Refused]]:
-    args: list[str | bytes | int] = []
-    for one in begins:
-        words = _words(one)
-        args += (len(words), *words)
-    names = [partition.requests, partition.full, *(partition.saga(one.saga_id) for one in begins)]
-    try:
-        known = yield from _SCRIPT.call(names, args)
-    except redis.OutOfMemoryError:  # the server says so before the script begins
-        hashes = yield [("HGETALL", partition.saga(one.saga_id)) for one in begins]
-        known = [0 if is_wrong_type(held) else or_raise(held) or b"all of maxmemory is used" for held in hashes]
-    return [_answer(one, held, codec) for one, held in zip(begins, known, strict=True)]
-
-
-def begin_many(
-    layout: Layout, sagas: Iterable[SagaRequest], codec: Codec | None = None, *, accept_sealed: bool = False
-) -> Exchange[list[Accepted | Refused | Unsettled]]:
-    """Begin these sagas, one batch per round trip. The answers are in their order. `codec`: seals their params;
-    `accept_sealed`: as for `sealed`.
-
-    After an outage nothing more is sent. Raises redis.RedisError for an error that is not an outage.
-    """
-    answers: list[Accepted | Refused | Unsettled] = []
-    failure: redis.RedisError | None = None
-    for batch in _batches(
-        one_by_one(sagas, "SagaRequest, dicts with saga_id and steps"), codec, accept_sealed=accept_sealed
-    ):
-        begins = [one for one in batch if isinstance(one, Begin)]
-        sent = failure is None
-        told: Iterator[Accepted | Refused] = iter(())
-        if begins and failure is None:
-            try:
-                keys = yield from layout.opened()
-                told = iter((yield from begin(keys, begins, codec)))
-            except redis.RedisError as error:
-                if not is_outage(error):
-                    raise
-                failure = error
-        for one in batch:
-            if isinstance(one, Refused):
-                answers.append(one)
-            elif failure is not None:
-                answers.append(Unsettled(saga_id=one.saga_id, error=failure, sent=sent))
-            else:
-                answers.append(next(told))
-    return answers
-
-
-def granted(answer: _T | Refused) -> _T:
-    """An answer; if it is a refusal, raises its error."""
-    if isinstance(answer, Refused):
-        raise answer.error
-    return answer
-
-
-def conflicting(state: SagaState, begin: Begin, codec: Codec | None = None) -> Refused | None:
-    """The answer to a request if another saga has its id; None: it is the same saga.
-
-    `codec`: with it the params were sealed, perhaps with another key than the same params when the saga was begun.
-    """
-    text = conflict(state, begin)
-    if text is not None:
-        there, unopened = open_state(codec, state)
-        here, more = open_begin(codec, begin)
-        text = conflict(state, with_params_of(state, begin, there, here), unopened | more)
-    if text is None:
-        return None
-    return Refused(saga_id=begin.saga_id, error=RequestRefused(Code.PRECONDITION_FAILED, text))
-
-
-def unread(begin: Begin) -> SagaState:
-    """The saga that was asked for, as it is until a worker reads the request."""
-    return SagaState(
-        saga_id=begin.saga_id,
-        status=SagaStatus.PENDING,
-        current_step=1,
-        steps=tuple(Step(definition=definition) for definition in begin.steps),
-        begun_ms=0,
-        updated_ms=0,
-        format=begin.format,
-        input=begin.input,
-        definition=begin.definition,
-        start_ms=begin.start_ms,
-        attributes=begin.attributes,
-        traceparent=begin.traceparent,
-        tracestate=begin.tracestate,
-    )
-
-
-def _appended(partition: Partition, request: Begin | ToSaga) -> wire.Words:
+def _appended(partition: Partition, request: Begin | ToSaga) -> Words:
     if isinstance(request, Begin):
-        return ("XADD", partition.requests, "*", *_words(request))
+        return ("XADD", partition.requests, "*", *words(request))
     return added_even_if_full(partition.interventions, request.fields())
 
 
-def _words(request: Begin) -> list[str | bytes | int]:
+def words(request: Begin) -> list[str | bytes | int]:
     """The fields of its entry."""
     return [word for field in request.fields().items() for word in field]
-
-
-def _answer(one: Begin, held: Any, codec: Codec | None) -> Accepted | Refused:
-    """The answer for one saga, from what begin.lua returned for it."""
-    if held == 1:
-        return Accepted(begin=one)
-    if isinstance(held, bytes):
-        return _no_room(one, held.decode(errors="replace"))
-    if held == 0:
-        return Refused(saga_id=one.saga_id, error=CorruptSaga(f"the key of saga {one.saga_id} holds no hash"))
-    state = saga_hash.read(one.saga_id, dict(zip(held[::2], held[1::2], strict=True)))
-    if isinstance(state, UnreadableSaga):
-        return Refused(saga_id=one.saga_id, error=state)
-    assert state is not None  # an empty hash is none
-    return conflicting(state, one, codec) or Accepted(begin=one)
-
-
-def _no_room(one: Begin, why: str) -> Refused:
-    again = "begin it again later, with the same id, or see sagastream doctor"
-    text = f"the request to begin saga {one.saga_id} was not taken, the store is full: {why}; {again}"
-    return Refused(saga_id=one.saga_id, error=StoreFull(Code.UNAVAILABLE, text, _TRY_AGAIN_S))
-
-
-def _batches(
-    sagas: Iterable[SagaRequest], codec: Codec | None = None, *, accept_sealed: bool = False
-) -> Iterator[list[Begin | Refused]]:
-    """The requests, and refusals of malformed ones, in batches for one round trip each."""
-    batch: list[Begin | Refused] = []
-    size = 0
-    for saga in sagas:
-        try:
-            one: Begin | Refused = sealed(codec, to_begin(saga), accept_sealed=accept_sealed)
-        except MalformedMessage as error:
-            saga_id = saga.get("saga_id") if isinstance(saga, dict) else None
-            one = Refused(saga_id=saga_id if isinstance(saga_id, str) else "", error=error)
-        more = one.payload_bytes if isinstance(one, Begin) else 0
-        if batch and (len(batch) == BATCH or size + more > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(one)
-        size += more
-    if batch:
-        yield batch

@@ -1,0 +1,150 @@
+"""Begins sagas, one or many: in one round trip, and nothing is done twice.
+
+`begin.lua` appends a request to begin a saga to the requests stream only if the store does not know the saga yet.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Final, TypeVar
+
+import redis
+
+from sagastream.broker.exchange import Exchange, all_of
+from sagastream.broker.failures import is_outage, is_wrong_type
+from sagastream.broker.scripting import Script
+from sagastream.broker.wire import or_raise
+from sagastream.client import requests
+from sagastream.client.answers import Accepted, Refused, Unsettled, conflicting
+from sagastream.client.requests import SagaRequest
+from sagastream.core.messages import Begin, Code
+from sagastream.core.sealing import Codec
+from sagastream.errors import CorruptSaga, MalformedMessage, StoreFull, UnreadableSaga
+from sagastream.store import saga_hash
+from sagastream.store.keys import Partition, StoreKeys
+from sagastream.store.layout import Layout
+
+#: How many sagas, and about how many bytes of them, go to the broker in one round trip. While a script runs, everybody
+#: waits.
+BATCH: Final = 128
+_BATCH_BYTES: Final = 1 << 20
+#: In how many seconds a client is asked to try again if the store is full.
+_TRY_AGAIN_S: Final = 5.0
+
+_T = TypeVar("_T")
+_SCRIPT: Final = Script("begin")
+
+
+def begin(keys: StoreKeys, begins: Sequence[Begin], codec: Codec | None = None) -> Exchange[list[Accepted | Refused]]:
+    """Begin these sagas in one round trip. The answers are in their order. All requests for one partition arrive, or
+    none. `codec`: with it the params were sealed."""
+    by_partition: dict[int, list[int]] = {}
+    for index, one in enumerate(begins):
+        by_partition.setdefault(keys.of(one.saga_id).number, []).append(index)
+    calls = [
+        _begin(keys.partitions[number], [begins[index] for index in those], codec)
+        for number, those in by_partition.items()
+    ]
+    found = yield from all_of(calls)
+    order = [index for those in by_partition.values() for index in those]
+    answers = dict(zip(order, chain.from_iterable(found), strict=True))
+    return [answers[index] for index in range(len(begins))]
+
+
+def _begin(partition: Partition, begins: Sequence[Begin], codec: Codec | None) -> Exchange[list[Accepted | Refused]]:
+    args: list[str | bytes | int] = []
+    for one in begins:
+        words = requests.words(one)
+        args += (len(words), *words)
+    names = [partition.requests, partition.full, *(partition.saga(one.saga_id) for one in begins)]
+    try:
+        known = yield from _SCRIPT.call(names, args)
+    except redis.OutOfMemoryError:  # the server says so before the script begins
+        hashes = yield [("HGETALL", partition.saga(one.saga_id)) for one in begins]
+        known = [0 if is_wrong_type(held) else or_raise(held) or b"all of maxmemory is used" for held in hashes]
+    return [_answer(one, held, codec) for one, held in zip(begins, known, strict=True)]
+
+
+def begin_many(
+    layout: Layout, sagas: Iterable[SagaRequest], codec: Codec | None = None, *, accept_sealed: bool = False
+) -> Exchange[list[Accepted | Refused | Unsettled]]:
+    """Begin these sagas, one batch per round trip. The answers are in their order. `codec`: seals their params;
+    `accept_sealed`: as for `sealed`.
+
+    After an outage nothing more is sent. Raises redis.RedisError for an error that is not an outage.
+    """
+    answers: list[Accepted | Refused | Unsettled] = []
+    failure: redis.RedisError | None = None
+    for batch in _batches(
+        one_by_one(sagas, "SagaRequest, dicts with saga_id and steps"), codec, accept_sealed=accept_sealed
+    ):
+        begins = [one for one in batch if isinstance(one, Begin)]
+        sent = failure is None
+        told: Iterator[Accepted | Refused] = iter(())
+        if begins and failure is None:
+            try:
+                keys = yield from layout.opened()
+                told = iter((yield from begin(keys, begins, codec)))
+            except redis.RedisError as error:
+                if not is_outage(error):
+                    raise
+                failure = error
+        for one in batch:
+            if isinstance(one, Refused):
+                answers.append(one)
+            elif failure is not None:
+                answers.append(Unsettled(saga_id=one.saga_id, error=failure, sent=sent))
+            else:
+                answers.append(next(told))
+    return answers
+
+
+def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:
+    """The members of a list of sagas. Raises TypeError for a single saga: the characters of a text, or the keys of an
+    object, would otherwise be taken for sagas."""
+    given: object = sagas
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"sagas must be a list of {what}, not {type(given).__name__}")
+    return iter(sagas)
+
+
+def _answer(one: Begin, held: Any, codec: Codec | None) -> Accepted | Refused:
+    """The answer for one saga, from what begin.lua returned for it."""
+    if held == 1:
+        return Accepted(begin=one)
+    if isinstance(held, bytes):
+        return _no_room(one, held.decode(errors="replace"))
+    if held == 0:
+        return Refused(saga_id=one.saga_id, error=CorruptSaga(f"the key of saga {one.saga_id} holds no hash"))
+    state = saga_hash.read(one.saga_id, dict(zip(held[::2], held[1::2], strict=True)))
+    if isinstance(state, UnreadableSaga):
+        return Refused(saga_id=one.saga_id, error=state)
+    assert state is not None  # an empty hash is none
+    return conflicting(state, one, codec) or Accepted(begin=one)
+
+
+def _no_room(one: Begin, why: str) -> Refused:
+    again = "begin it again later, with the same id, or see sagastream doctor"
+    text = f"the request to begin saga {one.saga_id} was not taken, the store is full: {why}; {again}"
+    return Refused(saga_id=one.saga_id, error=StoreFull(Code.UNAVAILABLE, text, _TRY_AGAIN_S))
+
+
+def _batches(
+    sagas: Iterable[SagaRequest], codec: Codec | None = None, *, accept_sealed: bool = False
+) -> Iterator[list[Begin | Refused]]:
+    """The requests, and refusals of malformed ones, in batches for one round trip each."""
+    batch: list[Begin | Refused] = []
+    size = 0
+    for saga in sagas:
+        try:
+            one: Begin | Refused = requests.sealed(codec, requests.to_begin(saga), accept_sealed=accept_sealed)
+        except MalformedMessage as error:
+            saga_id = saga.get("saga_id") if isinstance(saga, dict) else None
+            one = Refused(saga_id=saga_id if isinstance(saga_id, str) else "", error=error)
+        more = one.payload_bytes if isinstance(one, Begin) else 0
+        if batch and (len(batch) == BATCH or size + more > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(one)
+        size += more
+    if batch:
+        yield batch
