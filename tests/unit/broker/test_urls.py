@@ -1,6 +1,7 @@
 """What may stand in the url of a broker, and that nothing of a password is told."""
 
 import ssl
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -25,6 +26,9 @@ from sagastream.errors import BrokerError
         "rediss://host?ssl_ca_certs=/etc/ca.pem&ssl_check_hostname=false&ssl_cert_reqs=none",
         "unix:///run/s.sock?db=2",
         "unix://ann:s3cret@/run/s.sock",
+        "redis+sentinel://one/mymaster",
+        "redis+sentinel://ann:s3cret@one:26379,two,[::1]:3/my.master-1/2?sentinel_password=a@b",
+        "rediss+sentinel://one,two/m?ssl_ca_certs=/etc/ca.pem&sentinel_username=ann&sentinel_password=x",
     ],
 )
 def test_a_usable_url_is_taken(url: str) -> None:
@@ -50,6 +54,14 @@ def test_a_usable_url_is_taken(url: str) -> None:
         ("redis:host", "it must begin with redis://, rediss:// or unix://"),
         ("unix://run/s.sock", "unix:// takes no host"),
         ("unix://", "it names no socket"),
+        ("sentinel://host/m", "it must begin with redis://, rediss:// or unix://, or with redis+sentinel://"),
+        ("redis+sentinel://host", "the name of the master and, if you like, the number of a database must follow"),
+        ("redis+sentinel://host/m/x", "the name of the master and, if you like, the number of a database must follow"),
+        ("redis+sentinel://host,/m", "its Sentinels must be HOST or HOST:PORT"),
+        ("redis+sentinel://host:0/m", "its Sentinels must be HOST or HOST:PORT"),
+        ("redis+sentinel://::1/m", "its Sentinels must be HOST or HOST:PORT"),
+        ("redis+sentinel://host/m?ssl_ca_certs=a", "an option 'ssl_ca_certs'; that is for rediss:// only"),
+        ("redis://host?sentinel_username=a", "an option 'sentinel_username'; that is for redis+sentinel:// only"),
     ],
 )
 def test_any_other_is_told_in_one_line(url: str, says: str) -> None:
@@ -70,6 +82,9 @@ PLACES = (
     "redis://host:6379/0?password={}",
     "unix:///run/s.sock?password={}&db=1",
     "rediss://host?ssl_password={}",
+    "redis+sentinel://ann:{}@one,two:26379/mymaster/0",
+    "redis+sentinel://:{}@one/mymaster",
+    "rediss+sentinel://one/mymaster?sentinel_password={}&db=1",
 )
 
 
@@ -103,6 +118,7 @@ def told_without_one() -> str:
     for url in ("x://", "redis://h#", "unix://h/p", "unix://", "redis://", "redis://h:0", "redis://h/x", "redis://h?x=1",
                 "redis://h?x=@", "unix://u:p@/@", "redis://h?db=",
                 "redis://h:x", "redis://h?password=", "redis://h?ssl_password=1",
+                "redis+sentinel://h/m?x=1", "redis+sentinel://h:x/m", "redis+sentinel://h", "redis+sentinel://h/m?db=x",
                 "rediss://h?ssl_password="):  # fmt: skip
         try:
             urls.check(url)
@@ -116,6 +132,25 @@ def test_a_password_that_is_encoded_arrives(password: str) -> None:
     url = f"redis://ann:{quote(password, safe='')}@host:6379/0"
     assert connect(url).connection_pool.connection_kwargs["password"] == password
     assert urls.shown(url) == "redis://ann:***@host:6379/0"
+
+
+@given(PASSWORDS, PASSWORDS)
+def test_the_logins_of_a_master_and_of_its_sentinels_arrive_each_at_its_own(password: str, other: str) -> None:
+    login = f"sentinel_username=sue&sentinel_password={quote(other, safe='')}"
+    found = urls.sentinels(f"rediss+sentinel://ann:{quote(password, safe='')}@one,[::1]:7/m/3?{login}&ssl_ca_certs=a")
+    assert (found.master, [str(one) for one in found.sentinels]) == ("m", ["one:26379", "[::1]:7"])
+    at_master = parsed(found.server)
+    assert (at_master["username"], at_master["password"], at_master["db"]) == ("ann", password, 3)
+    for (host, port), url in found.sentinels.items():
+        at_sentinel = parsed(url)
+        assert (at_sentinel["username"], at_sentinel["password"]) == ("sue", other)
+        assert (at_sentinel["host"], at_sentinel["port"], at_sentinel["ssl_ca_certs"]) == (host, port, "a")
+
+
+def parsed(url: str) -> dict[str, Any]:
+    """How redis-py reads a url."""
+    options: dict[str, Any] = redis.ConnectionPool.from_url(url).connection_kwargs
+    return options
 
 
 @pytest.mark.parametrize("reason", ["WRONG_VERSION_NUMBER", "TLSV13_ALERT_CERTIFICATE_REQUIRED"])
@@ -139,8 +174,16 @@ def test_a_connection_that_is_lost_over_tls_is_an_outage() -> None:
     [
         ("redis://ann:pa%2Fss@host:6379/0", "redis-cli -u redis://host:6379"),
         ("rediss://:secret@host?ssl_certfile=a", "redis-cli -u rediss://host"),
-        ("unix://ann:secret@/tmp/a.sock?db=1", "redis-cli -s /tmp/a.sock"),
+        ("redis://host/2", "redis-cli -u redis://host -n 2"),
+        ("unix://ann:secret@/tmp/a.sock?db=1", "redis-cli -s /tmp/a.sock -n 1"),
         ("unix:///tmp/a%20b/%25.sock", "redis-cli -s '/tmp/a b/%.sock'"),
+        (
+            "rediss+sentinel://ann:secret@one:7,two/m/2?sentinel_password=secret",
+            (
+                "redis-cli --tls $(redis-cli --tls -h one -p 7 --raw SENTINEL GET-MASTER-ADDR-BY-NAME m"
+                " | sed '1s/^/-h /;2s/^/-p /') -n 2"
+            ),
+        ),
     ],
 )
 def test_the_line_for_redis_cli_has_no_login(url: str, line: str) -> None:

@@ -11,7 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sagastream.broker import exchange, server, urls
+from sagastream.broker import exchange, sentinel, server, urls
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.home import (
     FORMER_IS_OPEN,
@@ -71,7 +71,8 @@ class Broker:
         """Open the broker that the environment names, or another one.
 
         Args:
-            url: redis://, rediss:// or unix://; by default REDIS_URL.
+            url: redis://, rediss:// or unix://, or redis+sentinel:// or rediss+sentinel://, which names the Sentinels
+                that know the master; by default REDIS_URL.
             home: the folder of the embedded Valkey if there is no url; by default SAGASTREAM_HOME, else a folder for
                 the current folder in the state folder of this user (XDG_STATE_HOME, by default ~/.local/state).
             prefix: of the store's keys, 1 to 32 characters of a-z 0-9 _ -; by default SAGASTREAM_PREFIX, else `saga`.
@@ -239,8 +240,11 @@ def connect_async(url: str) -> "ConnectionPool":
                 await connection.disconnect()
                 raise BrokerError(f"{urls.shown(url)} {why}")
 
-    retry, most = Retry(NoBackoff(), 0), {"max_connections": 16, "timeout": None}
-    return BlockingConnectionPool.from_url(url, retry=retry, redis_connect_func=connected, **most, **_OPTIONS)
+    options = {"redis_connect_func": connected, "max_connections": 16, "timeout": None, **_OPTIONS}
+    plain = url
+    if urls.names_sentinels(url):
+        plain, options = urls.sentinels(url).server, options | sentinel.options_in_loop(url)
+    return BlockingConnectionPool.from_url(plain, retry=Retry(NoBackoff(), 0), **options)
 
 
 def _home(*, create: bool) -> Path:
@@ -275,12 +279,13 @@ def _no_store(home: Home) -> str:
 
 def _client(url: str, named: str, **options: Any) -> redis.Redis:
     """`named`: where the url comes from, for the error. `options`: of each connection."""
-    if "sentinel" in url.partition("://")[0]:
-        raise BrokerError(f"{named} {server.unusable('sentinel')}")
     try:
         urls.check(url)
-        if url.startswith("rediss:"):
+        if url.startswith("rediss"):
             urls.check_files(url)
+        if urls.names_sentinels(url):
+            options |= sentinel.options(url)
+            url = urls.sentinels(url).server
         return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **(_OPTIONS | options))
     except ValueError as error:
         raise BrokerError(f"{named} is not usable: {error}") from None

@@ -10,6 +10,11 @@ from typing import Final
 
 import redis
 
+
+class NoMaster(redis.ConnectionError):
+    """No Sentinel leads to a master that answers: nothing was sent to anybody."""
+
+
 #: Errors that pass: the server is gone, loads its data, is a replica by now, has no master, is full …
 _AWAY: Final = (
     redis.ConnectionError,
@@ -149,6 +154,8 @@ def takes_no_writes(error: BaseException) -> bool:
 
 
 def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text: str) -> str:
+    if isinstance(error, NoMaster):
+        return f"the broker does not answer: {text}"
     if isinstance(error, redis.AuthenticationError):
         return f"the broker refuses the login: {text.rstrip('.')}; look at the user and the password in REDIS_URL"
     if _is_unreached(error):
@@ -160,7 +167,7 @@ def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text:
 
 
 def _is_unreached(error: BaseException) -> bool:
-    return isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
+    return isinstance(error, NoMaster) or isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
 
 
 def untrusted(error: BaseException) -> str | None:

@@ -13,7 +13,7 @@ OLDEST: Final = 7
 #: Servers that cannot be used yet, by their mode.
 _UNUSABLE: Final = {
     "cluster": "names a node of a cluster, which sagastream cannot use yet; name a single server",
-    "sentinel": "names a Sentinel, which sagastream cannot ask for the master yet; name the master itself",
+    "sentinel": "names a Sentinel: it is asked for the master with a url like redis+sentinel://HOST:26379/mymaster",
 }
 
 
@@ -23,9 +23,19 @@ def unusable(mode: str) -> str | None:
 
 
 def mode_of(hello: Any) -> str:
-    """The mode in an answer of HELLO, which is a list in version 2 of the protocol of Redis."""
+    """The mode in an answer of HELLO."""
+    return _of_hello(hello, "mode")
+
+
+def role_of(hello: Any) -> str:
+    """The role in an answer of HELLO: master or replica."""
+    return _of_hello(hello, "role")
+
+
+def _of_hello(hello: Any, name: str) -> str:
+    """What HELLO answers is a list in version 2 of the protocol of Redis."""
     words = [word.decode(errors="replace") if isinstance(word, bytes) else word for word in hello]
-    return str(dict(zip(words[::2], words[1::2], strict=False)).get("mode", ""))
+    return str(dict(zip(words[::2], words[1::2], strict=False)).get(name, ""))
 
 
 def facts(info: bytes) -> dict[str, str]:

@@ -5,17 +5,23 @@ redis-py passes every option of a url on to its connections: a misspelt one ends
 returns or raises has a part of a password in it.
 """
 
+import re
 import shlex
 import ssl
 from collections.abc import Mapping
-from typing import Final
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+from typing import Final, NamedTuple
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from sagastream import files
 
-_SCHEMES: Final = ("redis", "rediss", "unix")
+_SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+_BEGINNINGS: Final = (
+    "redis://, rediss:// or unix://, or with redis+sentinel:// or rediss+sentinel:// if it names Sentinels"
+)
 #: The options of every url; those of rediss:// are about its certificates. By their values: what they must be.
 _OPTIONS: Final[Mapping[str, str]] = {"db": "a number", "username": "", "password": ""}
+#: Those of a url that names Sentinels: the login at the Sentinels. They have users of their own.
+_SENTINEL: Final[Mapping[str, str]] = {"sentinel_username": "", "sentinel_password": ""}
 _TLS: Final[Mapping[str, str]] = {
     "ssl_ca_certs": "",  # a file with the certificates of the CAs that are trusted; by default those of the system
     "ssl_ca_path": "",  # … or a folder
@@ -27,25 +33,52 @@ _TLS: Final[Mapping[str, str]] = {
     "ssl_ciphers": "",
 }
 _FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
-_SECRET: Final = ("password", "ssl_password")
+_SECRET: Final = ("password", "ssl_password", "sentinel_password")
 #: What a `wanted` of the tables above means.
 _ALLOWED: Final = {"true or false": ("true", "false"), "required or none": ("required", "none")}
 _ENCODE: Final = "characters of a password such as # / ? @ & % are written %23 %2F %3F %40 %26 %25"
+#: The port of a Sentinel that names none.
+_SENTINEL_PORT: Final = 26379
+#: One of the Sentinels in a url; and what follows them: the name of the master and, perhaps, a database.
+_ONE_SENTINEL: Final = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\[\]:,@\s]+)(?::([0-9]{1,5}))?")
+_MASTER: Final = re.compile(r"/([A-Za-z0-9._-]+)(?:/([0-9]{0,5}))?")
+
+
+class Address(NamedTuple):
+    """Where a server or a Sentinel listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class SentinelUrl(NamedTuple):
+    """A url that names Sentinels, and the master that they watch."""
+
+    master: str
+    #: The url of each Sentinel, by its address.
+    sentinels: Mapping[Address, str]
+    #: The url of the master, with the address of a Sentinel: where the master listens, only they know.
+    server: str
 
 
 def check(url: str) -> None:
     """Raises ValueError with what is wrong with the url."""
     try:
         parts = urlsplit(url)
-        port = parts.port
+        port = None if names_sentinels(url) else parts.port
     except ValueError:  # its text quotes what may be a part of the password
         raise ValueError(f"it cannot be taken apart; {_ENCODE}") from None
     if parts.scheme not in _SCHEMES or not url.startswith(f"{parts.scheme}://"):
-        raise ValueError("it must begin with redis://, rediss:// or unix://")
+        raise ValueError(f"it must begin with {_BEGINNINGS}")
     if "#" in url:
         raise ValueError(f"it has a # in it; {_ENCODE}")
     if parts.scheme == "unix":
         _check_socket(parts)
+    elif names_sentinels(url):
+        _check_sentinels(parts)
     else:
         if not parts.hostname:
             raise ValueError(f"it names no host; {_ENCODE}")
@@ -63,6 +96,47 @@ def _check_socket(parts: SplitResult) -> None:
         raise ValueError(f"it has more than one @ in it; {_ENCODE}")
     if parts.path in ("", "/"):
         raise ValueError("it names no socket: write unix:///path")
+
+
+def names_sentinels(url: str) -> bool:
+    """Whether the url names Sentinels, which know where the broker is."""
+    return "sentinel" in url.partition("://")[0]
+
+
+def _check_sentinels(parts: SplitResult) -> None:
+    for one in parts.netloc.rpartition("@")[2].split(","):
+        found = _ONE_SENTINEL.fullmatch(one)
+        if found is None or not 0 < int(found[2] or _SENTINEL_PORT) < 2**16:
+            raise ValueError(f"its Sentinels must be HOST or HOST:PORT, with commas between them; {_ENCODE}")
+    if _MASTER.fullmatch(parts.path) is None:
+        what = "the name of the master and, if you like, the number of a database must follow the Sentinels"
+        raise ValueError(f"{what}: redis+sentinel://HOST:26379,HOST:26379/mymaster/0; {_ENCODE}")
+
+
+def sentinels(url: str) -> SentinelUrl:
+    """A usable url that names Sentinels, taken apart."""
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    named = [_ONE_SENTINEL.fullmatch(one) for one in hosts.split(",")]
+    addresses = [Address(one[1].strip("[]"), int(one[2] or _SENTINEL_PORT)) for one in named if one]
+    path = _MASTER.fullmatch(parts.path)
+    assert path
+    options = dict(_options(parts))
+    user, password = (quote(options.pop(name, ""), safe="") for name in _SENTINEL)
+    certificates = {name: value for name, value in options.items() if name in _TLS}
+    scheme = parts.scheme.partition("+")[0]
+    return SentinelUrl(
+        master=path[1],
+        sentinels={
+            address: _url(scheme, f"{user}:{password}@" if user or password else "", address, "", certificates)
+            for address in addresses
+        },
+        server=_url(scheme, login + at, addresses[0], path[2] or "", options),
+    )
+
+
+def _url(scheme: str, login: str, address: Address, db: str, options: Mapping[str, str]) -> str:
+    return f"{scheme}://{login}{address}/{db}" + (f"?{urlencode(options)}" if options else "")
 
 
 def check_files(url: str) -> None:
@@ -103,12 +177,26 @@ def shown(url: str) -> str:
 
 
 def redis_cli(url: str) -> str:
-    """The command line of redis-cli for a url that can be used, without the login: that may be another one."""
+    """The command line of redis-cli for a url that can be used, without the login: that may be another one. If the url
+    names Sentinels, the line asks the first of them for the master."""
     parts = urlsplit(url)
+    if names_sentinels(url):
+        found = sentinels(url)
+        sentinel, tls = next(iter(found.sentinels)), " --tls" if parts.scheme.startswith("rediss") else ""
+        asked = f"redis-cli{tls} -h {shlex.quote(sentinel.host)} -p {sentinel.port} --raw"
+        ask = f"{asked} SENTINEL GET-MASTER-ADDR-BY-NAME {found.master} | sed '1s/^/-h /;2s/^/-p /'"
+        return f"redis-cli{tls} $({ask}){_database(found.server)}"
     if parts.scheme == "unix":
-        return f"redis-cli -s {shlex.quote(unquote(parts.path))}"
+        return f"redis-cli -s {shlex.quote(unquote(parts.path))}{_database(url)}"
     _, _, host = parts.netloc.rpartition("@")
-    return f"redis-cli -u {shlex.quote(f'{parts.scheme}://{host}')}"
+    return f"redis-cli -u {shlex.quote(f'{parts.scheme}://{host}')}{_database(url)}"
+
+
+def _database(url: str) -> str:
+    """The option that chooses the database; none for that which is chosen by default."""
+    parts = urlsplit(url)
+    db = dict(_options(parts)).get("db") or ("" if parts.scheme == "unix" else parts.path.rpartition("/")[2])
+    return f" -n {db}" if _is_number(db) and int(db) else ""
 
 
 def _options(parts: SplitResult) -> list[tuple[str, str]]:
@@ -116,7 +204,11 @@ def _options(parts: SplitResult) -> list[tuple[str, str]]:
 
 
 def _check_options(parts: SplitResult) -> None:
-    known = {**_OPTIONS, **(_TLS if parts.scheme == "rediss" else {})}
+    known = {
+        **_OPTIONS,
+        **(_TLS if parts.scheme.startswith("rediss") else {}),
+        **(_SENTINEL if parts.scheme.endswith("sentinel") else {}),
+    }
     for name, value in _options(parts):
         if name not in known:
             # It may be a part of a password that has a ? or a & in it.
@@ -125,6 +217,8 @@ def _check_options(parts: SplitResult) -> None:
             hint = _ENCODE if is_secret else f"there are {', '.join(known)}"
             if name in _TLS:
                 hint = "that is for rediss:// only"
+            if name in _SENTINEL:
+                hint = "that is for redis+sentinel:// only"
             raise ValueError(f"it has {told}; {hint}")
         wanted = known[name]
         if not value or (wanted == "a number" and not _is_number(value)):

@@ -1,0 +1,143 @@
+"""Everything that reaches the broker through Sentinels goes on at the new master by itself."""
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from sagastream import AsyncSagaClient
+from sagastream.broker.connection import connect
+from sagastream.broker.failures import is_outage
+from sagastream.client.blocking import SagaClient
+from sagastream.core.saga import SagaStatus
+from support.processes import Commands
+from support.scenes import do
+from support.sentinels import SentinelSet
+from support.servers import KINDS
+from support.waiting import until
+
+pytestmark = pytest.mark.both_in_soak
+
+#: A service that keeps its effects where its own client of the broker leads to.
+SHOP = """
+from sagastream import Service, connect
+
+service = Service("shop", lease_ms=2000)
+
+
+@service.command("Do", compensation="Undo")
+def do(params, context):
+    with connect() as db:
+        db.hset("effects", context.key, params)
+    return params
+
+
+@service.compensation("Undo")
+def undo(params, context):
+    pass
+"""
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.redis] if kind == "redis" else []) for kind in KINDS])
+def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SentinelSet]:
+    made = SentinelSet(request.param, tmp_path)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def steps(*params: Any) -> list[Any]:
+    return [do(one, service="shop") for one in params]
+
+
+def begun(client: SagaClient, saga_id: str) -> None:
+    """Begin it, again after each failure that passes: the client tells of an outage, and does not wait for its end."""
+
+    def accepted() -> bool:
+        try:
+            client.begin(saga_id, steps(1, 2))
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
+            return False
+        return True
+
+    until(accepted, what="it is accepted")
+
+
+async def begun_in_loop(client: AsyncSagaClient, saga_id: str) -> None:
+    while True:
+        try:
+            await client.begin(saga_id, steps(1))
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
+            await asyncio.sleep(0.05)
+        else:
+            return
+
+
+def said_at_its_end(process: "subprocess.Popen[bytes]") -> list[str]:
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    return err.decode().splitlines()
+
+
+def moved(watched: SentinelSet, lines: list[str]) -> list[str]:
+    return [line for line in lines if f"the master mymaster is at {watched.new_master} now" in line]
+
+
+@pytest.mark.parametrize("ends", ["killed", "paused"])
+def test_workers_services_and_clients_go_on_at_the_new_master(
+    watched: SentinelSet, commands: Commands, ends: str
+) -> None:
+    (commands.folder / "shop.py").write_text(SHOP)
+    env = {"REDIS_URL": watched.url}
+    devnull = subprocess.DEVNULL
+    processes = [
+        commands.start(*arguments, env=env, stdout=devnull) for arguments in (("worker",), ("service", "shop:service"))
+    ]
+
+    async def in_loop(blocking: SagaClient) -> None:
+        """A client in an event loop, which waits for a saga while the master changes."""
+        async with AsyncSagaClient(watched.url) as client:
+            await begun_in_loop(client, "loop-before")
+            assert (await client.wait("loop-before", 60)).status is SagaStatus.COMPLETED
+            await client.begin("later", steps(1), start_at=datetime.now(UTC) + timedelta(days=1))
+            waits = asyncio.create_task(client.wait("later", 120))
+            await asyncio.to_thread(end)
+            await asyncio.gather(asyncio.to_thread(begun, blocking, "after"), begun_in_loop(client, "loop-after"))
+            assert (await client.wait("loop-after", 60)).status is SagaStatus.COMPLETED
+            await client.cancel("later", "enough", 60)
+            assert (await waits).status is SagaStatus.ABORTED
+
+    def end() -> None:
+        watched.wait()
+        if ends == "killed":
+            watched.master.kill()
+        else:
+            watched.master.pause()
+
+    with SagaClient(watched.url) as client:
+        begun(client, "before")
+        assert client.wait("before", 60).status is SagaStatus.COMPLETED
+        asyncio.run(in_loop(client))
+        assert client.wait("after", 60).status is SagaStatus.COMPLETED
+        if ends == "paused":
+            watched.master.resume()
+            for n in range(3):
+                begun(client, f"resumed-{n}")
+                assert client.wait(f"resumed-{n}", 60).status is SagaStatus.COMPLETED
+    with connect(watched.replica.url) as store:
+        assert store.hexists("effects", "after/2/transaction")
+    for process in processes:
+        lines = said_at_its_end(process)
+        assert len(moved(watched, lines)) == 1, lines
+        assert sum("the broker is away (" in line for line in lines) == 1, lines
+        assert sum("the broker is back" in line for line in lines) == 1, lines
