@@ -27,6 +27,7 @@ from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.console import printable, summary
 from sagastream.errors import BrokerError, JobRefused, ServiceError, SettingsError
 from sagastream.log_output import write_to_stderr
+from sagastream.rq_steps.connection import Connection
 from sagastream.rq_steps.job_meta import LEFT, UNOPENED
 from sagastream.rq_steps.jobs import RUN_STEP
 from sagastream.rq_steps.queues import SERVICES_VARIABLE, WORKER_COMMAND
@@ -236,6 +237,6 @@ def run_worker(broker: Broker, services: Sequence[str], observer: Observer | Non
     BrokerError, and redis.RedisError if the broker is away at the start."""
     broker.check_server()
     os.environ |= {"REDIS_URL": broker.url, SERVICES_VARIABLE: ",".join(services)}
-    worker = SagaWorker(load_services(services), connection=redis.Redis.from_url(broker.url, driver_info=None))
+    worker = SagaWorker(load_services(services), connection=Connection.from_url(broker.url, driver_info=None))
     worker.observer = observer
     worker.work()
