@@ -1,4 +1,4 @@
-"""Examines the server of a store: its release, what a crash would lose, its memory."""
+"""Examines the server of a store: its release, what a crash would lose, what takes its place, its memory."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -11,7 +11,7 @@ from sagastream.core.causes import CauseKind
 from sagastream.orchestrator.room import FULL_AT, ROOM_AT
 from sagastream.store import published
 from sagastream.store.keys import StoreKeys
-from sagastream_bridge.inspection import memory
+from sagastream_bridge.inspection import memory, succession_check
 from sagastream_bridge.inspection.findings import Finding, ok, problem, problem_of, warning
 from sagastream_bridge.inspection.holes import holes
 
@@ -30,6 +30,7 @@ class ServerCheck:
         yield from self._release(info)
         yield from self._troubles()
         yield self._durability(info)
+        yield from succession_check.examine(self._broker, info)
         yield from self._memory()
 
     def _release(self, info: Mapping[str, Any]) -> Iterator[Finding]:

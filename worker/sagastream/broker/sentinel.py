@@ -47,7 +47,7 @@ class Ask(NamedTuple):
 Search = Generator[Ask | Address, Any, None]
 
 
-class _Said(NamedTuple):
+class Said(NamedTuple):
     """What a Sentinel says or, if it leads to no master, why not."""
 
     sentinel: Address | None
@@ -73,11 +73,11 @@ class Sentinels:
 
         Raises NoMaster if there is none for a while, and what is wrong with a login or a certificate if that is why.
         """
-        said: list[_Said] = []
-        tried: dict[Address, _Said] = {}
+        said: list[Said] = []
+        tried: dict[Address, Said] = {}
         for sentinel in tuple(self._order):
             answer = yield Ask(self._named.sentinels[sentinel], ("SENTINEL", "MASTER", self._named.master))
-            found = _failed(answer) if isinstance(answer, redis.RedisError) else _found(answer)
+            found = failed(answer) if isinstance(answer, redis.RedisError) else found_in(answer)
             if isinstance(found, Address):
                 if found not in tried:
                     failure = yield found
@@ -86,12 +86,12 @@ class Sentinels:
                         return
                     if not is_outage(failure):
                         raise failure
-                    tried[found] = _Said(sentinel, f"said that it is at {found}: {_reason(failure)}", failure)
+                    tried[found] = Said(sentinel, f"said that it is at {found}: {_reason(failure)}", failure)
                 found = tried[found]
             said.append(found._replace(sentinel=sentinel))
         raise self._none(said)
 
-    def _none(self, said: list[_Said]) -> redis.RedisError:
+    def _none(self, said: list[Said]) -> redis.RedisError:
         texts = {one.text: ", ".join(str(other.sentinel) for other in said if other.text == one.text) for one in said}
         told = "; ".join(f"{who} {text}" for text, who in texts.items())
         error = NoMaster(f"no Sentinel leads to the master {self._named.master}: {told}")
@@ -113,21 +113,26 @@ class Sentinels:
         return self.master not in (None, (host, port))
 
 
-def _found(answer: Any) -> Address | _Said:
-    """What a Sentinel says of the master, by its answer to SENTINEL MASTER."""
+def facts(answer: Any) -> dict[str, str]:
+    """The fields of an answer to SENTINEL MASTER."""
     words = [word.decode(errors="replace") for word in answer]
-    fields = dict(zip(words[::2], words[1::2], strict=False))
+    return dict(zip(words[::2], words[1::2], strict=False))
+
+
+def found_in(answer: Any) -> Address | Said:
+    """What a Sentinel says of the master, by its answer to SENTINEL MASTER."""
+    fields = facts(answer)
     flags = fields.get("flags", "").split(",")
     if down := next((text for flag, text in _DOWN.items() if flag in flags), None):
-        return _Said(None, down, redis.ConnectionError(down))
+        return Said(None, down, redis.ConnectionError(down))
     return Address(fields["ip"], int(fields["port"]))
 
 
-def _failed(error: redis.RedisError) -> _Said:
+def failed(error: redis.RedisError) -> Said:
     """What is said of a Sentinel that gave no answer, or this one."""
     if isinstance(error, redis.ResponseError) and "No such master" in str(error):
-        return _Said(None, "said that it knows no such master", redis.ConnectionError(str(error)))
-    return _Said(None, f"could not be asked: {_reason(error)}", error)
+        return Said(None, "said that it knows no such master", redis.ConnectionError(str(error)))
+    return Said(None, f"could not be asked: {_reason(error)}", error)
 
 
 def _reason(error: redis.RedisError) -> str:
