@@ -83,7 +83,7 @@ def test_what_a_worker_without_indexes_leaves_wrong_is_set_right(scene: Beside) 
     order.step("Do", service="work", id="first", params=1, after=[])
     order.step("Do", service="work", id="second", params=order.input.how, after=["first"])
     old = scene.start_earlier()
-    scene.worker._tidy_at = float("inf")  # nothing is set right yet
+    scene.worker._upkeep._tidy_at = float("inf")  # nothing is set right yet
     ids = []
     for number in range(12):
         ids += [f"plain-{number}", f"order-{number}", f"parked-{number}"]
@@ -101,13 +101,12 @@ def test_what_a_worker_without_indexes_leaves_wrong_is_set_right(scene: Beside) 
 
     scene.turns_until(all_have_ended_or_are_parked)
     wrong = scene.wrong()
-    print({name: len(those) for name, those in wrong.items()})
     assert {"", "status=ABORTED", "status=PARKED", "definition=order"} <= wrong.keys()
-    scene.worker._tidy_at = 0.0
+    scene.worker._upkeep._tidy_at = 0.0
     scene.until_right()
     old.terminate()
     old.wait()
-    scene.turns_until(lambda: not (scene.worker._mending._unsure or scene.worker._mending.goes_on))
+    scene.turns_until(lambda: not (scene.worker._upkeep._mending._unsure or scene.worker._upkeep._mending.goes_on))
 
 
 def test_a_saga_that_was_held_and_that_a_worker_without_pauses_has_moved_is_looked_at_once(scene: Beside) -> None:
@@ -124,7 +123,7 @@ def test_a_saga_that_was_held_and_that_a_worker_without_pauses_has_moved_is_look
     assert scene.wrong() == {"held=other": {"s1"}, "status=COMPENSATING": {"s1"}}
     timer = scene.redis.zscore(ONLY.timers, "s1")
     run(scene.redis, pauses.resume(KEYS, "other", None, "done", "ada"))
-    scene.worker._tidy_at = float("inf")  # only the wake sees to it
+    scene.worker._upkeep._tidy_at = float("inf")  # only the wake sees to it
     scene.until_right()
     assert scene.redis.zscore(ONLY.timers, "s1") == timer
     assert scene.play("s1").status == "ABORTED"

@@ -722,7 +722,7 @@ def test_events_and_quarantine_are_bounded_by_bytes(
     for number in range(32):
         pipeline.xadd(name, {"n": number, "body": "x" * (1 << 20)})
     pipeline.execute()
-    scene.worker._tidy_at = 0.0
+    scene.worker._upkeep._tidy_at = 0.0
     scene.turns_until(lambda: scene.redis.xlen(name) < 9)
     entries: Any = scene.redis.xrange(name)
     assert len(entries) > 4

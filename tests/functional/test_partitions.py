@@ -188,7 +188,7 @@ def test_ended_sagas_are_forgotten_in_every_partition(server: Server) -> None:
         scene.client.begin(saga_id, [do(1)])
 
     def is_forgotten() -> bool:
-        scene.worker._tidy_at = scene.worker._look_at = 0.0
+        scene.worker._upkeep._tidy_at = scene.worker._look_at = 0.0
         scene.worker.turn(block_ms=1)
         scene.runner.turn(block_ms=1)
         return len(scene.effects.done) == 3 and scene.lengths("ended") == [0, 0, 0]

@@ -7,12 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
-import redis
-
-from sagastream.broker.wire import or_raise
-from sagastream.core.indexing import index_names
+from sagastream.broker.exchange import run
 from sagastream.core.messages import is_id
 from sagastream.core.phases import BACKING_OFF
 from sagastream.core.saga import SagaState
@@ -20,13 +17,14 @@ from sagastream.core.sealed_values import keys_of
 from sagastream.core.steps import STANDING
 from sagastream.core.why_out import LATE_MS, MANY_FAILURES
 from sagastream.errors import CorruptSaga, NewerFormat
-from sagastream.orchestrator.change import Change, filled, gone
+from sagastream.orchestrator import places
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.worker import LEASE_MS
-from sagastream.store import saga_hash, sagas
-from sagastream.store.indexes import names_in
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream_bridge.inspection.findings import PROBLEM, REPAIRED, Finding, ok, problem, repaired, warning
+
+if TYPE_CHECKING:
+    import redis
 
 #: How many sagas to examine in one transaction of the broker.
 _PAGE: Final = 100
@@ -110,45 +108,27 @@ class SagaCheck:
             yield repaired("sagas", f"{text}; put in") if self._repair else warning("sagas", text, do)
 
     def _page(self, partition: Partition, saga_ids: list[str]) -> Iterator[Finding]:
-        try:
-            # In one transaction: the hash of a saga and its places in the indexes change together.
-            (seconds, micros), *answers = self._places(partition, saga_ids, transaction=True)
-        except redis.OutOfMemoryError:  # it refuses transactions; and commits, so nothing moves
-            (seconds, micros), *answers = self._places(partition, saga_ids, transaction=False)
-        now_ms = seconds * 1000 + micros // 1000
-        for at, saga_id in enumerate(saga_ids):
-            fields, timer, ended, ttl, begun, indexed = answers[6 * at : 6 * at + 6]
-            if isinstance(fields, redis.ResponseError):
-                yield from self._found("stands at a key that holds no hash", saga_id)
-                continue
-            state = saga_hash.read(saga_id, or_raise(fields))
-            if isinstance(state, CorruptSaga):
-                yield from self._found(f"stands still until its fields are repaired: {state}", saga_id)
-            elif isinstance(state, NewerFormat):
-                self.newer[state.format] += 1
-            elif isinstance(state, SagaState):
-                self._count(state, now_ms)
-                what = _misplaced(state, now_ms, timer, ended, ttl)
-                if what is not None:
-                    mend = Change(partition=partition, saga_id=saga_id, before=state, after=state, rearm=True)
-                    yield from self._found(what, saga_id, mend)
-                yield from self._indexed(partition, state, begun, indexed, now_ms)
-                if what is None and timer is not None and timer < now_ms - LATE_MS:
-                    self._overdue += 1
+        if not saga_ids:
+            return
+        now_ms, page = run(self._client, places.examined(partition, saga_ids, LEASE_MS))
+        for one in page:
+            if isinstance(one.found, CorruptSaga):
+                what = one.wrong[0] if one.wrong else f"stands still until its fields are repaired: {one.found}"
+                yield from self._tell(what, f"saga {one.saga_id}", mended=False, can_be=False)
+            elif isinstance(one.found, NewerFormat):
+                self.newer[one.found.format] += 1
+            elif isinstance(one.found, SagaState):
+                self._count(one.found, now_ms)
+                yield from self._placed(one, now_ms)
+                self._overdue += not one.wrong and one.timer is not None and one.timer < now_ms - LATE_MS
 
-    def _places(self, partition: Partition, saga_ids: list[str], *, transaction: bool) -> list[Any]:
-        """The time; then for each saga its hash, its scores in timers and ended, when it expires, its score in begun,
-        and what is told of its other indexes."""
-        pipeline = self._client.pipeline(transaction=transaction)
-        pipeline.time()
-        for saga_id in saga_ids:
-            pipeline.hgetall(partition.saga(saga_id))
-            pipeline.zscore(partition.timers, saga_id)
-            pipeline.zscore(partition.ended, saga_id)
-            pipeline.pttl(partition.saga(saga_id))
-            pipeline.zscore(partition.begun, saga_id)
-            pipeline.hget(partition.indexed, saga_id)
-        return pipeline.execute(raise_on_error=False)
+    def _placed(self, one: places.Examined, now_ms: int) -> Iterator[Finding]:
+        """Does it stand where it should?"""
+        if self._repair and one.mend is not None and self._store.commit([one.mend], now_ms)[0]:
+            return  # it has moved meanwhile, so it is right by now
+        self._unlisted += one.is_unlisted
+        for what in one.wrong:
+            yield from self._tell(what, f"saga {one.saga_id}", mended=self._repair, can_be=True)
 
     def _count(self, state: SagaState, now_ms: int) -> None:
         self.ahead_ms = max(self.ahead_ms, state.updated_ms - now_ms)
@@ -177,30 +157,13 @@ class SagaCheck:
         """Members of timers that are no sagas, or sagas that are not there."""
         members: Iterator[bytes] = (member for member, _ in self._client.zscan_iter(partition.timers))
         while page := list(islice(members, _PAGE)):
-            sagas_of_it = [text for member in page if is_id(text := member.decode(errors="replace"))]
-            yield from self._no_ids(
-                partition, [member for member in page if not is_id(member.decode(errors="replace"))]
-            )
-            pipeline = self._client.pipeline(transaction=False)
-            for saga_id in sagas_of_it:
-                pipeline.exists(partition.saga(saga_id))
-            for saga_id, there in zip(sagas_of_it, pipeline.execute(), strict=True):
-                if not there:
-                    change = gone(partition, saga_id)
-                    yield from self._found("is waited for, and is gone: somebody has deleted its hash", saga_id, change)
-
-    def _indexed(
-        self, partition: Partition, state: SagaState, begun: float | None, indexed: bytes | None, now_ms: int
-    ) -> Iterator[Finding]:
-        """Is it in the indexes that its hash says?"""
-        told = names_in(indexed or b"[]")
-        change = filled(partition, state, leaves=told)
-        if begun is None:
-            self._unlisted += 1
-            if self._repair:
-                self._store.commit([change], now_ms)
-        elif set(told) != set(index_names(state)) or begun != state.begun_ms:
-            yield from self._found("is in other indexes than its hash says", state.saga_id, change)
+            no_ids, missing = run(self._client, places.waited_for_in_vain(partition, page))
+            yield from self._no_ids(partition, no_ids)
+            for change in missing:
+                if self._repair and self._store.commit([change], 0)[0]:
+                    continue  # it was begun meanwhile
+                what = "is waited for, and is gone: somebody has deleted its hash"
+                yield from self._tell(what, f"saga {change.saga_id}", mended=self._repair, can_be=True)
 
     def _no_ids(self, partition: Partition, members: list[bytes]) -> Iterator[Finding]:
         """Members of timers that cannot be the id of a saga: no commit would remove them."""
@@ -209,15 +172,6 @@ class SagaCheck:
         for member in members:
             what = f"is a member of {partition.timers} and no id of a saga: something else has written there"
             yield from self._tell(what, f"{member[:64]!a}", mended=self._repair, can_be=True)
-
-    def _found(self, what: str, saga_id: str, mend: Change | None = None) -> Iterator[Finding]:
-        """Something is wrong with a saga. `mend`: what sets it right."""
-        mended = mend is not None and self._repair
-        if mend is not None and self._repair:
-            _, now_ms = sagas.read(self._client, self._keys, [])
-            if self._store.commit([mend], now_ms)[0]:
-                return  # it has moved meanwhile, so it is right by now
-        yield from self._tell(what, f"saga {saga_id}", mended=mended, can_be=mend is not None)
 
     def _tell(self, what: str, of: str, *, mended: bool, can_be: bool) -> Iterator[Finding]:
         """Of many alike, the first ones are reported. `can_be`: whether it can be mended."""
@@ -243,21 +197,3 @@ def _keys_of(state: SagaState) -> set[str | None]:
         if data is not None:
             keys.update(keys_of(data) or (None,))
     return keys
-
-
-def _misplaced(state: SagaState, now_ms: int, timer: float | None, ended: float | None, ttl_ms: int) -> str | None:
-    """What is wrong with a saga's places in the indexes; None: nothing."""
-    if state.ended:
-        if timer is not None:
-            return "has ended, and is still waited for"
-        if ended is None:
-            return "has ended, and is not in the list of ended sagas"
-        return "has ended, and would be kept forever" if ttl_ms == -1 else None
-    if ttl_ms != -1:
-        return "is live, and its hash would expire"
-    if timer is None:
-        return "is live, and nobody would look at it again: it is in no timer"
-    if state.due_ms is None:
-        return None if timer == float("inf") else "is parked, and has a timer"
-    leased = state.due_ms <= now_ms and timer <= now_ms + LEASE_MS
-    return None if timer == state.due_ms or leased else "is live, and its timer is not the time that its hash says"

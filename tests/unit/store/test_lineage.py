@@ -151,6 +151,23 @@ def test_a_loss_is_told_once_and_kept_under_the_replication_id() -> None:
     assert watching.lost == [T - 1000]
 
 
+def test_it_counts_how_often_the_store_has_another_history_or_has_lost_writes() -> None:
+    lineage = Lineage("worker w", area="worker", service="g")
+    counted = []
+    seen: list[tuple[list[Any], int | None]] = [
+        ([TIME, info(), None, GROUPS], None),
+        ([TIME, info(offset=20), b"%d" % T, GROUPS], T),
+        ([TIME, info(NEW, before=OLD, taken_over=30), b"%d" % T, GROUPS], T),  # nothing is lost
+        ([TIME, info(OTHER), b"%d" % T, GROUPS], T),  # a server that has started anew
+        ([TIME, info(OTHER), None, []], T),  # it was emptied
+        ([TIME, info(OTHER), None, []], None),
+    ]
+    for answers, beat_ms in seen:
+        look(lineage, answers, beat_ms=beat_ms)
+        counted.append(lineage.changes)
+    assert counted == [0, 0, 1, 2, 3, 3]
+
+
 def test_a_replica_is_not_compared() -> None:
     watching = Watching()
     lineage = Lineage("worker w", area="worker", service="g", observer=watching)

@@ -62,6 +62,13 @@ class KnownServices:
             run(self._client, published.add_services(self._keys, new))
             self.names |= new
 
+    def tell_again(self) -> None:
+        """Add all services that it knows to the store again: the store may have lost the last of them, and a worker
+        that comes later must read their replies, too."""
+        if self.names:
+            assert self._keys is not None
+            run(self._client, published.add_services(self._keys, self.names))
+
     def admit(self, inputs: Sequence[Input]) -> list[Input]:
         """The same inputs. The services of the sagas that begin are added to the store; if it would have too many, the
         begin is refused."""

@@ -34,7 +34,6 @@ from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.clock import WaitingSagas, newest_time
 from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
 from sagastream.orchestrator.gate import Gate
-from sagastream.orchestrator.mending import Mending
 from sagastream.orchestrator.order import Order
 from sagastream.orchestrator.overdue import Overdue
 from sagastream.orchestrator.pauses import Pauses
@@ -43,7 +42,7 @@ from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
 from sagastream.orchestrator.state_cache import StateCache
 from sagastream.orchestrator.streams import Input, Streams
-from sagastream.orchestrator.sweeping import Sweep
+from sagastream.orchestrator.upkeep import Upkeep
 from sagastream.store import layout, published, sagas
 from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.keys import ENDED_KEPT_MS, ORCHESTRATOR_GROUP, Partition, StoreKeys
@@ -57,10 +56,6 @@ LEASE_MS: Final = 5_000
 _PART: Final = 32
 #: The least time between two looks for due sagas, in seconds. A timeout is late by at most one turn and this.
 _LOOK_EVERY_S: Final = 0.02
-#: How often a worker takes sagas that are no longer kept out of the indexes, in seconds.
-_TIDY_EVERY_S: Final = 10.0
-#: The least time between two steps of mending the indexes, in seconds.
-_MEND_EVERY_S: Final = 0.25
 _TO_SAGA: Final = frozenset(get_args(ToSaga))
 
 
@@ -103,10 +98,13 @@ class Orchestrator:
         self._outage = Outage(broker, self.name, stop, observer=self._observer)
         self._report = TurnReport(self.name, self._observer)
         self._store = Store(broker.client, retention_ms=retention_ms, aborted_retention_ms=aborted_retention_ms)
-        lineage = Lineage(self.name, area="worker", observer=self._observer, missing=lambda _: missing(self._committed))
+        self._lineage = Lineage(
+            self.name, area="worker", observer=self._observer, missing=lambda _: missing(self._committed)
+        )
+        self._seen_changes = 0  # of the lineage, for which it has begun anew
         self._room = Room(self.name, max_unread)
         self._pauses = Pauses(broker.client, LEASE_MS)
-        beat = Heartbeat(consumer, Kind.WORKER, lineage=lineage)
+        beat = Heartbeat(consumer, Kind.WORKER, lineage=self._lineage)
         self._bulks = Bulks(broker.client, consumer, self.name)
         self._services = KnownServices(broker.client, beat, self._room, self._pauses, self._bulks)
         self._inbox = GroupReader(
@@ -126,9 +124,8 @@ class Orchestrator:
         self._cache = StateCache()
         self._journal_bytes = min(max(history_bytes, 0), MAX_JOURNAL_BYTES)
         self._committed: Sequence[Change] = ()  # what it wrote last
-        self._sweep = Sweep(broker.client, self._store)
-        self._mending = Mending(broker.client, self._store)
-        self._look_at = self._tidy_at = self._mend_at = 0.0
+        self._upkeep = Upkeep(broker.client, self._store, self._report, self.name, lease_ms=LEASE_MS)
+        self._look_at = 0.0
         self._clock_changes = 0  # of the clock, for which it has looked at all sagas
         self._waiting = WaitingSagas(broker.client, ())  # at which it looks because of that
 
@@ -175,6 +172,8 @@ class Orchestrator:
     def turn(self, block_ms: int = BLOCK_MS) -> int:
         """Read, load, decide, commit. Returns how many entries were read."""
         entries = self._read(block_ms)
+        if self._lineage.changes != self._seen_changes:
+            self._begin_anew()
         inputs = [*map(self._read_streams.opened, entries), *self._due(entries)]
         states = self._cache.presume(inputs)
         while inputs:
@@ -196,6 +195,18 @@ class Orchestrator:
         if self._overdue:
             self._look_soon()
         return len(entries)
+
+    def _begin_anew(self) -> None:
+        """The store goes on from another moment than this worker saw last. So forget what it remembers of it, tell it
+        what only the workers may still know, and see to it that all stands where it should."""
+        changes = self._lineage.changes
+        self._cache = StateCache()
+        self._committed = ()
+        self._overdue.forget()
+        self._look_at = 0.0  # what is due may be due for the second time
+        self._services.tell_again()
+        self._upkeep.begin_anew(self._opened)
+        self._seen_changes = changes
 
     def _load(self, inputs: Sequence[Input], states: dict[str, Found]) -> int:
         """Read the states that `states` does not have yet, into it. Returns the broker's time, in ms."""
@@ -279,14 +290,8 @@ class Orchestrator:
         self._look_at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, _LOOK_EVERY_S))
         if self._bulks.go_on() or are_held:
             self._look_soon()
-        if time.monotonic() >= self._tidy_at:
-            self._tidy_at = time.monotonic() + _TIDY_EVERY_S
-            self._sweep.sweep(keys)
-            self._mending.look(keys, self._inbox.now_ms)
-            self._report.trimmed(keys, self._store.trim(keys, self._room.most_bytes))
-        if self._mending.goes_on and time.monotonic() >= self._mend_at:
-            self._mend_at = time.monotonic() + _MEND_EVERY_S
-            self._mending.step()
+        if self._upkeep.look(keys, self._inbox.now_ms, self._room.most_bytes):
+            self._look_soon()
         leased = {saga_id for _, saga_id in due}
         due += self._put_off()
         if strangers := [one for one in due if keys.of(one[1]) is not one[0]]:

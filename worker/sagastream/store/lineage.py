@@ -145,6 +145,10 @@ class Lineage:
         self._seen: deque[Sight] = deque(maxlen=_REMEMBERED)
         self._gone: list[str] = []  # what was missing when it looked last
         self.reached: dict[str, EntryId] = {}  # by stream: the furthest that its group was seen; never changed in place
+        #: How often the store went on from another moment or in another place than this process saw: its server has
+        #: another replication id, or it has lost writes. Each server that starts gives itself a new replication id, and
+        #: so does a replica that becomes the master; so the run id would say nothing more.
+        self.changes = 0
         # A loss that is not kept in the store yet. What is read along with a look may fail, and end it early.
         self._to_keep: tuple[str, bytes] | None = None
         self._refused = ""
@@ -166,6 +170,8 @@ class Lineage:
                 missing = next((one for one in gone if one not in self._gone), None)
                 self._gone = gone
                 found = compare([*list(self._seen)[:-1], last], now, missing)
+                if found is not None or now.history != last.history:
+                    self.changes += 1
                 if found is not None:
                     self._seen.clear()
                     self._tell(found, now)

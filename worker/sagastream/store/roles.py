@@ -102,10 +102,10 @@ _WORK: Final = (
     _Grant("commands", "xrange xpending xdel"),
     _Grant("events quarantine", "xdel xlen xtrim memory|usage"),
     _Grant("saga", "exists hgetall hmget hset pexpire persist pttl"),
-    _Grant("timers", "type zadd zrem zrangebyscore zscan zscore zcard"),
-    _Grant("ended", "type zadd zrem zrangebyscore zrevrange zscan zcard"),
+    _Grant("timers", "type zadd zrem zrangebyscore zscan zscore zcard zmscore"),
+    _Grant("ended", "type zadd zrem zrangebyscore zrevrange zscan zcard zmscore"),
     _Grant("begun", "type zadd zrem zscan zcard zmscore"),
-    _Grant("index", "type zadd zrem zscan"),
+    _Grant("index", "type zadd zrem zscan zmscore"),
     _Grant("indexed", "type hget hset hdel hmget"),
     # A script is allowed if one grant has all of its keys.
     _Grant(
@@ -223,7 +223,7 @@ _SEND_JOBS: Final = "@hash @list @set @sortedset @stream @transaction -@dangerou
 
 #: What each role may do: without a key, and on which keys.
 _ROLES: Final[Mapping[Role, tuple[str, Sequence[_Grant]]]] = {
-    Role.WORKER: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS}", _WORK),
+    Role.WORKER: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS} scan", _WORK),
     Role.SERVICE: (f"{_ANYBODY} {_WRITES}", _SERVE),
     Role.RQ_WORKER: (f"{_ANYBODY} {_WRITES}", (*_SERVE, *_RUN_JOBS)),
     Role.CLIENT: (f"{_ANYBODY} {_WRITES}", (*_BEGIN, *_INTERVENE, *_LOOK)),

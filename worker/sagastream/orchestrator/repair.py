@@ -1,0 +1,176 @@
+"""What a worker repairs after the store has gone on from another moment: a failover, a restart, a restored file.
+
+It looks at all sagas and their places, as `sagastream doctor --repair` does, one small page each time. What is wrong is
+set right and told.
+
+A failover of one server throws all of a partition back to one moment, and a commit is whole or not there. So there is
+usually nothing to set right. But nobody may have to rely on that: a file may be restored in part, and a saga that is in
+no timer would stand still for ever, and be in no list.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import redis
+
+from sagastream.broker.exchange import run
+from sagastream.broker.failures import is_outage
+from sagastream.core.messages import is_id
+from sagastream.errors import CorruptSaga
+from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.places import examined, strays, waited_for_in_vain, without
+from sagastream.store.keys import Partition, StoreKeys
+from sagastream.telemetry import Log
+
+#: How many sagas one step looks at. A step is one transaction, which must not keep others waiting.
+PAGE: Final = 64
+#: How many names of keys, or members of an index, one step looks at, about.
+_LOOKED_AT: Final = 256
+_STRAY: Final = "was in an index of which that is not so"
+_IN_VAIN: Final = "was waited for, and is gone"
+_UNLISTED: Final = "was in no index"
+_NO_ID: Final = "was waited for, and is no saga"
+_UNREADABLE: Final = "cannot be read"
+
+
+class Repair:
+    """The repair of one worker. It does nothing until it is asked to begin."""
+
+    def __init__(self, client: "redis.Redis", store: Store, who: str, *, lease_ms: int) -> None:
+        """`who`: the name of the worker, as its log records have it. `lease_ms`: for how long it leases what is due."""
+        self._client = client
+        self._store = store
+        self._log = Log("worker", who)
+        self._lease_ms = lease_ms
+        self._steps: Iterator[None] | None = None
+        self._keys: StoreKeys | None = None
+        self._partitions: Sequence[Partition] = ()
+        self._looked_at = 0
+        self._mended: Counter[str] = Counter()  # how often what was set right
+        self._cannot: Counter[str] = Counter()  # … and what was not
+        self._indexes: list[tuple[Partition, str]] = []  # the indexes that it came by
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is more to do."""
+        return self._steps is not None
+
+    def begin(self, keys: StoreKeys, partitions: Sequence[Partition] | None = None) -> None:
+        """Look at all sagas of these partitions, by default of all. If it is at it already, it begins anew."""
+        self._keys = keys
+        self._partitions = keys.partitions if partitions is None else partitions
+        self._looked_at = 0
+        self._mended.clear()
+        self._cannot.clear()
+        self._indexes = []
+        self._steps = self._pages()
+
+    def step(self) -> None:
+        """Look at the next page. Raises redis.RedisError for an outage; then the next call begins anew. What the server
+        refuses for another reason ends the repair, and nothing else: this user may not do it."""
+        assert self._steps is not None
+        assert self._keys is not None
+        try:
+            if next(self._steps, self) is self:
+                self._steps = None
+                self._tell()
+        except redis.RedisError as error:
+            self.begin(self._keys, self._partitions)
+            if is_outage(error) or not isinstance(error, redis.ResponseError):
+                raise
+            self._steps = None
+            text = f"cannot look whether each saga stands where it should: {error}"
+            self._log.warning(f"{text}; sagastream doctor --repair does it")
+
+    def _pages(self) -> Iterator[None]:
+        yield from self._sagas()
+        for partition in self._partitions:
+            for members in self._members(partition.timers):
+                self._in_vain(partition, members)
+                yield
+        for partition, name in [*((one, None) for one in self._partitions), *self._indexes]:
+            key = partition.begun if name is None else partition.index(name)
+            for members in self._members(key):
+                if found := run(self._client, strays(partition, key, name, members)):
+                    self._take_out(partition, key, name, found)
+                yield
+
+    def _sagas(self) -> Iterator[None]:
+        """All sagas. Of the same names of keys, it notes which indexes there are."""
+        assert self._keys is not None
+        cursor, has_more = 0, True
+        while has_more:
+            page: Any = self._client.scan(cursor, match=f"{self._keys.prefix}:{{*}}:[si]*", count=_LOOKED_AT)
+            cursor, names = page
+            has_more = cursor != 0
+            by_partition: dict[Partition, list[str]] = {}
+            for name in dict.fromkeys(key.decode(errors="backslashreplace") for key in names):
+                partition = self._keys.partition_of(name)
+                if partition is None or partition not in self._partitions:
+                    continue
+                if name.startswith(partition.saga("")):
+                    by_partition.setdefault(partition, []).append(partition.saga_id(name))
+                elif name.startswith(partition.index("")):
+                    self._indexes.append((partition, name.removeprefix(partition.index(""))))
+            for partition, saga_ids in by_partition.items():
+                those = [saga_id for saga_id in saga_ids if is_id(saga_id)]
+                for at in range(0, len(those), PAGE):
+                    self._page(partition, those[at : at + PAGE])
+                    yield
+            if not by_partition:
+                yield
+        self._indexes = list(dict.fromkeys(self._indexes))
+
+    def _page(self, partition: Partition, saga_ids: Sequence[str]) -> None:
+        now_ms, page = run(self._client, examined(partition, saga_ids, self._lease_ms))
+        self._looked_at += len(page)
+        self._cannot[_UNREADABLE] += sum(isinstance(one.found, CorruptSaga) for one in page)
+        if mends := [one.mend for one in page if one.mend is not None]:
+            lost, stuck = self._store.commit(mends, now_ms)
+            not_written = {id(change) for change in (*lost, *stuck)}
+            for one in page:
+                if one.mend is not None and id(one.mend) not in not_written:  # else it has moved, and is right by now
+                    self._mended.update(one.wrong or (_UNLISTED,))
+
+    def _in_vain(self, partition: Partition, members: Sequence[bytes]) -> None:
+        no_ids, missing = run(self._client, waited_for_in_vain(partition, members))
+        if no_ids:
+            self._client.zrem(partition.timers, *no_ids)
+            self._mended[_NO_ID] += len(no_ids)
+        if missing:
+            lost, _ = self._store.commit(missing, 0)
+            self._mended[_IN_VAIN] += len(missing) - len(lost)
+
+    def _take_out(self, partition: Partition, key: str, name: str | None, found: Sequence[bytes]) -> None:
+        assert self._keys is not None
+        changes, no_ids, now_ms = run(self._client, without(self._keys, partition, name, found))
+        lost, _ = self._store.commit(changes, now_ms)
+        if no_ids:
+            self._client.zrem(key, *no_ids)
+        self._mended[_STRAY] += len(changes) - len(lost) + len(no_ids)
+
+    def _members(self, key: str) -> Iterator[list[bytes]]:
+        cursor, has_more = 0, True
+        while has_more:
+            try:
+                page: Any = self._client.zscan(key, cursor, count=_LOOKED_AT)
+            except redis.ResponseError:
+                return  # it is no zset: `sagastream doctor` says so
+            cursor, found = page
+            has_more = cursor != 0
+            yield list(dict.fromkeys(member for member, _ in found))
+
+    def _tell(self) -> None:
+        looked_at = f"looked at all {self._looked_at:,} sagas, since the store has another history"
+        mended, cannot = +self._mended, +self._cannot
+        if mended:
+            self._log.warning(f"{looked_at}; set right: {_listed(mended)}")
+        if cannot:
+            self._log.error(f"{looked_at}; not set right: {_listed(cannot)}; see sagastream doctor")
+        if not (mended or cannot):
+            self._log.info(f"{looked_at}: each stands where it should")
+
+
+def _listed(counted: Counter[str]) -> str:
+    return ", ".join(f"{number:,} of which each {what}" for what, number in counted.items())

@@ -1,0 +1,60 @@
+"""What a worker does for the store beside its work, each time a bounded part.
+
+It takes expired sagas out of the indexes, sets right what workers of an earlier release leave wrong in them, trims
+streams, and repairs what a failover may have left.
+"""
+
+import time
+from typing import Final
+
+import redis
+
+from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.mending import Mending
+from sagastream.orchestrator.repair import Repair
+from sagastream.orchestrator.report import TurnReport
+from sagastream.orchestrator.sweeping import Sweep
+from sagastream.store.keys import StoreKeys
+
+#: How often a worker takes sagas that are no longer kept out of the indexes, in seconds.
+_TIDY_EVERY_S: Final = 10.0
+#: The least time between two steps of mending the indexes, in seconds.
+_MEND_EVERY_S: Final = 0.25
+
+
+class Upkeep:
+    """The upkeep of a store, by one worker."""
+
+    def __init__(self, client: "redis.Redis", store: Store, report: TurnReport, who: str, *, lease_ms: int) -> None:
+        """`who` and `lease_ms`: as for Repair."""
+        self._client = client
+        self._store = store
+        self._report = report
+        self._repair = Repair(client, store, who, lease_ms=lease_ms)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._sweep = Sweep(self._client, self._store)
+        self._mending = Mending(self._client, self._store)
+        self._tidy_at = self._mend_at = 0.0
+
+    def begin_anew(self, keys: StoreKeys) -> None:
+        """The store goes on from another moment: forget how far it was seen to, and look at all of it."""
+        self._forget()
+        self._repair.begin(keys)
+
+    def look(self, keys: StoreKeys, now_ms: int, maxmemory: int) -> bool:
+        """Do the next part, if it is time. `now_ms`: the broker's time. `maxmemory`: as for `Store.trim`. Returns
+        whether there is more to do soon."""
+        now = time.monotonic()
+        if now >= self._tidy_at:
+            self._tidy_at = now + _TIDY_EVERY_S
+            self._sweep.sweep(keys)
+            self._mending.look(keys, now_ms)
+            self._report.trimmed(keys, self._store.trim(keys, maxmemory))
+        if self._mending.goes_on and now >= self._mend_at:
+            self._mend_at = now + _MEND_EVERY_S
+            self._mending.step()
+        if self._repair.goes_on:
+            self._repair.step()
+        return self._repair.goes_on
