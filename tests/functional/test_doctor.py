@@ -2,17 +2,22 @@
 possible."""
 
 import json
+import logging
 from typing import Any
 
 import pytest
 import redis
 
 from sagastream.broker import scripting
+from sagastream.broker.connection import Broker
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Intervene, Verb
+from sagastream.orchestrator import repair
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import keys
+from sagastream.store.roles import Role
 from sagastream_bridge.inspection import indexes, streams
 from sagastream_bridge.inspection.doctor import Doctor
 from sagastream_bridge.inspection.findings import OK
@@ -24,6 +29,7 @@ from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY, due
 from support.streams import append_requests
+from support.users import Users
 from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
@@ -146,6 +152,98 @@ def test_what_is_wrong_in_the_indexes_is_found_and_set_right(scene: Scene, ill: 
     ]
     assert [text for text in found(scene, repair=True) if "saga s1" in text] == [f"repaired: {says}; set right"]
     assert [text for text in found(scene) if "saga s1" in text] == []
+    happens(scene.redis)
+    if ill == "a hash is gone":  # so is the timer since then
+        scene.redis.zadd(ONLY.timers, {"s1": 9e15})
+    assert begun_anew(scene)[0].startswith("WARNING: looked at all ")
+    assert [text for text in found(scene) if "saga s1" in text] == []
+
+
+class Said(logging.Handler):
+    """What a worker has logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.levelname}: {record.getMessage()}")
+
+
+def begun_anew(scene: Scene) -> list[str]:
+    """The worker hears that the store has another history. What it says until it has looked at all sagas."""
+    said, log = Said(), logging.getLogger("sagastream.worker")
+    log.addHandler(said)
+    level = log.level
+    log.setLevel(logging.INFO)
+    try:
+        scene.worker._lineage.changes += 1
+        scene.turns_until(lambda: any(" looked at all " in f" {line}" for line in said.lines))
+        scene.worker.turn(block_ms=1)
+    finally:
+        log.removeHandler(said)
+        log.setLevel(level)
+    return [line for line in said.lines if "looked at all" in line]
+
+
+def test_a_worker_that_begins_anew_looks_at_all_sagas_page_by_page(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "PAGE", 2)
+    live(scene)
+    for number in range(5):
+        scene.begin(f"e{number}", do(number))
+        scene.play(f"e{number}")
+    (line,) = begun_anew(scene)
+    assert line.startswith("INFO: looked at all 6 sagas")
+    scene.redis.zrem(ONLY.timers, "s1")
+    scene.redis.zadd(ONLY.timers, {"a b": 9e15, "none": 9e15, "e0": 9e15})
+    scene.redis.zadd(ONLY.index("customer=x"), {"e1": 1, "lost": 1, "a b": 1})
+    scene.redis.zadd(ONLY.begun, {"never": 1})
+    scene.redis.zrem(ONLY.begun, "e2")
+    scene.redis.hset(ONLY.saga("e3"), "version", "x")
+    scene.redis.set(ONLY.saga("e4"), "x")
+    warning, error = begun_anew(scene)
+    for what in (
+        "1 of which each is live, and nobody would look at it again: it is in no timer",
+        "1 of which each has ended, and is still waited for",
+        "1 of which each was in no index",
+        "1 of which each was waited for, and is no saga",
+        "1 of which each was waited for, and is gone",
+        "4 of which each was in an index of which that is not so",
+    ):
+        assert what in warning
+    assert error.endswith("not set right: 2 of which each cannot be read; see sagastream doctor")
+    left = [text for text in found(scene) if not any(name in text for name in ("saga e3", "saga e4", "elsewhere"))]
+    assert left == []
+    assert not scene.redis.exists(ONLY.index("customer=x"))
+    assert begun_anew(scene)[0].startswith("ERROR")  # nothing else is left
+
+
+def test_a_worker_that_begins_anew_forgets_what_it_remembers_and_tells_its_services_again(scene: Scene) -> None:
+    live(scene)
+    assert scene.worker._cache._states
+    scene.redis.delete(KEYS.services)
+    begun_anew(scene)
+    assert not scene.worker._cache._states
+    assert b"elsewhere" in scene.redis.smembers(KEYS.services)
+
+
+def test_a_worker_that_may_not_look_at_all_keys_goes_on(server: Server) -> None:
+    """As its user is that an earlier release has made."""
+    url = Users(server).url(Role.WORKER)
+    admin: Any = server.broker().client  # its execute_command has no types
+    admin.execute_command("ACL", "SETUSER", "worker", "-scan")
+    broker = Broker(url)
+    server.brokers.append(broker)
+    scene = Scene(server.broker())
+    scene.worker = Orchestrator(broker, scene.stop)
+    scene.begin("s1", do(1))
+    scene.turns_until(lambda: scene.client.get("s1") is not None)
+    scene.worker._lineage.changes += 1
+    scene.worker.turn(block_ms=1)
+    scene.turns_until(lambda: not scene.worker._upkeep._repair.goes_on)
+    assert scene.play("s1").ended
 
 
 def test_a_worker_removes_a_member_of_timers_that_is_no_id_once_it_is_due(scene: Scene) -> None:
