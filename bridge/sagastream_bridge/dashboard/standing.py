@@ -16,7 +16,8 @@ from sagastream.core.indexing import PARKED, of_status
 from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.why import no_worker
-from sagastream.core.why_out import LATE_MS, hangs, nobody
+from sagastream.core.why_out import LATE_MS
+from sagastream.core.why_service import hangs, nobody
 from sagastream.core.why_waits import pause_told, pauses_nothing
 from sagastream.store import lineage
 from sagastream.store.finding import find

@@ -15,8 +15,9 @@ from sagastream.core.durations import spoken
 from sagastream.core.phases import AWAITS, BACKING_OFF
 from sagastream.core.saga import SagaState
 from sagastream.core.steps import PLAIN
-from sagastream.core.why_out import CommandOut, due_of, hangs, late
+from sagastream.core.why_out import CommandOut, due_of, late
 from sagastream.core.why_parked import parked
+from sagastream.core.why_service import hangs
 from sagastream.core.why_waits import awaits, not_started, paused, settles
 
 #: Of at most so many steps whose commands are out it is said why they are; of the others, that they are.

@@ -3,17 +3,17 @@
 why.py says the rest.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from sagastream.core.back import quote
-from sagastream.core.causes import GRACE_S, Cause, CauseKind, Evidence, Handler, Job, Place, ServiceFacts, Whereabouts
+from sagastream.core.causes import Cause, CauseKind, Evidence, Handler, Job, Place, Whereabouts
 from sagastream.core.durations import spoken
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import Step
+from sagastream.core.why_service import LOG, START, all_hang, busy_with, hangs, no_command, nobody
 
 #: If a command was delivered this often, the processes that take it may die of it.
 _MANY_DELIVERIES: Final = 3
@@ -27,9 +27,6 @@ LATE_MS: Final = 10_000
 
 #: What a clock that was set back does to what waits for a time.
 SET_BACK: Final = "What waits for a time begins to wait again: it waits for each time once more, at most"
-#: How a process of a service is started, and where to look if that does not help.
-_START: Final = "sagastream service MODULE:NAME  # starts one"
-_LOG: Final = "; if it ends at once, its log says why"
 #: The causes after which its answer may still come by itself.
 _GOES_ON: Final = frozenset(
     {CauseKind.QUEUED, CauseKind.RUNNING, CauseKind.PROCESS_DEAD, CauseKind.HANDED_BACK, CauseKind.SENT}
@@ -51,36 +48,6 @@ def late(due_ms: int | None, now_ms: int, what: str) -> Cause | None:
         return None
     text = f"{what}; a worker should have seen to it {spoken(now_ms - due_ms)} ago: the workers are behind, or hang"
     return Cause(kind=CauseKind.LATE, text=text, do=("sagastream doctor",), facts={"due_ms": due_ms})
-
-
-def hangs(handler: Handler, now_ms: int) -> Cause:
-    """That a handler should have ended."""
-    past = ""
-    if handler.not_after_ms is not None:
-        past = f", {spoken(now_ms - handler.not_after_ms)} past its deadline"
-    elif handler.timeout_ms is not None:
-        past = f", longer than the {handler.timeout_ms / 1000:g} s for which its answer is waited for"
-    text = f"the handler of {handler.command}, step {handler.step}, hangs: it has run for "
-    text += f"{spoken(now_ms - handler.since_ms)} in process {handler.process}{past}"
-    facts = {"process": handler.process, "since_ms": handler.since_ms, "not_after_ms": handler.not_after_ms}
-    return Cause(kind=CauseKind.HANGS, text=text, do=_end_process(handler.process), facts=facts)
-
-
-def nobody(service: ServiceFacts, names: Collection[str], now_ms: int) -> Cause | None:
-    """If no process of a service is alive: that. `names`: of all services that have a process, or publish commands."""
-    if service.alive:
-        return None
-    text = f"no process of service {service.name} is listening"
-    if service.processes:
-        last = min(service.processes, key=lambda process: process.silent_ms)
-        text += f": {last.name} was last heard {spoken(last.silent_ms)} ago; dead or hung"
-        facts: dict[str, Any] = {"process": last.name, "last_heard_ms": now_ms - last.silent_ms}
-        return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START + _LOG,), facts=facts)
-    if service.ever_was:
-        return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START + _LOG,))
-    near = get_close_matches(service.name, sorted({*names} - {service.name}))
-    text += f", and none ever was{misspelt(near)}"
-    return Cause(kind=CauseKind.NO_SERVICE, text=text, do=(_START,), facts={"near": near})
 
 
 def fails(state: SagaState, number: int) -> Cause:
@@ -123,7 +90,7 @@ class CommandOut:
 
     def of_its_service(self) -> Cause | None:
         """What is wrong with its service, wherever the command is."""
-        return self._nobody() or self._no_command() or self._all_hang()
+        return self._nobody() or self._lacks_it() or all_hang(self._service, self._now_ms)
 
     def way_out(self) -> tuple[str, ...]:
         """What helps if attempts of it fail again and again."""
@@ -150,7 +117,8 @@ class CommandOut:
     def _somewhere(self) -> Cause:
         if (mine := self._handler()) is not None:
             return self._running(mine)
-        if cause := self._nobody() or self._no_command() or self._unopened() or self._all_hang():
+        service, now_ms = self._service, self._now_ms
+        if cause := self._nobody() or self._lacks_it() or self._unopened() or all_hang(service, now_ms):
             return cause
         step = self._step
         since_ms = step.compensation_sent_ms if step.being_undone else step.sent_ms
@@ -160,14 +128,14 @@ class CommandOut:
         )
 
     def _unread(self) -> Cause:
-        if cause := self._nobody() or self._no_command():
+        if cause := self._nobody() or self._lacks_it():
             return cause
-        place = self._place
+        place, service = self._place, self._service
         before = f"more than {place.before}" if place.are_more else str(place.before)
         text = f"queued{self._for(' for', place.added_ms)}: commands before it: {before}"
-        text += f"; processes of service {self._service.name} at work: {self._service.at_work}{self._busy_with()}"
-        facts = {"before": place.before, "since_ms": place.added_ms, "unread": self._service.unread}
-        if front := self._all_hang():
+        text += f"; processes of service {service.name} at work: {service.at_work}{busy_with(service, self._now_ms)}"
+        facts = {"before": place.before, "since_ms": place.added_ms, "unread": service.unread}
+        if front := all_hang(service, self._now_ms):
             text = f"{front.text}; {text}"
             return Cause(kind=CauseKind.HANGS, text=text, do=front.do, facts={**front.facts, **facts})
         return self._cause(CauseKind.QUEUED, text, **facts)
@@ -178,7 +146,7 @@ class CommandOut:
         if self._place.handed_back:
             text = f"process {self._place.holder} handed {self._command} back; another takes it over within 2 s"
             given = self._cause(CauseKind.HANDED_BACK, text, process=self._place.holder)
-            return self._nobody() or self._no_command() or self._unopened() or given
+            return self._nobody() or self._lacks_it() or self._unopened() or given
         holder = self._service.process(self._place.holder)
         if holder is None or not holder.is_alive:
             return self._holder_dead()
@@ -186,7 +154,7 @@ class CommandOut:
             return self._running(mine)
         has = f"process {holder.name} has {self._command}"
         facts = {"process": holder.name, "deliveries": self._place.deliveries}
-        if front := self._all_hang(holder.name):
+        if front := all_hang(self._service, self._now_ms, holder.name):
             text = f"{has}, and has not begun it: {front.text}"
             return Cause(kind=CauseKind.HANGS, text=text, do=front.do, facts={**front.facts, **facts})
         attempt, again = self._step.current_attempt, self._deliveries()
@@ -233,14 +201,14 @@ class CommandOut:
         facts = {"process": name, "deliveries": self._place.deliveries, "last_heard_ms": last_ms}
         if not service.alive:
             text += f"; no process of service {service.name} is listening"
-            return Cause(kind=CauseKind.PROCESS_DEAD, text=text, do=(_START + _LOG,), facts=facts)
-        if front := self._all_hang():
+            return Cause(kind=CauseKind.PROCESS_DEAD, text=text, do=(START + LOG,), facts=facts)
+        if front := all_hang(self._service, self._now_ms):
             text += f". No other process takes it over, since {front.text}"
             return Cause(kind=CauseKind.HANGS, text=text, do=front.do, facts={**facts, **front.facts, "holder": name})
         text += "; another process takes it over when the lease has ended and it has a slot free"
         if self._place.where is Whereabouts.HELD:
             text += f" (by default after 30 s; it was last renewed {spoken(self._place.held_ms)} ago)"
-        text += self._busy_with({process.name for process in service.alive})
+        text += busy_with(service, self._now_ms, {process.name for process in service.alive})
         return self._cause(CauseKind.PROCESS_DEAD, text, **facts)
 
     def _skipped(self) -> Cause:
@@ -298,31 +266,8 @@ class CommandOut:
         do += "  # abandon it if it is parked then; begin another with the right name"
         return replace(cause, do=(do,))
 
-    def _no_command(self) -> Cause | None:
-        """Its service, or each process of it, does not have the command."""
-        service, command = self._service, self._command
-        if service.published is not None and command not in service.published:
-            near = get_close_matches(command, sorted(service.published))
-            text = f"service {service.name} has no command {command}{misspelt(near)}"
-            return self._cause(CauseKind.NO_COMMAND, text, near=near)
-        if any(process.commands is None or command in process.commands for process in service.alive):
-            return None
-        names = sorted(process.name for process in service.alive)
-        text = f"service {service.name} publishes {command}, and no process at work has it; at work: {_first(names)}"
-        do = (f"start a release of service {service.name} that has {command}",)
-        return Cause(kind=CauseKind.NO_COMMAND, text=text, do=do, facts={"processes": names})
-
-    def _all_hang(self, process: str = "") -> Cause | None:
-        """Handlers that should have ended take all of the service's processes, or this one."""
-        names = {process} if process else {one.name for one in self._service.alive}
-        past = [one for one in self._service.handlers if one.process in names and one.overdue]
-        if not past or not names <= self._service.hung:
-            return None
-        one = min(past, key=lambda handler: handler.since_ms)
-        text = f"handlers hang: {one.command} of saga {one.saga_id} has run for "
-        text += f"{spoken(self._now_ms - one.since_ms)} in process {one.process}"
-        facts = {"process": one.process, "saga_id": one.saga_id, "command": one.command, "since_ms": one.since_ms}
-        return Cause(kind=CauseKind.HANGS, text=text, do=_end_process(one.process), facts=facts)
+    def _lacks_it(self) -> Cause | None:
+        return no_command(self._service, self._command)
 
     # --- words
 
@@ -347,14 +292,6 @@ class CommandOut:
     def _log(self) -> str:
         return f"look at the log of service {self._service.name}  # it says how each attempt ended"
 
-    def _busy_with(self, processes: Collection[str] | None = None) -> str:
-        """What its service, or these processes of it, have been running for longest."""
-        running = [one for one in self._service.handlers if processes is None or one.process in processes]
-        if not running:
-            return ""
-        one = min(running, key=lambda handler: handler.since_ms)
-        return f"; {one.command} of saga {one.saga_id} has run for {spoken(self._now_ms - one.since_ms)}"
-
     def _for(self, before: str, since_ms: int | None, after: str = "") -> str:
         return "" if since_ms is None else f"{before} {spoken(self._now_ms - since_ms)}{after}"
 
@@ -363,19 +300,3 @@ class CommandOut:
 
     def _deliveries(self) -> str:
         return f" (delivered {self._place.deliveries} times)" if self._place.deliveries > 1 else ""
-
-
-def misspelt(near: Sequence[str]) -> str:
-    return f"; is it a misspelling of {' or '.join(near)}?" if near else ""
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _end_process(name: str) -> tuple[str, ...]:
-    """How to be rid of a handler that hangs. `name`: of its process: host, pid and a random part."""
-    host, _, pid = name.rpartition("-")[0].rpartition("-")
-    end = f"kill {pid}  # on {host}" if pid.isdigit() else f"end process {name}"
-    when = f"it ends within {GRACE_S:g} s, and others take over what it holds"
-    return (f"{end}; {when}. With hard_timeout_ms it ends by itself",)

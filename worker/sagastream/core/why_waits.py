@@ -16,7 +16,8 @@ from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import Step
 from sagastream.core.steps import StepKind
-from sagastream.core.why_out import due_of, late, misspelt, nobody
+from sagastream.core.why_out import due_of, late
+from sagastream.core.why_service import misspelt, nobody
 
 
 def not_started(state: SagaState, now_ms: int) -> Cause:
