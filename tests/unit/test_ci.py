@@ -1,5 +1,6 @@
 """The workflow file: every Python that the package names, few rights, and actions that cannot change."""
 
+import os
 import re
 from pathlib import Path
 
@@ -30,3 +31,9 @@ def test_the_workflow_may_read_and_nothing_else() -> None:
 @pytest.mark.parametrize("action", re.findall(r"uses: (.+)", WORKFLOW))
 def test_an_action_is_pinned_by_its_commit_and_tells_its_version(action: str) -> None:
     assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
+
+
+@pytest.mark.xdist_group("together")
+def test_groups_of_tests_are_seen(request: pytest.FixtureRequest) -> None:
+    """Else each process starts a browser and an `npm ci` of its own, and nothing tells of it but the time."""
+    assert "PYTEST_XDIST_WORKER" not in os.environ or request.node.nodeid.endswith("@together")
