@@ -15,7 +15,7 @@ from sagastream.core.filtering import Filter
 from sagastream.core.saga import Intervention
 from sagastream.store.definitions import Deployed, Version
 from sagastream.store.operations import Operation
-from sagastream.testing.sagas import Saga, Sagas
+from sagastream.testing import Saga, Sagas
 from sagastream_bridge.commands.main import cli
 from sagastream_bridge.dashboard.finding import Search as PageSearch
 

@@ -11,7 +11,8 @@ Decisions, the rules of services and the calls of handlers are those of producti
 
 from sagastream.testing.clock import Clock
 from sagastream.testing.faults import CommandFaults, Fault
-from sagastream.testing.sagas import Saga, Sagas
+from sagastream.testing.saga import Saga
+from sagastream.testing.sagas import Sagas
 from sagastream.testing.sweep import Sweep, check_every_fault
 
 __all__ = ["Clock", "CommandFaults", "Fault", "Saga", "Sagas", "Sweep", "check_every_fault"]

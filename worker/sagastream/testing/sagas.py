@@ -1,34 +1,29 @@
-"""The classes with which tests are written: Sagas, and each Saga in it."""
+"""Sagas, with which tests are written: an orchestrator and services in one process, and the time of the test."""
 
 import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from msgspec.structs import replace
 
 from sagastream.core.begin_parsing import parse_begin
-from sagastream.core.commands import Command
-from sagastream.core.history import history
-from sagastream.core.history_events import HistoryEvent
-from sagastream.core.messages import Begin, DeadlineKind, Signal, Verb
+from sagastream.core.messages import DeadlineKind, Signal, Verb
 from sagastream.core.parsing import parse_intervene
 from sagastream.core.pauses import Pause, Resume, name_of_pause
-from sagastream.core.saga import SagaState, SagaStatus
-from sagastream.core.sealed_messages import open_command, open_state
 from sagastream.core.sealing import Codec
-from sagastream.core.steps import AS_PUBLISHED
 from sagastream.errors import RequestRefused, ScenarioError
 from sagastream.service.declaration import Service
 from sagastream.testing.clock import Clock
 from sagastream.testing.faults import CommandFaults, Faults, Target
+from sagastream.testing.names import check_known, check_served, untaken_signal
 from sagastream.testing.orchestrator import InProcessOrchestrator
+from sagastream.testing.saga import REASON, Saga, named
 from sagastream.testing.services import InProcessServices
 from sagastream.testing.signals import Plan, Signals, signal
-from sagastream.testing.story import Story, headline
+from sagastream.testing.story import Story
 from sagastream.testing.tracebacks import without_ours
 from sagastream.tracing.context import current_trace
 
@@ -38,8 +33,6 @@ if TYPE_CHECKING:
 #: A step, as `SagaClient.begin` takes it.
 Step = Mapping[str, Any]
 
-#: The reason of an operator, if the test does not give one.
-_REASON: Final = "as the test has it"
 #: More than any saga needs that ends.
 _MOST_MOVES: Final = 100_000
 
@@ -105,7 +98,7 @@ class Sagas:
 
         Raises ScenarioError if no service here has such a command, or `step` is not a whole number from 1 on.
         """
-        self._check_known(name)
+        check_known(name, self._services.services)
         if step is not None and (type(step) is not int or step < 1):
             raise ScenarioError(f"{name} of step {step!r}: steps count from 1")
         return CommandFaults(self._faults, Target(name=name, step=step, saga_id=saga_id))
@@ -148,7 +141,7 @@ class Sagas:
         deadline: DeadlineKind | None = None,
         start_at: datetime | None = None,
         attributes: Mapping[str, str | int] | None = None,
-    ) -> "Saga":
+    ) -> Saga:
         """Begin a saga. Its first commands are sent only when time passes, see `advance` and `settle`.
 
         Args:
@@ -190,7 +183,7 @@ class Sagas:
             raise ScenarioError(f"steps is a list of steps, each a dict, as in sagas.run([step]); not {steps!r:.100}")
         traceparent, tracestate = current_trace()
         request = parse_begin(body, request_id=self._request_id(), traceparent=traceparent, tracestate=tracestate)
-        self._check_served(request)
+        check_served(request, self._services.services, self._published)
         request = requests.sealed(self._services.codec, request)
         self._orchestrator.request(request)
         return Saga(
@@ -213,7 +206,7 @@ class Sagas:
         deadline: DeadlineKind | None = None,
         start_at: datetime | None = None,
         attributes: Mapping[str, str | int] | None = None,
-    ) -> "Saga":
+    ) -> Saga:
         """Begin a saga, then let time pass as `settle` does: the saga has ended or is parked. A signal that a step
         waits for comes only if the test has said so before, by `on_wait`. Arguments and errors are those of `begin`."""
         saga = self.begin(
@@ -259,7 +252,7 @@ class Sagas:
 
     @without_ours
     def pause(
-        self, service: str, command: str | None = None, *, reason: str = _REASON, actor: str | None = None
+        self, service: str, command: str | None = None, *, reason: str = REASON, actor: str | None = None
     ) -> None:
         """Pause a service, or one of its commands: from now on nothing of it is sent, and steps that would send it are
         held. What is out is answered. `settle` returns while sagas are held."""
@@ -269,7 +262,7 @@ class Sagas:
 
     @without_ours
     def resume(
-        self, service: str, command: str | None = None, *, reason: str = _REASON, actor: str | None = None
+        self, service: str, command: str | None = None, *, reason: str = REASON, actor: str | None = None
     ) -> None:
         """Resume what was paused by this very name, and let time pass as `settle` does.
 
@@ -300,20 +293,12 @@ class Sagas:
     def explain(self) -> str:
         """What has happened to each saga, one line for each event. A failed test shows this."""
         told = [self._story.tell(state) for state in self._orchestrator.states.values()]
-        return "\n\n".join(told if (unknown := self._untaken_signal()) is None else [*told, unknown])
+        if (unknown := self._untaken_signal()) is not None:
+            told.append(unknown)
+        return "\n\n".join(told)
 
     def _untaken_signal(self) -> str | None:
-        """What is wrong with a signal that `on_wait` says comes, and that no step of any saga here names; None: there
-        is none. If no saga has begun, nobody knows."""
-        if not self._orchestrator.states:
-            return None
-        shapes = [step.definition.shape for state in self._orchestrator.states.values() for step in state.steps]
-        taken = {name: None for shape in shapes for name in (shape.wait, shape.retry_on) if name is not None}
-        for name in self.signals.names:
-            if name not in taken:
-                known = _what_there_is(name, taken) if taken else "no step waits for any"
-                return f"on_wait({name!r}): no step of these sagas takes this signal; {known}"
-        return None
+        return untaken_signal(self.signals.names, self._orchestrator.states.values())
 
     def _move(self, until_ms: int | None, until: Callable[[], bool] = lambda: False) -> None:
         if self._moving:
@@ -350,7 +335,7 @@ class Sagas:
         self.settle()
 
     def _signal(self, saga_id: str, name: str, payload: Any, *, decline: str | None, actor: str | None) -> None:
-        self._send_signal(signal(saga_id, name, payload, decline=decline, **_named(actor=actor)))
+        self._send_signal(signal(saga_id, name, payload, decline=decline, **named(actor=actor)))
         self.settle()
 
     def _try_signal(self, coming: Signal) -> None:
@@ -369,179 +354,3 @@ class Sagas:
     def _request_id(self) -> str:
         self._requests += 1
         return f"request-{self._requests}"
-
-    def _check_known(self, name: str) -> None:
-        names = {
-            registration.name: service.name
-            for service in self._services.services.values()
-            for registration in service.registrations
-        }
-        if name not in names:
-            raise ScenarioError(f"no service that is served has {name}; {_what_there_is(name, names)}")
-
-    def _check_served(self, begin: Begin) -> None:
-        for number, definition in enumerate(begin.steps, 1):
-            if not definition.shape.sends:
-                continue
-            service = self._services.services.get(definition.service)
-            if service is None:
-                known = _what_there_is(definition.service, self._services.services)
-                raise ScenarioError(f"step {number}: no service {definition.service} is served; {known}")
-            command = Command(
-                service=service.name,
-                type=definition.transaction,
-                saga_id=begin.saga_id,
-                step=number,
-                params=b"null",
-                begun_ms=0,
-            )
-            if service.registration(command) is None:
-                known = _what_there_is(definition.transaction, self._published[service.name])
-                raise ScenarioError(f"step {number}: service {service.name} has no command {command.type}; {known}")
-            if definition.compensation not in (AS_PUBLISHED, None):
-                self._check_known(definition.compensation)
-
-
-class Saga:
-    """A saga of a test. Its properties say how it is now."""
-
-    def __init__(
-        self,
-        saga_id: str,
-        *,
-        orchestrator: InProcessOrchestrator,
-        services: InProcessServices,
-        told: Story,
-        intervene: Callable[..., None],
-        signal: Callable[..., None],
-    ) -> None:
-        self.saga_id = saga_id
-        self._orchestrator = orchestrator
-        self._services = services
-        self._story = told
-        self._intervene = intervene
-        self._signal = signal
-
-    @property
-    def state(self) -> SagaState:
-        """The whole saga, as `SagaClient.get` returns it."""
-        state = self._orchestrator.states[self.saga_id]
-        return state if self._services.codec is None else open_state(self._services.codec, state)[0]
-
-    @property
-    def status(self) -> SagaStatus:
-        """PENDING, COMPENSATING, COMPLETED or ABORTED."""
-        return self.state.status
-
-    @property
-    def reason(self) -> str | None:
-        """Why it is undone or was undone; None: it is not."""
-        return self.state.reason
-
-    @property
-    def parked(self) -> str | None:
-        """Why it waits for a person; None: it does not."""
-        return self.state.parked
-
-    @property
-    def parked_at(self) -> str | None:
-        """Where it is parked, as `retry` and the others take it; None: it is not."""
-        return self.state.parked_at
-
-    @property
-    def sent(self) -> list[Command]:
-        """The commands and compensations that it has sent, in order."""
-        codec, sent = self._services.codec, self._orchestrator.sent
-        return [open_command(codec, command) for command in sent if command.saga_id == self.saga_id]
-
-    @property
-    def commands(self) -> list[str]:
-        """The names of the commands and compensations that it has sent, in order. One that was sent twice is there
-        twice."""
-        return [command.type for command in self.sent]
-
-    @property
-    def called(self) -> list[str]:
-        """The names of the commands and compensations whose handlers were called, in order."""
-        return [command.type for command in self._services.called if command.saga_id == self.saga_id]
-
-    @property
-    def history(self) -> list[HistoryEvent]:
-        """What happened to it, as `SagaClient.history` says it. There are no processes here, so none is named."""
-        return history(self.state)
-
-    @property
-    def results(self) -> list[Any]:
-        """What the handler of each step returned; None if it returned None, or if that is not known."""
-        return self.state.results
-
-    @without_ours
-    def cancel(
-        self, reason: str = _REASON, *, now: bool = False, actor: str | None = None, parked_at: str | None = None
-    ) -> None:
-        """As `SagaClient.cancel`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        more = _named(now=now or None, actor=actor, parked_at=parked_at)
-        self._intervene(Verb.CANCEL, self.saga_id, reason, **more)
-
-    @without_ours
-    def retry(
-        self,
-        reason: str = _REASON,
-        *,
-        actor: str | None = None,
-        parked_at: str | None = None,
-        step: int | str | None = None,
-    ) -> None:
-        """As `SagaClient.retry`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        self._intervene(Verb.RETRY, self.saga_id, reason, **_named(actor=actor, parked_at=parked_at, step=step))
-
-    @without_ours
-    def skip(
-        self,
-        reason: str = _REASON,
-        *,
-        actor: str | None = None,
-        parked_at: str | None = None,
-        step: int | str | None = None,
-    ) -> None:
-        """As `SagaClient.skip`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        self._intervene(Verb.SKIP, self.saga_id, reason, **_named(actor=actor, parked_at=parked_at, step=step))
-
-    @without_ours
-    def abandon(
-        self,
-        reason: str = _REASON,
-        *,
-        actor: str | None = None,
-        parked_at: str | None = None,
-        step: int | str | None = None,
-        now: bool = False,
-    ) -> None:
-        """As `SagaClient.abandon`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused."""
-        more = _named(now=now or None, actor=actor, parked_at=parked_at, step=step)
-        self._intervene(Verb.ABANDON, self.saga_id, reason, **more)
-
-    @without_ours
-    def signal(self, name: str, payload: Any = None, *, decline: str | None = None, actor: str | None = None) -> None:
-        """As `SagaClient.signal`; then the saga runs on, as in `Sagas.settle`. Raises RequestRefused, and ScenarioError
-        if this is not a signal."""
-        self._signal(self.saga_id, name, payload, decline=decline, actor=actor)
-
-    def explain(self) -> str:
-        """What has happened to it, one line for each event."""
-        return self._story.tell(self.state)
-
-    def __repr__(self) -> str:
-        return f"<{headline(self.state)}>"
-
-
-def _named(**members: Any) -> dict[str, Any]:
-    """Those members of a request that are given."""
-    return {name: value for name, value in members.items() if value is not None}
-
-
-def _what_there_is(name: str, names: Mapping[str, object]) -> str:
-    """A hint: the name that was probably meant, or all names."""
-    if meant := get_close_matches(name, names, n=1):
-        return f"did you mean {meant[0]}?"
-    return f"there is {', '.join(names)}" if names else "nothing is served yet: call sagas.serve(service) first"

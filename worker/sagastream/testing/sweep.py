@@ -11,7 +11,8 @@ from sagastream.core.saga import SagaStatus
 from sagastream.core.steps import StepKind
 from sagastream.errors import ScenarioError
 from sagastream.testing.faults import CommandFaults, Fault
-from sagastream.testing.sagas import Saga, Sagas, Step
+from sagastream.testing.saga import Saga
+from sagastream.testing.sagas import Sagas, Step
 from sagastream.testing.signals import Wrong
 from sagastream.testing.tracebacks import without_ours
 
