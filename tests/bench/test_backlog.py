@@ -95,7 +95,7 @@ class Sagas:
         for key in self.client.scan_iter(count=1000):
             if self.client.ttl(key) > 0:
                 self.client.unlink(key)
-        Sweep(self.client, commit.Store(self.client, retention_ms=0)).sweep(KEYS)
+        Sweep(self.client, commit.Store(self.client, retention_ms=0)).sweep(KEYS, KEYS.partitions)
         self._forgotten = self._begun
 
 

@@ -79,10 +79,10 @@ def test_sagas_are_in_the_indexes_that_their_hashes_say_until_they_have_expired(
     }
     store = Store(scene.redis, retention_ms=0)
     sweep = Sweep(scene.redis, store)
-    sweep.sweep(KEYS)
+    sweep.sweep(KEYS, KEYS.partitions)
     assert set(check(scene.redis)) == {"customer=c 42=ü", "basket=815", "status=ABORTED"}  # all are there still
     scene.redis.delete(ONLY.saga("marked"), ONLY.saga("plain"))  # as if their time had come
-    sweep.sweep(KEYS)
+    sweep.sweep(KEYS, KEYS.partitions)
     assert check(scene.redis) == {"basket=815": {"aborted"}, "status=ABORTED": {"aborted"}}
     assert scene.redis.zrange(ONLY.ended, 0, -1) == [b"aborted"]
 
@@ -93,7 +93,7 @@ def test_a_sweep_leaves_a_saga_alone_that_was_begun_again(scene: Scene) -> None:
     scene.redis.delete(ONLY.saga("s1"))
     scene.client.begin("s1", [do(2)], attributes={"customer": "c1"})
     scene.play("s1")
-    Sweep(scene.redis, Store(scene.redis, retention_ms=0)).sweep(KEYS)
+    Sweep(scene.redis, Store(scene.redis, retention_ms=0)).sweep(KEYS, KEYS.partitions)
     assert check(scene.redis) == {"customer=c1": {"s1"}}
 
 
@@ -155,7 +155,7 @@ def test_a_live_saga_whose_hash_somebody_has_deleted_leaves_all_indexes(scene: S
     scene.redis.delete(ONLY.saga("s1"))
     scene.redis.zadd(ONLY.timers, {"s1": 1})  # it is due
     scene.turns_until(lambda: scene.redis.zscore(ONLY.timers, "s1") is None)
-    Sweep(scene.redis, Store(scene.redis)).sweep(KEYS)
+    Sweep(scene.redis, Store(scene.redis)).sweep(KEYS, KEYS.partitions)
     assert check(scene.redis) == {}
     assert scene.redis.zcard(ONLY.ended) == 0
 
@@ -168,7 +168,7 @@ def test_sagas_of_an_earlier_release_are_put_in_once(scene: Scene) -> None:
     scene.redis.hset(ONLY.saga("damaged"), "version", "1")
     scene.redis.zadd(ONLY.ended, {"damaged": 1})
     mending = Mending(scene.redis, Store(scene.redis))
-    mending.look(KEYS, NOW_MS)
+    mending.look(KEYS, KEYS.partitions, NOW_MS)
     steps = 0
     while mending.goes_on:
         mending.step()
@@ -176,7 +176,7 @@ def test_sagas_of_an_earlier_release_are_put_in_once(scene: Scene) -> None:
     assert steps > 0
     scene.redis.delete(ONLY.saga("damaged"))
     assert check(scene.redis) == expected
-    mending.look(KEYS, NOW_MS)  # the damaged one is still missing, and is not looked for again
+    mending.look(KEYS, KEYS.partitions, NOW_MS)  # the damaged one is still missing, and is not looked for again
     assert not mending.goes_on
 
 
@@ -196,7 +196,7 @@ def test_a_saga_that_moves_while_it_is_put_in_is_put_in_by_the_next_pass(
     read = sagas.read
     for reading in (read_too_early, read):
         monkeypatch.setattr(sagas, "read", reading)
-        mending.look(KEYS, NOW_MS)
+        mending.look(KEYS, KEYS.partitions, NOW_MS)
         while mending.goes_on:
             mending.step()
     assert check(scene.redis) == expected
@@ -209,13 +209,13 @@ def test_what_a_worker_of_an_earlier_release_sweeps_out_of_ended_leaves_all_inde
     for saga_id in ("plain", "marked"):
         scene.redis.delete(ONLY.saga(saga_id))
         scene.redis.zrem(ONLY.ended, saga_id)
-    mending.look(KEYS, NOW_MS)
+    mending.look(KEYS, KEYS.partitions, NOW_MS)
     while mending.goes_on:
         mending.step()
-    sweep.sweep(KEYS)
+    sweep.sweep(KEYS, KEYS.partitions)
     assert set(check(scene.redis)) == {"basket=815", "status=ABORTED"}
     assert scores(scene.redis, ONLY.begun).keys() == {"aborted", "parked"}
-    mending.look(KEYS, NOW_MS)
+    mending.look(KEYS, KEYS.partitions, NOW_MS)
     assert not mending.goes_on
 
 

@@ -74,7 +74,7 @@ class Beside(Scene):
 @pytest.fixture
 def scene(server: Server, commands: Commands, earlier: Release, monkeypatch: pytest.MonkeyPatch) -> Beside:
     for name, seconds in {"_TIDY_EVERY_S": 0.2, "_MEND_EVERY_S": 0.0}.items():
-        monkeypatch.setattr(f"sagastream.orchestrator.worker.{name}", seconds)
+        monkeypatch.setattr(f"sagastream.orchestrator.upkeep.{name}", seconds)
     return Beside(server, commands, earlier)
 
 

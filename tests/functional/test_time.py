@@ -11,7 +11,7 @@ from sagastream.core.commands import Reply, ok
 from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import RequestRefused
-from sagastream.orchestrator import streams, sweeping, worker
+from sagastream.orchestrator import streams, sweeping, upkeep, worker
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import keys, sagas
@@ -236,7 +236,7 @@ SEEN_MS = 1_500
 
 
 def test_an_ended_saga_expires_and_a_live_one_does_not(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_TIDY_EVERY_S", 0.0)
+    monkeypatch.setattr(upkeep, "_TIDY_EVERY_S", 0.0)
     scene = Scene(server.broker())
     scene.worker = Orchestrator(scene.broker, scene.stop, retention_ms=SEEN_MS)
     scene.begin("live", do(1, service="nobody"))
@@ -249,7 +249,7 @@ def test_an_ended_saga_expires_and_a_live_one_does_not(server: Server, monkeypat
 
 
 def test_aborted_sagas_may_be_kept_for_a_time_of_their_own(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_TIDY_EVERY_S", 0.0)
+    monkeypatch.setattr(upkeep, "_TIDY_EVERY_S", 0.0)
     monkeypatch.setattr(sweeping, "_PAGE", 3)
     monkeypatch.setattr(sweeping, "_PAGES", 1)
     scene = Scene(server.broker())
@@ -264,7 +264,7 @@ def test_aborted_sagas_may_be_kept_for_a_time_of_their_own(server: Server, monke
 
 
 def test_under_steady_load_the_store_does_not_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_TIDY_EVERY_S", 0.0)
+    monkeypatch.setattr(upkeep, "_TIDY_EVERY_S", 0.0)
     scene = Scene(server.broker())
     scene.worker = Orchestrator(scene.broker, scene.stop, retention_ms=1)
     sizes = []

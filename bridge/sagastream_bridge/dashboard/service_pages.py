@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from sagastream_bridge.dashboard import standing
 from sagastream_bridge.dashboard.page import Page
+from sagastream_bridge.inspection import sharing
 
 
 class ServicePages:
@@ -51,6 +52,7 @@ class ServicePages:
             now=now,
             rows=rows,
             workers=workers,
+            prefers=sharing.told(processes, len(self._reader.keys().partitions)),
             sample=self._reader.recent().looked_at,
             operations=self._reader.operations(),
             complaint=complaint,

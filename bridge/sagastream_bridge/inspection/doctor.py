@@ -25,7 +25,7 @@ from sagastream.store import bulks, heartbeat, layout, lineage, published, sagas
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import ORCHESTRATOR_GROUP
 from sagastream.store.quarantine import Quarantine
-from sagastream_bridge.inspection import bulk_views
+from sagastream_bridge.inspection import bulk_views, sharing
 from sagastream_bridge.inspection.findings import Finding, cannot_tell, ok, problem, problem_of, warning
 from sagastream_bridge.inspection.indexes import SagaCheck
 from sagastream_bridge.inspection.key_check import KeyCheck, central
@@ -83,6 +83,7 @@ class Doctor:
         yield from self._workers(evidence, [process for process in processes if process.kind == Kind.WORKER])
         for service in sorted(services):
             yield from service_check.examine(service)
+            yield from self._sharing(f"service {service}", [one for one in processes if one.service == service])
         yield from self._paused(evidence, processes)
         yield from self._bulks(evidence.now_ms)
         yield from self._clock(processes)
@@ -127,8 +128,14 @@ class Doctor:
         else:
             yield ok("workers", "none is running, and there is nothing to do")
         yield from self._formats(workers)
+        yield from self._sharing("workers", workers)
         for stream in streams:
             yield from self._streams.examine(stream, ORCHESTRATOR_GROUP)
+
+    def _sharing(self, about: str, processes: Sequence[Process]) -> Iterator[Finding]:
+        """Who prefers which partitions."""
+        if (text := sharing.line(processes, len(self._keys.partitions))) is not None:
+            yield ok(about, text)
 
     def _formats(self, workers: Sequence[Process]) -> Iterator[Finding]:
         """What only some of the workers know, and what none of them does."""

@@ -66,7 +66,7 @@ def test_the_replies_of_all_services_count_together() -> None:
 def test_what_was_read_before_counts_when_a_service_is_new() -> None:
     streams = Streams(KEYS, ["till"], Room("worker"))
     streams.read(replies(BATCH), {}, has_more=False)
-    more = streams.followed_by(["till", "hotel"])
+    more = streams.with_services(["till", "hotel"])
     assert more.has_more
     assert ONLY.requests not in more.wanted(more.names)
     assert ONLY.replies("hotel") in more.wanted(more.names)

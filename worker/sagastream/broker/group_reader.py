@@ -22,6 +22,7 @@ from sagastream.broker.failures import is_deleted, is_wrong_type
 from sagastream.broker.heard import Heard, Heartbeat
 from sagastream.broker.leases import Leases
 from sagastream.broker.portions import Counts, Portion, batches
+from sagastream.broker.preferred import PreferredStreams, Prefers
 from sagastream.broker.redelivered import EntryId, Redelivered
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
@@ -57,6 +58,8 @@ class GroupReader:
         on_join: Callable[[], Sequence[str]],
         heartbeat: Heartbeat | None = None,
         reached: Callable[[], Mapping[str, EntryId]] | None = None,
+        prefers: Prefers = lambda: None,
+        helps: bool = False,
     ) -> None:
         """
         Args:
@@ -66,8 +69,13 @@ class GroupReader:
             heartbeat: is sent along with the readings.
             reached: by stream: how far its group was, as the process saw it besides. With it, what a group gives again,
                 since somebody has deleted it or set it back, counts as delivered before.
+            prefers: which of the streams it prefers. It reads the others only if it is told to.
+            helps: whether it takes over from dead readers in the others, too; more seldom.
         """
-        self.streams: list[str] = []  # those that are read
+        self.streams: list[str] = []  # those that it may read
+        self._prefers = prefers
+        self._preferred = PreferredStreams(prefers)
+        self._helps = helps
         self.now_ms = 0  # by the broker's clock, when it last gave new entries, or had none
         self.clock = BrokerClock()
         self._client = client
@@ -105,36 +113,46 @@ class GroupReader:
         self._ahead = []  # this is among it
         self._own = dict.fromkeys(self.streams, "0")
 
-    def read(self, block_ms: int, counts: Counts | None = None) -> list[Entry]:
+    def read(self, block_ms: int | None, counts: Counts | None = None, *, everywhere: bool = False) -> list[Entry]:
         """The entries to work on now, at most BATCH per stream and, if they are large, at most portions.BYTES bytes:
         own pending ones, else abandoned ones, else new ones.
 
         Args:
-            block_ms: how long to wait for new entries if no stream has any.
+            block_ms: how long to wait for new entries if no stream has any; None: not at all.
             counts: of the streams that are read, at most how many new entries; by default BATCH of each. If it leaves a
                 stream out, no new entries of that stream are read, and the reading does not wait.
+            everywhere: whether new entries are read from all streams, and not only from those that it prefers.
         """
         if entries := self._take_ahead():
             return self._for_a_turn(entries)
         try:
             if not self._joined:
                 self._join()
+            else:
+                exchange.run(self._client, self._heard.first())
+            self._choose()
             while self._own:
                 if entries := self._read_own():
                     return self._for_a_turn(entries)
             if self.leases.is_time_to_look:
-                self.leases.look(self.streams)
+                self.leases.look(self._preferred.and_others_in_turn() if self._helps else self.mine)
                 self.show_up()
             while self.leases.is_looking:
                 if entries := self.leases.claimed(self._ask_all(self.leases.claims(self._portion))):
                     return self._for_a_turn(entries)
             if self.leases.is_time_to_forget:
-                self.leases.forget_gone(self.streams)
+                self.leases.forget_gone(self.mine)
                 self.follow(sorted(self._unusable))
-            return self._for_a_turn(self._take_new((counts or batches)(self.streams), block_ms))
+            streams = self.streams if everywhere else self.mine
+            return self._for_a_turn(self._take_new((counts or batches)(streams), streams, block_ms))
         except redis.ResponseError as error:
             self._deleted(error)
             return []
+
+    @property
+    def mine(self) -> list[str]:
+        """The streams that it prefers."""
+        return self._preferred.names
 
     @property
     def has_more(self) -> bool:
@@ -150,7 +168,8 @@ class GroupReader:
     def _may_read_ahead(self) -> bool:
         """Whether the next reading will be of new entries, and none were read ahead yet. Without the first condition, a
         reader that always reads ahead would never take over what dead readers held."""
-        return self._joined and not (self._own or self._ahead) and self.leases.is_idle
+        is_settled = self._joined and bool(self.mine) and self._preferred.is_current
+        return is_settled and not (self._own or self._ahead) and self.leases.is_idle
 
     def follow(self, streams: Sequence[str]) -> None:
         """Read these streams too, from now on."""
@@ -162,14 +181,16 @@ class GroupReader:
         next reading must come soon: the entries are this reader's from now on."""
         if not self._may_read_ahead:
             return (yield from first)
-        found, _ = yield from together(first, self._read_ahead(counts(self.streams)))
+        found, _ = yield from together(first, self._read_ahead(counts(self.mine)))
         return found
 
     def show_up(self) -> None:
         """Show that this consumer is alive. Redis 7.0 does not count a reading that finds nothing, unless it is one of
         own entries."""
-        if streams := list(self.streams):  # none: another thread is joining
+        if streams := list(self.mine):  # none: another thread is joining, or it prefers none
             self._ask(self._reading(dict.fromkeys(streams, _AFTER_ALL), 1))
+        elif self._joined:
+            exchange.run(self._client, self._heard.first())
 
     def leave(self) -> None:
         """Leave the group, and leave to others what this consumer still holds."""
@@ -181,7 +202,7 @@ class GroupReader:
     def _read_ahead(self, counts: Mapping[str, int]) -> Exchange[None]:
         self._ahead_at = time.monotonic()
         try:
-            self._ahead = yield from self._heard.along(self._read_new(self._portion.of(counts)))
+            self._ahead = yield from self._heard.along(self._read_new(self._portion.of(counts), self.mine))
         except redis.ResponseError as error:
             self._deleted(error)
 
@@ -200,6 +221,8 @@ class GroupReader:
             exchange.run(self._client, self._heard.beat(self._heartbeat))
         self.streams, self._unusable = [], set()
         self._make_groups(streams)
+        self._preferred = PreferredStreams(self._prefers)
+        self._preferred.choose(self.streams)
         if self._was_deleted:
             # Whoever has made the group again: it gives what it gave before.
             (clock,) = wire.round_trip(self._client, [("TIME",)])
@@ -209,6 +232,13 @@ class GroupReader:
         # Before this process came, the clock may have been set back.
         self.leases.clock_set_back(self.streams)
         self._joined = True
+
+    def _choose(self) -> None:
+        """Read the streams that it prefers by now. What it holds of others stays its own until that is done."""
+        if self._preferred.choose(self.streams):
+            self.leases.look_soon()  # whoever preferred them may be dead
+            if self.clock.changes:
+                self.leases.clock_set_back(self.mine)
 
     def _make_groups(self, streams: Sequence[str]) -> None:
         """Have the group on these streams, and read them. If the key of one of several holds something else, it is left
@@ -260,22 +290,28 @@ class GroupReader:
             return entries[:taken]
         return entries
 
-    def _take_new(self, wanted: Mapping[str, int], block_ms: int) -> list[Entry]:
-        entries = self._read_now(self._portion.of(wanted), block_ms)
+    def _take_new(self, wanted: Mapping[str, int], of: Sequence[str], block_ms: int | None) -> list[Entry]:
+        block_ms = None if block_ms is None else self._heard.waits(block_ms)
+        if not wanted:
+            time.sleep((block_ms or 0) / 1000)
+            return []
+        entries = self._read_now(self._portion.of(wanted), of, block_ms)
         if not entries and len(self.asked) < len(wanted):  # what was read did not wait, and the rest may have some
-            return self._read_now(dict.fromkeys(wanted, 1), block_ms)
+            return self._read_now(dict.fromkeys(wanted, 1), of, block_ms)
         return entries
 
-    def _read_now(self, counts: Mapping[str, int], block_ms: int) -> list[Entry]:
-        return exchange.run(self._client, self._heard.along(self._read_new(counts, block_ms)))
+    def _read_now(self, counts: Mapping[str, int], of: Sequence[str], block_ms: int | None) -> list[Entry]:
+        return exchange.run(self._client, self._heard.along(self._read_new(counts, of, block_ms)))
 
-    def _read_new(self, counts: Mapping[str, int], block_ms: int | None = None) -> Exchange[list[Entry]]:
-        """New entries; sets `now_ms` when they are there."""
+    def _read_new(
+        self, counts: Mapping[str, int], of: Sequence[str], block_ms: int | None = None
+    ) -> Exchange[list[Entry]]:
+        """New entries; sets `now_ms` when they are there. It waits only if it reads all of these streams."""
         self.asked = counts
         # The first reading waits for all streams, with one count for all. Others read the rest, those with the same
         # count together.
         least = min(counts.values())
-        block = block_ms if counts.keys() | self.left_out >= set(self.streams) else None
+        block = block_ms if counts.keys() | self.left_out >= set(of) else None
         readings = [self._reading(dict.fromkeys(counts, ">"), least, block)]
         for most in sorted({count for count in counts.values() if count > least}):
             those = [stream for stream, count in counts.items() if count == most]

@@ -14,8 +14,12 @@ class Heartbeat(Protocol):
     """Has a reader known to be alive; see store/heartbeat.py."""
 
     @property
-    def is_due(self) -> bool:
-        """Whether it is time to be heard again."""
+    def due_s(self) -> float:
+        """In how many seconds it is time to be heard again; 0: it is time."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether what it reads does not depend on who else is heard."""
 
     def beat(self) -> Exchange[None]:
         """Be heard. Raises redis.ResponseError."""
@@ -33,10 +37,21 @@ class Heard:
 
     def along(self, reading: Exchange[_T]) -> Exchange[_T]:
         """The read and, if one is due, the heartbeat before it, since the read may wait."""
-        if self._heartbeat is None or not self._heartbeat.is_due:
+        if self._heartbeat is None or self._heartbeat.due_s:
             return (yield from reading)
         _, found = yield from together(self.beat(self._heartbeat), reading)
         return found
+
+    def first(self) -> Exchange[None]:
+        """The heartbeat, if one is due and what is read next depends on it."""
+        if self._heartbeat is not None and not self._heartbeat.is_alone and not self._heartbeat.due_s:
+            yield from self.beat(self._heartbeat)
+
+    def waits(self, block_ms: int) -> int:
+        """For how long a reading may wait that would wait so long: until the next heartbeat, if it depends on that."""
+        if self._heartbeat is None or self._heartbeat.is_alone:
+            return block_ms
+        return max(1, min(block_ms, round(self._heartbeat.due_s * 1000)))
 
     def beat(self, heartbeat: Heartbeat) -> Exchange[None]:
         """Write the heartbeat. If the broker refuses it, entries are read all the same."""

@@ -126,6 +126,10 @@ class Leases:
             self._count_from_now()
         self._abandoned = dict.fromkeys(streams, "0-0")
 
+    def look_soon(self) -> None:
+        """Have the next look come at once."""
+        self._next_look = 0.0
+
     def claims(self, portion: Portion) -> list[wire.Words]:
         """The commands that claim the next page of what other consumers have held for longer than the lease: of each
         stream or, if entries are large, of some. `claimed` takes their answers."""

@@ -111,12 +111,12 @@ class Store:
             pipeline.zrem(partition.timers, saga_id)
         execute(pipeline)
 
-    def trim(self, keys: StoreKeys, maxmemory: int) -> dict[str, int]:
-        """Drop the oldest entries of events and quarantine streams that take too many bytes. Returns how many, by
-        stream. The rest follows with the next call, since the sizes are estimates. `maxmemory`: of the server, in
-        bytes; 0: it has none."""
+    def trim(self, keys: StoreKeys, partitions: Sequence[Partition], maxmemory: int) -> dict[str, int]:
+        """Drop the oldest entries of events and quarantine streams that take too many bytes, of these partitions.
+        Returns how many, by stream. The rest follows with the next call, since the sizes are estimates. `maxmemory`: of
+        the server, in bytes; 0: it has none."""
         share = max(_LEAST_SHARE, maxmemory // 8 // len(keys.partitions)) if maxmemory else max(MOST_BYTES.values())
-        streams = {getattr(one, what): min(most, share) for one in keys.partitions for what, most in MOST_BYTES.items()}
+        streams = {getattr(one, what): min(most, share) for one in partitions for what, most in MOST_BYTES.items()}
         sizes = wire.round_trip(self._client, [("MEMORY", "USAGE", stream, "SAMPLES", _SAMPLES) for stream in streams])
         dropped = {}
         for (stream, most), size in zip(streams.items(), sizes, strict=True):

@@ -61,10 +61,10 @@ class Mending:
         """Whether there is more to do at once."""
         return bool(self._passes)
 
-    def look(self, keys: StoreKeys, now_ms: int) -> None:
-        """Look whether something may be wrong. `now_ms`: the broker's time."""
+    def look(self, keys: StoreKeys, partitions: Sequence[Partition], now_ms: int) -> None:
+        """Look whether something may be wrong in these partitions. `now_ms`: the broker's time."""
         is_beside = self._is_beside(keys)
-        for partition in keys.partitions:
+        for partition in partitions:
             if is_beside:
                 self._unsure.setdefault(partition, now_ms - _BEFORE_MS)
             if partition in self._passes:

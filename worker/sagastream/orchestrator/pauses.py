@@ -13,7 +13,7 @@ is paused, and at those of which something was resumed since the last look but o
 
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from sagastream.broker.exchange import Exchange, all_of, run
@@ -46,6 +46,7 @@ class Pauses:
         self._client = client
         self._lease_ms = lease_ms
         self._keys: StoreKeys | None = None
+        self._partitions: Sequence[Partition] = ()
         self._pages: deque[tuple[Partition, str, int]] = (
             deque()
         )  # what is to be looked at: the index of a service, from where
@@ -60,7 +61,7 @@ class Pauses:
 
     def join(self, keys: StoreKeys) -> None:
         """Read what is paused in this store from now on."""
-        self._keys = keys
+        self._keys, self._partitions = keys, keys.partitions
         self._has_read = False
         self._pages.clear()
         self._look_at = 0.0
@@ -77,9 +78,14 @@ class Pauses:
         self._resumed |= services.keys()
         self._look(services)
 
-    def wake(self, services: Collection[str]) -> bool:
-        """Make some of the sagas due that may be held no more. `services`: of the store. Returns whether there may be
-        more of them."""
+    def look_again(self) -> None:
+        """Look soon at all services of which nothing is paused, as a worker does that has just started."""
+        self._look_at = 0.0
+
+    def wake(self, services: Collection[str], partitions: Sequence[Partition]) -> bool:
+        """Make some of the sagas due that may be held no more. `services`: of the store. `partitions`: those that the
+        worker looks after. Returns whether there may be more of them."""
+        self._partitions = partitions
         if time.monotonic() >= self._look_at:
             is_first, self._look_at = self._look_at == 0.0, time.monotonic() + _LOOK_EVERY_S
             # Of a service of which some commands are paused, most sagas in the index may well be held for long.
@@ -94,10 +100,9 @@ class Pauses:
 
     def _look(self, services: Collection[str]) -> None:
         """Go through the indexes of these services from their beginnings."""
-        assert self._keys is not None
         if services:
             self._pages = deque([page for page in self._pages if page[1] not in services])
-            self._pages += [(partition, name, 0) for name in services for partition in self._keys.partitions]
+            self._pages += [(partition, name, 0) for name in services for partition in self._partitions]
 
     def _page(self, partition: Partition, service: str, cursor: int) -> Exchange[None]:
         (answer,) = yield [("ZSCAN", partition.index(of_held(service)), cursor, "COUNT", _PAGE)]

@@ -66,10 +66,15 @@ class Room:
         self._take_at = now + _A_FEW_EVERY_S
         return True
 
-    def look(self) -> Exchange[None]:
-        """Look, and tell clients if there is no room. If this user may not look, there is room."""
+    def look(self, preferred: frozenset[int] | None = None) -> Exchange[None]:
+        """Look, and tell clients if there is no room. If this user may not look, there is room.
+
+        `preferred`: the numbers of the partitions whose clients this worker tells; None: of all.
+        """
         assert self._keys is not None
         partitions = self._keys.partitions
+        if preferred is not None:
+            partitions = tuple(one for one in partitions if one.number in preferred)
         lengths: list[wire.Words] = [("XLEN", one.requests) for one in partitions]
         left: list[wire.Words] = [("PTTL", one.full) for one in partitions]
         info, *answers = yield [("INFO", "memory"), *lengths, *left]
@@ -77,7 +82,8 @@ class Room:
         self._measured({} if isinstance(info, redis.ResponseError) else facts(info))
         rest = self._used_bytes
         if self.most_bytes and rest >= ROOM_AT * self.most_bytes:
-            sizes = yield [("MEMORY", "USAGE", one.requests, "SAMPLES", _SAMPLES) for one in partitions]
+            everywhere = self._keys.partitions
+            sizes = yield [("MEMORY", "USAGE", one.requests, "SAMPLES", _SAMPLES) for one in everywhere]
             rest -= sum(size for size in sizes if isinstance(size, int))
         self._judge(rest)
         if told := [*_outlived(partitions, left_ms), *self._told(partitions, unread)]:

@@ -41,12 +41,21 @@ class KnownServices:
         run(self._client, together(self._read(), together(self._pauses.read(), self._bulks.read())))
 
     @property
-    def is_due(self) -> bool:
-        return self._heartbeat.is_due
+    def due_s(self) -> float:
+        return self._heartbeat.due_s
+
+    @property
+    def is_alone(self) -> bool:
+        return self._heartbeat.is_alone
+
+    @property
+    def preferred(self) -> frozenset[int] | None:
+        """The numbers of the partitions that the worker prefers; None: all."""
+        return self._heartbeat.preference.numbers
 
     def beat(self) -> Exchange[None]:
         # A heartbeat that is refused must not keep the worker from hearing of new services.
-        looking = [self._read(), self._pauses.read(), self._bulks.read(), self._room.look()]
+        looking = [self._read(), self._pauses.read(), self._bulks.read(), self._room.look(self.preferred)]
         refused, _ = yield from together(_caught(self._heartbeat.beat()), all_of(looking))
         if refused is not None:
             raise refused

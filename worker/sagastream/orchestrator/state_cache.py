@@ -49,6 +49,11 @@ class StateCache:
                 presumed.setdefault(event.saga_id, None)
         return presumed
 
+    def forget(self) -> None:
+        """Others may have changed any of them."""
+        self._states.clear()
+        self._steps = 0
+
     def keep(self, changes: Iterable[Change], refused: Collection[Change]) -> None:
         """Cache what was committed, and drop what was not."""
         not_written = {id(change) for change in refused}

@@ -41,10 +41,22 @@ Input = tuple[Entry | None, Event]
 class Streams:
     """The streams of one worker."""
 
-    def __init__(self, keys: StoreKeys, services: Collection[str], room: Room) -> None:
-        """`services`: those whose replies are read. `room`: if there is none, requests are left unread."""
+    def __init__(
+        self, keys: StoreKeys, services: Collection[str], room: Room, preferred: frozenset[int] | None = None
+    ) -> None:
+        """
+        Args:
+            services: those whose replies are read.
+            room: if there is none, requests are left unread.
+            preferred: the numbers of the partitions of which the worker reads new entries; None: of all.
+        """
         self._keys = keys
+        self._services = services
         self._room = room
+        #: The numbers of the partitions that the worker prefers; None: all.
+        self.numbers = preferred
+        #: Those partitions: it looks for due sagas in them.
+        self.partitions = tuple(one for one in keys.partitions if preferred is None or one.number in preferred)
         partitions = keys.partitions
         self._only = partitions[0] if len(partitions) == 1 else None
         # Replies first: sagas that have begun are finished before new ones begin. And a saga begins before an
@@ -53,10 +65,16 @@ class Streams:
             (one.replies(service), Place(one, "replies", service)) for service in sorted(services) for one in partitions
         ]
         requests = [(one.requests, Place(one, "requests", "")) for one in partitions]
-        self._requests = frozenset(one.requests for one in partitions)
+        self._requests = frozenset(one.requests for one in self.partitions)
         interventions = [(one.interventions, Place(one, "interventions", "")) for one in partitions]
         self._places = dict([*replies, *requests, *interventions])
-        self._most_replies = max(_LEAST_REPLIES, min(BATCH, _REPLIES // max(1, len(replies))))
+        #: The streams of which it reads new entries; None: all.
+        self.preferred: frozenset[str] | None = None
+        if preferred is not None:
+            own = [name for name, place in self._places.items() if place.partition.number in preferred]
+            self.preferred = frozenset(own)
+        read = len(services) * len(self.partitions)
+        self._most_replies = max(_LEAST_REPLIES, min(BATCH, _REPLIES // max(1, read)))
         self._busy = 0  # how many turns in a row have read many replies
         self._counts: dict[int, Mapping[str, int]] = {}  # by how many requests: what `wanted` has returned before
         self._counted: Sequence[str] = ()  # of which streams
@@ -67,9 +85,16 @@ class Streams:
     def names(self) -> list[str]:
         return list(self._places)
 
-    def followed_by(self, services: Collection[str]) -> "Streams":
+    def with_services(self, services: Collection[str]) -> "Streams":
         """Those with the replies of these services."""
-        streams = Streams(self._keys, services, self._room)
+        return self._changed(services, self.numbers)
+
+    def preferring(self, preferred: frozenset[int] | None) -> "Streams":
+        """The same, of which new entries are read of the partitions with these numbers; None: of all."""
+        return self._changed(self._services, preferred)
+
+    def _changed(self, services: Collection[str], preferred: frozenset[int] | None) -> "Streams":
+        streams = Streams(self._keys, services, self._room, preferred)
         streams._busy, streams.has_more = self._busy, self.has_more
         return streams
 

@@ -31,10 +31,11 @@ class Sweep:
         #: How many ended sagas of each partition, from the oldest, are known to be there still.
         self._there: dict[Partition, int] = {}
 
-    def sweep(self, keys: StoreKeys) -> None:
-        """Take out the sagas whose hash has expired. If there are many, each call looks at some of them."""
+    def sweep(self, keys: StoreKeys, partitions: Sequence[Partition]) -> None:
+        """Take out of these partitions the sagas whose hash has expired. If there are many, each call looks at some of
+        them."""
         _, now_ms = sagas.read(self._client, keys, [])
-        for partition in keys.partitions:
+        for partition in partitions:
             self._sweep(partition, now_ms)
 
     def _sweep(self, partition: Partition, now_ms: int) -> None:

@@ -5,6 +5,7 @@ streams, and repairs what a failover may have left.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import redis
@@ -14,7 +15,7 @@ from sagastream.orchestrator.mending import Mending
 from sagastream.orchestrator.repair import Repair
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.sweeping import Sweep
-from sagastream.store.keys import StoreKeys
+from sagastream.store.keys import Partition, StoreKeys
 
 #: How often a worker takes sagas that are no longer kept out of the indexes, in seconds.
 _TIDY_EVERY_S: Final = 10.0
@@ -43,15 +44,15 @@ class Upkeep:
         self._forget()
         self._repair.begin(keys)
 
-    def look(self, keys: StoreKeys, now_ms: int, maxmemory: int) -> bool:
-        """Do the next part, if it is time. `now_ms`: the broker's time. `maxmemory`: as for `Store.trim`. Returns
-        whether there is more to do soon."""
+    def look(self, keys: StoreKeys, partitions: Sequence[Partition], now_ms: int, maxmemory: int) -> bool:
+        """Do the next part in these partitions, if it is time. `now_ms`: the broker's time. `maxmemory`: as for
+        `Store.trim`. Returns whether there is more to do soon."""
         now = time.monotonic()
         if now >= self._tidy_at:
             self._tidy_at = now + _TIDY_EVERY_S
-            self._sweep.sweep(keys)
-            self._mending.look(keys, now_ms)
-            self._report.trimmed(keys, self._store.trim(keys, maxmemory))
+            self._sweep.sweep(keys, partitions)
+            self._mending.look(keys, partitions, now_ms)
+            self._report.trimmed(keys, self._store.trim(keys, partitions, maxmemory))
         if self._mending.goes_on and now >= self._mend_at:
             self._mend_at = now + _MEND_EVERY_S
             self._mending.step()

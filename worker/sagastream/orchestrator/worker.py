@@ -1,5 +1,5 @@
-"""The orchestrator's worker: it reads requests, replies and due timers of all partitions, decides, and commits. Any
-number of workers run side by side.
+"""The orchestrator's worker: it reads requests, replies and due timers, decides, and commits. Any number of workers run
+side by side, and share the partitions out among them (core/sharing.py).
 
 Two workers never undo each other's work: a commit names the version of the saga on which it was decided, and is refused
 if another worker has changed the saga since. An entry is acknowledged in the commit of its effect. So a worker may die
@@ -114,6 +114,7 @@ class Orchestrator:
             lease_ms=LEASE_MS,
             on_join=self._join,
             heartbeat=self._services,
+            prefers=self._prefers,
         )
         self._keys: StoreKeys | None = None
         self._streams: Streams | None = None  # set when it joins, as the keys
@@ -166,8 +167,21 @@ class Orchestrator:
         """Read the replies of services that are new."""
         if self._followed is not self._services.names:
             self._followed = self._services.names
-            self._streams = self._read_streams.followed_by(self._followed)
+            self._streams = self._read_streams.with_services(self._followed)
             self._inbox.follow(self._streams.names)
+
+    def _prefers(self) -> frozenset[str] | None:
+        """The streams that this worker prefers; None: all."""
+        numbers = self._services.preferred
+        if self._read_streams.numbers is not numbers:
+            self._streams = self._read_streams.preferring(numbers)
+            # What is known of the partitions that it has now is from when it last had them.
+            self._cache.forget()
+            self._pauses.look_again()
+            self._look_at = 0.0
+            if self._clock_changes:
+                self._waiting = WaitingSagas(self._broker.client, self._streams.partitions)
+        return self._read_streams.preferred
 
     def turn(self, block_ms: int = BLOCK_MS) -> int:
         """Read, load, decide, commit. Returns how many entries were read."""
@@ -283,14 +297,14 @@ class Orchestrator:
         may be what the sagas wait for."""
         if self._read_streams.has_more or any(entry.again for entry in entries) or time.monotonic() < self._look_at:
             return []
-        keys = self._opened
-        are_held = self._pauses.wake(self._services.names)
-        due, wait_ms = self._store.due(keys.partitions, BATCH, LEASE_MS, self._gate.passed_over())
+        keys, partitions = self._opened, self._read_streams.partitions
+        are_held = self._pauses.wake(self._services.names, partitions)
+        due, wait_ms = self._store.due(partitions, BATCH, LEASE_MS, self._gate.passed_over())
         wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
         self._look_at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, _LOOK_EVERY_S))
         if self._bulks.go_on() or are_held:
             self._look_soon()
-        if self._upkeep.look(keys, self._inbox.now_ms, self._room.most_bytes):
+        if self._upkeep.look(keys, partitions, self._inbox.now_ms, self._room.most_bytes):
             self._look_soon()
         leased = {saga_id for _, saga_id in due}
         due += self._put_off()
@@ -305,7 +319,7 @@ class Orchestrator:
         forward."""
         if self._clock_changes != self._inbox.clock.changes:
             self._clock_changes = self._inbox.clock.changes
-            self._waiting = WaitingSagas(self._broker.client, self._opened.partitions)
+            self._waiting = WaitingSagas(self._broker.client, self._read_streams.partitions)
         if not self._waiting:
             return []
         self._look_soon()

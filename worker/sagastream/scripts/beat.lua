@@ -6,7 +6,10 @@
 -- ARGV     1 the member  2 how long a member is kept after it was last heard, ms  3 how many members are
 --          kept, those that were heard last  4 the name of the process: its field of running
 --          5 what it has been running for long, JSON ("": nothing)
+--          6 what stands in the members of those with which it shares the partitions ("" or missing: with nobody)
+--          7 within which time those were heard, ms
 -- RETURNS  the time that was written, ms
+--          … or, with 6: {that time, a member, its score, the next member …}, itself among them
 --          error WRONGTYPE: alive is not a zset; nothing was written
 --
 -- A full store allows this too (allow-oom): a member replaces itself, and a worker that waits for memory is alive.
@@ -44,4 +47,16 @@ if ARGV[5] ~= '' and (running == 'hash' or running == 'none') then
 elseif running == 'hash' then
   redis.call('HDEL', KEYS[2], ARGV[4])
 end
-return now
+if (ARGV[6] or '') == '' then
+  return now
+end
+-- The text is only a sieve: whoever asked parses what comes through.
+local found = {now}
+local heard = redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[7], now + ARGV[7], 'WITHSCORES')
+for i = 1, #heard, 2 do
+  if string.find(heard[i], ARGV[6], 1, true) then
+    found[#found + 1] = heard[i]
+    found[#found + 1] = heard[i + 1]
+  end
+end
+return found

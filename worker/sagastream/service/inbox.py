@@ -17,6 +17,7 @@ from sagastream.core.parsing import read_command
 from sagastream.core.service_actions import RUN, Answer, Count
 from sagastream.service.delivery import Delivery
 from sagastream.service.outbox import Outbox
+from sagastream.service.own_first import Look, OwnFirst
 from sagastream.service.records import Records
 from sagastream.store import published
 from sagastream.store.heartbeat import Heartbeat, Kind
@@ -27,7 +28,7 @@ from sagastream.telemetry import Log, Observer, guarded
 
 
 class CommandInbox:
-    """What one consumer of a service reads, in all partitions; its answers go into `outbox`."""
+    """What one consumer of a service reads; its answers go into `outbox`."""
 
     def __init__(
         self,
@@ -71,7 +72,11 @@ class CommandInbox:
             on_join=self._join,
             heartbeat=self._heartbeat,
             reached=lambda: lineage.reached,
+            prefers=self._prefers,
+            helps=True,
         )
+        self._own_first = OwnFirst()
+        self._preferred: tuple[frozenset[int] | None, frozenset[str] | None] = (None, None)
         self._records = Records(client)
         self.outbox = Outbox(
             client,
@@ -208,19 +213,37 @@ class CommandInbox:
                 raise
         self.heard_s = time.monotonic()
 
+    def _prefers(self) -> frozenset[str] | None:
+        """The streams that this process prefers; None: all."""
+        numbers = self._heartbeat.preference.numbers
+        if self._preferred[0] is not numbers:
+            names = [name for name, one in self._partitions.items() if numbers is None or one.number in numbers]
+            self._preferred = numbers, None if numbers is None else frozenset(names)
+        return self._preferred[1]
+
     def _read(self, block_ms: int, count: int) -> list[Entry]:
-        """If there are more partitions than commands are wanted, some of them at first, each time others: a process
-        must not collect what others have the time for."""
+        if self._heartbeat.is_alone:
+            return self._look(Look(everywhere=True, wait_ms=block_ms), count)
+        for look in self._own_first.looks(block_ms):
+            if entries := self._look(look, count):
+                own = self._prefers()
+                self._own_first.found(elsewhere=own is not None and own.isdisjoint(entry.stream for entry in entries))
+                return entries
+        return []
+
+    def _look(self, look: Look, count: int) -> list[Entry]:
+        """If there are more partitions than commands are wanted, it reads some of them at first, each time others: a
+        process must not collect what others have the time for."""
 
         def some(streams: Sequence[str]) -> Mapping[str, int]:
             if count >= len(streams):
                 return in_all(count)(streams)
             return self._in_turn.of(streams, count)
 
-        entries = self.reader.read(block_ms, some)
-        if entries or count >= len(self.reader.streams):
+        entries = self.reader.read(look.wait_ms, some, everywhere=look.everywhere)
+        if entries or count >= len(self.reader.streams if look.everywhere else self.reader.mine):
             return entries
-        return self.reader.read(block_ms, in_all(count))
+        return self.reader.read(look.wait_ms, in_all(count), everywhere=look.everywhere)
 
     def _settle(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Answer the commands that need no handler. Returns the others.

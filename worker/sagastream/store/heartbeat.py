@@ -4,7 +4,7 @@
 
 A process writes its heartbeat along with its reads, so it costs no round trip. A process that is killed is no longer
 heard; one that ends in order removes itself. `ALIVE_WITHIN` is the one table that says when a process counts as alive:
-`show`, `doctor`, `begin` and the gate of formats all use it.
+`show`, `doctor`, `begin`, the gate of formats and the sharing of partitions all use it.
 
 Not every reader writes a heartbeat: earlier releases do not, and services in other languages need not. Such a reader is
 known by its consumer in the group, and was last heard when that consumer last asked for entries.
@@ -25,10 +25,13 @@ from sagastream.broker.exchange import Exchange, together
 from sagastream.broker.failures import is_no_group, is_wrong_type
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
+from sagastream.core import sharing
+from sagastream.core.sharing import Sharer
 from sagastream.core.steps import FORMATS, PLAIN
 from sagastream.store import running
 from sagastream.store.keys import ALIVE_KEPT, ALIVE_KEPT_MS, ORCHESTRATOR_GROUP, StoreKeys
 from sagastream.store.lineage import Lineage
+from sagastream.store.preference import Preference
 from sagastream.store.running import Busy
 
 
@@ -45,14 +48,17 @@ class Within(NamedTuple):
 
     beat_ms: int  # if it writes a heartbeat
     asked_ms: int  # if it does not: by the idle time of its consumer
+    shares_ms: int  # it keeps the partitions that it prefers, if it was heard at most so many milliseconds ago
 
 
 #: The one table of who is alive. A worker is silent for at most half a second, during its blocking read. A service in
 #: another language may be silent for as long as docs/protocol.md allows. Redis 7.0 does not count a read that finds
 #: nothing, so a worker without a heartbeat is heard only every 2.5 s.
+#: Processes that share partitions are heard every 0.75 s, and those whose threads all run handlers every 1.5 s. Nobody
+#: else reads the partitions that a worker prefers, so others have to notice soon that it is dead.
 ALIVE_WITHIN: Final = {
-    Kind.WORKER: Within(beat_ms=2_000, asked_ms=5_000),
-    Kind.SERVICE: Within(beat_ms=15_000, asked_ms=15_000),
+    Kind.WORKER: Within(beat_ms=2_000, asked_ms=5_000, shares_ms=1_500),
+    Kind.SERVICE: Within(beat_ms=15_000, asked_ms=15_000, shares_ms=2_500),
 }
 
 #: For how long people are told of a process that is no longer heard, in milliseconds. After that it is only remembered,
@@ -111,6 +117,12 @@ class Process(Struct, frozen=True, kw_only=True):
         return self.pauses
 
     @property
+    def shares(self) -> bool:
+        """Whether it shares the partitions with others of its kind, as they see it."""
+        within = next((within for kind, within in ALIVE_WITHIN.items() if kind == self.kind), None)
+        return self.beats and within is not None and abs(self.silent_ms) <= within.shares_ms
+
+    @property
     def is_at_work(self) -> bool:
         """Whether it is alive and, if it writes a heartbeat, was heard as lately as processes of this runtime always
         are. A process that died a moment ago still counts as alive; it must not be counted beside its successor."""
@@ -146,6 +158,14 @@ class Heartbeat:
         self._lineage = lineage
         self._written_ms: int | None = None  # the time of the last one, by the broker's clock
         self._started = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        #: Which partitions the process prefers.
+        self.preference = Preference(
+            Sharer(name=name, formats=frozenset(FORMATS), commands=_names(self._commands)),
+            kind=kind,
+            service=service,
+            spares=kind is Kind.WORKER,
+            within_ms=ALIVE_WITHIN[kind].shares_ms,
+        )
         self._keys: StoreKeys | None = None  # of the store that it has joined
         self._member = b""
         self._beat_at = 0.0
@@ -153,6 +173,7 @@ class Heartbeat:
     def join(self, keys: StoreKeys) -> None:
         """Write it into this store from now on."""
         self._keys = keys
+        self.preference.join(len(keys.partitions))
         self._member = msgspec.json.encode(
             _Member(
                 name=self._name,
@@ -167,20 +188,32 @@ class Heartbeat:
         )
 
     @property
-    def is_due(self) -> bool:
-        """Whether it is time to write it again."""
-        return time.monotonic() >= self._beat_at
+    def due_s(self) -> float:
+        """In how many seconds it is time to write it again; 0: it is time."""
+        return max(0.0, self._beat_at - time.monotonic())
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the process shares the partitions with nobody."""
+        return self.preference.is_alone
 
     def beat(self) -> Exchange[None]:
-        """Write the process into the heartbeat. Raises redis.ResponseError if the broker refuses it."""
+        """Write the process into the heartbeat, and hear who else is there. Raises redis.ResponseError if the broker
+        refuses it. Then it prefers all partitions."""
         self._beat_at = time.monotonic() + _BEAT_EVERY_S
-        beat = self._written(self._member, running.encode(self._busy()))
-        if self._lineage is None:
-            self._written_ms = yield from beat
-        else:
-            assert self._keys is not None
-            look = self._lineage.look(self._keys, self._member, self._written_ms)
-            _, self._written_ms = yield from together(look, beat)
+        beat = self._beaten(self._member, running.encode(self._busy()))
+        try:
+            if self._lineage is None:
+                yield from beat
+            else:
+                assert self._keys is not None
+                look = self._lineage.look(self._keys, self._member, self._written_ms)
+                yield from together(look, beat)
+        except redis.ResponseError:
+            self.preference.forget()
+            raise
+        if (soon_ms := self.preference.look_in_ms) is not None:
+            self._beat_at = min(self._beat_at, time.monotonic() + soon_ms / 1000)
 
     def end(self, *, holds: bool) -> Exchange[None]:
         """Remove the process, which ends now. `holds`: its consumer stays in a group, with entries that others must
@@ -193,12 +226,34 @@ class Heartbeat:
         removed, _ = yield [("ZREM", self._keys.alive, self._member), ("HDEL", self._keys.running, self._name)]
         or_raise(removed)
 
-    def _written(self, member: bytes, busy: bytes = b"") -> Exchange[int]:
-        """Write a member; returns its time."""
+    def _beaten(self, member: bytes, busy: bytes) -> Exchange[None]:
+        asked = self.preference.asks
+        found = yield from self._written(member, busy, *asked)
+        self._written_ms, *heard = found if asked else [found]
+        self.preference.heard(self._written_ms, heard)
+
+    def _written(self, member: bytes, busy: bytes = b"", *asked: bytes | int) -> Exchange[Any]:
+        """Write a member; returns what the script returns."""
         assert self._keys is not None
-        args: list[bytes | str | int] = [member, ALIVE_KEPT_MS, ALIVE_KEPT, self._name, busy]
-        written_ms: int = yield from _BEAT.call([self._keys.alive, self._keys.running], args)
-        return written_ms
+        args: list[bytes | str | int] = [member, ALIVE_KEPT_MS, ALIVE_KEPT, self._name, busy, *asked]
+        return (yield from _BEAT.call([self._keys.alive, self._keys.running], args))
+
+
+def preferred(among: Collection[Process], partitions: int) -> dict[str, frozenset[int]]:
+    """Which partitions each of these processes prefers, by its name; of those that share the partitions with others.
+    It is computed as each of them does, from what is known of them at this moment."""
+    found: dict[str, frozenset[int]] = {}
+    groups: dict[tuple[str, str | None], list[Process]] = {}
+    for process in among:
+        if process.shares:
+            groups.setdefault((process.kind, process.service), []).append(process)
+    for (kind, _), those in groups.items():
+        sharers = [
+            Sharer(name=one.name, formats=frozenset(one.formats), commands=_names(one.commands)) for one in those
+        ]
+        for one in sharers:
+            found[one.name] = sharing.preferred(one, sharers, partitions, spares=kind == Kind.WORKER)
+    return found
 
 
 def processes(client: "redis.Redis", keys: StoreKeys, services: Collection[str] = ()) -> list[Process]:
@@ -216,7 +271,7 @@ def worker_is_alive(client: "redis.Redis", keys: StoreKeys) -> bool:
 
 def look(keys: StoreKeys, services: Collection[str]) -> Exchange[list[Process]]:
     """See `processes`."""
-    first = keys.partitions[0]  # every process reads all of them
+    first = keys.partitions[0]  # a process without a heartbeat reads all of them
     groups: list[tuple[Kind, str | None, str, str]] = [(Kind.WORKER, None, first.requests, ORCHESTRATOR_GROUP)]
     groups += [(Kind.SERVICE, service, first.commands(service), service) for service in services]
     asked: list[wire.Words] = [("XINFO", "CONSUMERS", stream, group) for _, _, stream, group in groups]
@@ -247,6 +302,10 @@ def _with_heartbeat(answer: Any, now_ms: int) -> list[Process]:
             continue  # sagastream did not write it
         found.append(Process(**msgspec.structs.asdict(member), silent_ms=silent_ms, beats=True))
     return found
+
+
+def _names(commands: Collection[str] | None) -> frozenset[str] | None:
+    return None if commands is None else frozenset(commands)
 
 
 def _consumers(answer: Any) -> list[tuple[str, int]]:

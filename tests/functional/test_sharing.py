@@ -1,0 +1,220 @@
+"""Workers and processes of services share the partitions out, on real servers."""
+
+import itertools
+import json
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagastream.broker.connection import Broker
+from sagastream.client.blocking import SagaClient
+from sagastream.core.sharing import shares
+from sagastream.orchestrator.worker import Orchestrator
+from sagastream.service.runner import ServiceRunner
+from sagastream.store import heartbeat
+from sagastream_bridge.inspection.doctor import Doctor
+from support.faults import Process, Scale, World, world_of
+from support.processes import Commands
+from support.scenes import Scene, do
+from support.servers import Server
+from support.stores import divided, in_each
+from support.waiting import takes_less_than, until
+
+pytestmark = pytest.mark.both_in_soak
+
+
+class Crowd(Scene):
+    """A store of 16 partitions, with as many workers and processes of a service as are asked for."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.keys = divided(broker, 16)
+        self.ids = in_each(self.keys)
+        super().__init__(broker)
+        self.workers = [self.worker]
+        self.runners = [self.runner]
+
+    def joined(self, *, workers: int, runners: int = 1) -> None:
+        """Have so many, which know of each other."""
+        self.workers += [self.another_worker() for _ in range(workers - 1)]
+        self.runners += [self.another_runner() for _ in range(runners - 1)]
+        for _ in range(2):
+            for process in self.processes:
+                hear(process)
+
+    @property
+    def processes(self) -> list[Orchestrator | ServiceRunner]:
+        return [*self.workers, *self.runners]
+
+    def numbers(self, process: Orchestrator | ServiceRunner) -> set[int]:
+        """Of which partitions it reads new entries."""
+        reader = process._inbox if isinstance(process, Orchestrator) else process._inbox.reader
+        return {one.number for one in self.keys.partitions if any(name.startswith(one.base) for name in reader.mine)}
+
+    def begin_in(self, numbers: set[int]) -> list[str]:
+        """Begin a saga in each of these partitions."""
+        for number in numbers:
+            self.client.begin(self.ids[number], [do(1)])
+        return [self.ids[number] for number in numbers]
+
+
+def hear(process: Orchestrator | ServiceRunner) -> None:
+    """Have it hear of the others, and choose its streams."""
+    beat = process._services._heartbeat if isinstance(process, Orchestrator) else process._inbox._heartbeat
+    beat._beat_at = 0.0
+    for _ in range(2):  # one that was alone hears along with its reading
+        process.turn(block_ms=1)
+
+
+@pytest.fixture
+def crowd(server: Server) -> Crowd:
+    return Crowd(server.broker())
+
+
+def test_workers_read_their_own_partitions_alone_and_services_their_own_first(crowd: Crowd) -> None:
+    crowd.joined(workers=3, runners=2)
+    of_workers = [crowd.numbers(worker) for worker in crowd.workers]
+    assert sorted(map(len, of_workers)) == [5, 5, 6]
+    assert set().union(*of_workers) == set(range(16))
+    begun = crowd.begin_in(of_workers[1])
+    crowd.workers[0].turn(block_ms=1)
+    crowd.workers[2].turn(block_ms=1)
+    assert not any(crowd.redis.exists(crowd.keys.saga(saga_id)) for saga_id in begun)
+    crowd.turns_until(lambda: all(crowd.redis.exists(crowd.keys.saga(one)) for one in begun), crowd.workers[1])
+    of_runners = [crowd.numbers(runner) for runner in crowd.runners]
+    assert [len(numbers) for numbers in of_runners] == [8, 8]
+    assert of_runners[0] | of_runners[1] == set(range(16))
+    # Whoever has nothing to do of its own does what it finds elsewhere.
+
+    def all_done() -> bool:
+        crowd.runners[0].turn(block_ms=100)
+        return len(crowd.effects.done) == len(begun)
+
+    until(all_done, what="all are done")
+
+
+def test_whoever_comes_gets_its_share_and_whoever_goes_gives_it_back(crowd: Crowd) -> None:
+    crowd.joined(workers=2)
+    first, second = crowd.workers
+    assert crowd.numbers(first) | crowd.numbers(second) == set(range(16))
+    assert not crowd.numbers(first) & crowd.numbers(second)
+    second._inbox.leave()
+    hear(first)
+    assert crowd.numbers(first) == set(range(16))
+
+
+def test_a_worker_that_finds_no_partition_for_itself_waits_and_does_not_spin(crowd: Crowd) -> None:
+    spare, me = crowd.worker, crowd.worker.name.removeprefix("worker ")
+    crowds = ([f"p{number}-{other}" for other in range(30)] for number in itertools.count())
+    others = next(names for names in crowds if not shares([me, *names], 16, spares=True)[me])
+    members = [
+        json.dumps({"name": name, "kind": "worker", "formats": [1, 2]}, separators=(",", ":")) for name in others
+    ]
+    now: Any = crowd.redis.time()
+    crowd.redis.zadd(crowd.keys.alive, dict.fromkeys(members, now[0] * 1000 + 500))
+    hear(spare)
+    assert crowd.numbers(spare) == set()
+    before: Any = crowd.redis.info("commandstats")["cmdstat_xreadgroup"]["calls"]
+    began = time.monotonic()
+    spare.turn(block_ms=200)
+    assert time.monotonic() - began >= 0.15
+    assert crowd.redis.info("commandstats")["cmdstat_xreadgroup"]["calls"] == before
+    crowd.redis.zrem(crowd.keys.alive, *members)
+    hear(spare)
+    assert crowd.numbers(spare) == set(range(16))
+
+
+def test_where_nobody_can_be_heard_each_prefers_all(crowd: Crowd) -> None:
+    crowd.joined(workers=2)
+    crowd.redis.delete(crowd.keys.alive)
+    crowd.redis.set(crowd.keys.alive, "x")
+    for worker in crowd.workers:
+        hear(worker)
+        assert crowd.numbers(worker) == set(range(16))
+
+
+def test_two_that_both_take_a_partition_for_theirs_do_no_harm(crowd: Crowd) -> None:
+    """Each has only heard of itself."""
+    crowd.joined(workers=2)
+    for worker in crowd.workers:
+        worker._services._heartbeat.preference.forget()
+        worker._services._heartbeat._beat_at = time.monotonic() + 3600
+    ids = [f"s{number}" for number in range(64)]
+    for saga_id in ids:
+        crowd.client.begin(saga_id, [do(1), do(2)])
+    chance = random.Random(17)
+
+    def all_ended() -> bool:
+        chance.choice(crowd.workers).turn(block_ms=1)
+        crowd.runner.turn(block_ms=1)
+        return sum(crowd.redis.zcard(one.ended) for one in crowd.keys.partitions) == len(ids)
+
+    until(all_ended, what="all have ended")
+    assert Counter(crowd.effects.done) == {f"{one}/{step}/transaction": 1 for one in ids for step in (1, 2)}
+
+
+def test_a_service_of_one_release_keeps_no_partition_from_another_that_has_more(crowd: Crowd) -> None:
+    crowd.joined(workers=1, runners=2)
+    newer, older = crowd.runners
+    assert len(crowd.numbers(newer)) == 8
+    beat = older._inbox._heartbeat
+    crowd.redis.zrem(crowd.keys.alive, beat._member)
+    beat._commands = ("Do",)
+    beat.join(crowd.keys)
+    hear(older)
+    hear(newer)
+    assert crowd.numbers(newer) == set(range(16))
+
+
+def test_doctor_says_who_prefers_which(crowd: Crowd) -> None:
+    crowd.joined(workers=2, runners=2)
+    found = [finding for finding in Doctor(crowd.broker).examine() if "prefer" in finding.text]
+    assert [finding.about for finding in found] == ["workers", "service work"]
+    for worker in crowd.workers:
+        assert worker.name.removeprefix("worker ") in found[0].text
+
+
+# --- real processes
+
+
+@pytest.fixture
+def world(tmp_path: Path, commands: Commands) -> Iterator[World]:
+    with world_of(Scale(sagas=150, factor=1), tmp_path, commands, partitions=16) as made:
+        yield made
+
+
+def owned(world: World, process: Process) -> list[int]:
+    """The numbers of the partitions of a worker, as all that are alive see it."""
+    processes = heartbeat.processes(world.redis, world.keys)
+    mark = f"-{process.now.pid}-"
+    found = heartbeat.preferred(processes, 16)
+    return next((sorted(numbers) for name, numbers in found.items() if mark in name), [])
+
+
+def all_share(world: World) -> bool:
+    return all(len(owned(world, worker)) in (5, 6) for worker in world.workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_what_a_dead_worker_left_unread_is_taken_within_two_seconds(world: World, number: int) -> None:
+    world.start(workers=3, services=1)
+    until(lambda: all_share(world), what="the workers share")
+    victim = world.workers[0]
+    numbers = owned(world, victim)
+    ids = in_each(world.keys, "left")
+    victim.now.send_signal(number)
+    steps: list[Any] = [{"transaction": "Do", "service": "nobody", "params": {}, "compensation": None}]
+    with takes_less_than(2.0):
+        client = SagaClient(world.server.broker())
+        for one in numbers:
+            client.begin(ids[one], steps)
+        until(lambda: all(world.redis.exists(world.keys.saga(ids[one])) for one in numbers), what="all are begun")
+    if number == signal.SIGSTOP:
+        victim.now.send_signal(signal.SIGCONT)
+        until(lambda: all_share(world), what="it shares again")
