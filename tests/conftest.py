@@ -12,6 +12,7 @@ import pytest
 from support.needs import missing
 from support.postgres import Postgres, find_binaries
 from support.processes import Commands
+from support.replicas import Pair
 from support.servers import KINDS, OwnServer, Server, start_server
 
 if TYPE_CHECKING:
@@ -45,6 +46,16 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = start_server("redis", tmp_path_factory.mktemp("redis"), Server)
     yield started
     started.stop()
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.redis] if kind == "redis" else []) for kind in KINDS])
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    """A master and its replica."""
+    made = Pair(request.param, tmp_path)
+    try:
+        yield made
+    finally:
+        made.stop()
 
 
 @pytest.fixture(params=KINDS)

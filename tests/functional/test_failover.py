@@ -28,22 +28,13 @@ from support.clock import ServerClock
 from support.processes import Commands
 from support.replicas import Pair
 from support.scenes import Scene, do
-from support.servers import KINDS, OwnServer, Server
+from support.servers import OwnServer, Server
 from support.stores import KEYS, ONLY
 from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
 
 SAGAS = 12
-
-
-@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.redis] if kind == "redis" else []) for kind in KINDS])
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    made = Pair(request.param, tmp_path)
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture

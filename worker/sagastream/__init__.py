@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from sagastream.errors import DefinitionError as DefinitionError
     from sagastream.errors import MalformedMessage as MalformedMessage
     from sagastream.errors import NewerFormat as NewerFormat
+    from sagastream.errors import NotReplicated as NotReplicated
     from sagastream.errors import PackageMissing as PackageMissing
     from sagastream.errors import QuarantineError as QuarantineError
     from sagastream.errors import Reject as Reject
@@ -104,6 +105,7 @@ _WHERE = {
     "MalformedMessage": "errors",
     "NewerFormat": "errors",
     "Operation": "store.operations",
+    "NotReplicated": "errors",
     "PackageMissing": "errors",
     "Page": "store.finding",
     "Pause": "core.pauses",
@@ -173,6 +175,7 @@ __all__ = [
     "Keyring",
     "MalformedMessage",
     "NewerFormat",
+    "NotReplicated",
     "Operation",
     "PackageMissing",
     "Page",

@@ -53,6 +53,20 @@ def of_refusal(code: int, text: str, saga_id: str) -> RequestRefused:
     return UnknownSaga(text, saga_id) if code == UnknownSaga.CODE else RequestRefused(code, text)
 
 
+class NotReplicated(SagastreamError):
+    """A begin with `durable="replica"`: the broker has accepted it, and no replica has confirmed in time that it has
+    it, too. The saga begins, unless the broker fails before a replica has it. Begin it again, with the same id, to be
+    sure: nothing is done twice.
+
+    `saga_id` is the id of the saga.
+    """
+
+    def __init__(self, saga_id: str, within_ms: int) -> None:
+        text = f"saga {saga_id}: the broker has accepted it, and no replica has confirmed within {within_ms} ms that it"
+        super().__init__(f"{text} has it, too; begin it again, with the same id")
+        self.saga_id = saga_id
+
+
 class SagaNotCompleted(SagastreamError):
     """A saga did not complete. Raised only if the client asked for that; see the two subclasses.
 

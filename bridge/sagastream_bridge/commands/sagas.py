@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
     from sagastream.client.answers import Accepted
     from sagastream.client.blocking import SagaClient
+    from sagastream.client.durability import Durable
     from sagastream.core.messages import Begin
     from sagastream.core.saga import SagaState
     from sagastream.store.keys import StoreKeys
@@ -51,6 +52,11 @@ _LOOK_AGAIN_S: Final = 2.0
     metavar="NAME=VALUE",
     help="What to find it by. Several may be given.",
 )
+@click.option(
+    "--durable",
+    type=click.Choice(["replica"]),
+    help="Accepted only once a replica of the broker has the saga, too. Exit code 1 if none confirms that in a second.",
+)
 @click.option("--wait", is_flag=True, help="Wait for the end. Exit code 3 if the saga was aborted or is parked.")
 @click.option(
     "--timeout",
@@ -59,7 +65,7 @@ _LOOK_AGAIN_S: Final = 2.0
     metavar="SECONDS",
     help="Wait at most this long: for room in the store, for a broker that goes away and, with --wait, for the end.",
 )
-def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
+def begin(what: str, wait: bool, timeout: float | None, durable: "Durable | None", **options: Any) -> None:
     """Begin a saga: that of FILE, or one of a definition.
 
     FILE is - for standard input, a name that ends in .json, or a file that exists. It holds a saga_begin body of the
@@ -82,7 +88,7 @@ def begin(what: str, wait: bool, timeout: float | None, **options: Any) -> None:
         keys = layout.check(broker)
         request = _within_trace(asked.request(client, patience.read))
         patience.tell(lambda: asked.differs(client))
-        accepted = patience.begun(client, request)
+        accepted = patience.begun(client, request, durable)
         patience.tell(lambda: of_another_version(client, request))
         if patience.is_workerless(keys):
             where = f"no worker is running in the store {broker.store}"
@@ -271,8 +277,8 @@ class _Patience:
             if (text := self.read(noticed)) is not None:
                 say(text, err=True)
 
-    def begun(self, client: "SagaClient", request: "Begin") -> "Accepted":
-        """Have the request accepted, however long the broker is away."""
+    def begun(self, client: "SagaClient", request: "Begin", durable: "Durable | None") -> "Accepted":
+        """Have the request accepted, however long the broker is away. `durable`: as for SagaClient.begin."""
         import redis
 
         from sagastream.broker.failures import is_outage, is_refusal, told
@@ -282,7 +288,7 @@ class _Patience:
         def begin() -> "Accepted":
             nonlocal may_have_arrived
             try:
-                return client.begin_request(request)
+                return client.begin_request(request, durable=durable)
             except redis.RedisError as error:
                 may_have_arrived = may_have_arrived or not is_refusal(error)
                 raise

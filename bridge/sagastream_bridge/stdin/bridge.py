@@ -20,12 +20,13 @@ from sagastream.client import looking, requests
 from sagastream.client.answers import opened
 from sagastream.client.answers import unread as as_unread
 from sagastream.client.blocking import SagaClient
+from sagastream.client.durability import CONFIRMED_WITHIN_MS, confirmed
 from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import SIGNAL, Begin, Code, ToSaga, is_id
 from sagastream.core.parsing import VERBS, parse_intervene, parse_signal
 from sagastream.core.saga import SagaState
-from sagastream.errors import DefinitionError, MalformedMessage, SettingsError, UnreadableSaga
+from sagastream.errors import DefinitionError, MalformedMessage, NotReplicated, SettingsError, UnreadableSaga
 from sagastream.store import heartbeat, layout, sagas
 from sagastream.store.lineage import Lineage
 from sagastream.telemetry import Observer, guarded, runs
@@ -51,6 +52,8 @@ from sagastream_bridge.stdin.served import ServedService
 _JOIN_S: Final = 6.0
 #: How often to look whether the store has lost writes, in seconds.
 _LOOK_EVERY_S: Final = 1.0
+#: The member of a saga_begin line that says whether a replica is to have it, too. It is for the bridge alone.
+DURABLE: Final = "durable"
 
 
 class StdinBridge:
@@ -97,6 +100,7 @@ class StdinBridge:
         self._line_number = 0
         self._read = self._settled = 0  # lines that were read; lines whose effect the broker has
         self._requests: list[Begin | ToSaga] = []  # of the lines between these two
+        self._durable: list[tuple[Caller, str]] = []  # of those requests: who wants a replica to have it; and the saga
         self._bad_lines = 0
         self._run_id = uuid.uuid4().hex
 
@@ -195,18 +199,39 @@ class StdinBridge:
                 self._codec, parse_signal(line.body, request_id=request_id), accept_sealed=self._accept_sealed
             )
         else:
-            body = line.body
+            body = {name: member for name, member in line.body.items() if name != DURABLE}
+            durable = _durable(line)
             if names_definition(body):
-                body = self._outage.patiently(lambda: with_steps(self._client, line.body))
+                body = self._outage.patiently(lambda: with_steps(self._client, body))
             begin = parse_begin(body, request_id=request_id, echo=self._echo)
             request = requests.sealed(self._codec, begin, accept_sealed=self._accept_sealed)
+            if durable:
+                self._durable.append((line.caller, request.saga_id))
         self._follower.add(Asker(caller=line.caller, saga_id=request.saga_id, request=request))
         return request
 
     def _append(self) -> None:
-        if self._requests:
-            self._outage.patiently(lambda: run(self._broker.client, requests.append(self._keys, self._requests)))
-            self._requests.clear()
+        if not self._requests:
+            return
+        client, keys = self._broker.client, self._keys
+        if not self._durable:
+            self._outage.patiently(lambda: run(client, requests.append(keys, self._requests)))
+        else:
+            partitions = dict.fromkeys(keys.of(saga_id) for _, saga_id in self._durable)
+            _, is_confirmed = self._outage.patiently(
+                lambda: run(client, confirmed(partitions, requests.append(keys, self._requests)))
+            )
+            for caller, saga_id in self._durable:
+                self._tell_durable(caller, saga_id, is_confirmed=is_confirmed)
+            self._durable.clear()
+        self._requests.clear()
+
+    def _tell_durable(self, caller: Caller, saga_id: str, *, is_confirmed: bool) -> None:
+        """Answer a saga_begin that a replica was to have."""
+        if not is_confirmed:
+            self._complain(caller, Code.UNAVAILABLE, str(NotReplicated(saga_id, CONFIRMED_WITHIN_MS)))
+        elif caller.msg_id is not None:
+            self._out.answer(caller, "saga_begin_ok", {"saga_id": saga_id})
 
     def _settle(self) -> None:
         """Make sure that the broker has the effect of every line up to this one."""
@@ -308,3 +333,11 @@ class StdinBridge:
         except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
             self._fault = error
             self.stop()
+
+
+def _durable(line: Line) -> bool:
+    """Whether a saga_begin is to be answered, once a replica has it."""
+    durable = line.body.get(DURABLE)
+    if durable not in (None, "replica"):
+        raise MalformedMessage('durable must be "replica"')
+    return durable is not None

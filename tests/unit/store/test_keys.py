@@ -22,6 +22,7 @@ OF_A_PARTITION = [
     ONLY.indexed,
     ONLY.events,
     ONLY.quarantine,
+    ONLY.confirm,
 ]
 
 
@@ -56,7 +57,17 @@ def test_keys_are_as_the_design_names_them() -> None:
     assert KEYS.store == "saga:store"
     assert set(OF_A_PARTITION) == {
         f"saga:{{0}}:{name}"
-        for name in ("requests", "interventions", "timers", "ended", "begun", "indexed", "events", "quarantine")
+        for name in [
+            "requests",
+            "interventions",
+            "timers",
+            "ended",
+            "begun",
+            "indexed",
+            "events",
+            "quarantine",
+            "confirm",
+        ]
     }
 
 

@@ -11,7 +11,7 @@ from sagastream.core.same_saga import conflict, with_params_of
 from sagastream.core.sealed_messages import open_begin, open_state
 from sagastream.core.sealing import Codec
 from sagastream.core.step_state import Step
-from sagastream.errors import MalformedMessage, RequestRefused, UnreadableSaga
+from sagastream.errors import MalformedMessage, NotReplicated, RequestRefused, UnreadableSaga
 
 _T = TypeVar("_T")
 
@@ -46,19 +46,20 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsettled:
-    """The broker went away, and nobody knows whether it has the request. Begin the saga again, with the same id.
+    """The broker went away, and nobody knows whether it has the request; or it has, and no replica has confirmed that.
+    Begin the saga again, with the same id.
 
-    `error`: how the broker failed. `sent`: False if the request was not sent.
+    `error`: how the broker failed, or NotReplicated. `sent`: False if the request was not sent.
     """
 
     saga_id: str
-    error: redis.RedisError
+    error: redis.RedisError | NotReplicated
     sent: bool
 
 
-def granted(answer: _T | Refused) -> _T:
-    """An answer; if it is a refusal, raises its error."""
-    if isinstance(answer, Refused):
+def granted(answer: _T | Refused | Unsettled) -> _T:
+    """An answer; if it is a refusal, or not settled, raises its error."""
+    if isinstance(answer, Refused | Unsettled):
         raise answer.error
     return answer
 

@@ -15,10 +15,11 @@ from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.client import requests
 from sagastream.client.answers import Accepted, Refused, Unsettled, conflicting
+from sagastream.client.durability import CONFIRMED_WITHIN_MS, Durable, check_durable, confirmed
 from sagastream.client.requests import SagaRequest
 from sagastream.core.messages import Begin, Code
 from sagastream.core.sealing import Codec
-from sagastream.errors import CorruptSaga, MalformedMessage, StoreFull, UnreadableSaga
+from sagastream.errors import CorruptSaga, MalformedMessage, NotReplicated, StoreFull, UnreadableSaga
 from sagastream.store import saga_hash
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.layout import Layout
@@ -34,9 +35,27 @@ _T = TypeVar("_T")
 _SCRIPT: Final = Script("begin")
 
 
-def begin(keys: StoreKeys, begins: Sequence[Begin], codec: Codec | None = None) -> Exchange[list[Accepted | Refused]]:
+def begin(
+    keys: StoreKeys, begins: Sequence[Begin], codec: Codec | None = None, *, durable: Durable | None = None
+) -> Exchange[list[Accepted | Refused | Unsettled]]:
     """Begin these sagas in one round trip. The answers are in their order. All requests for one partition arrive, or
-    none. `codec`: with it the params were sealed."""
+    none. `codec`: with it the params were sealed. `durable`: a saga is Accepted only once a replica has it."""
+    check_durable(durable)
+    if durable is None:
+        return [*(yield from _begin_all(keys, begins, codec))]
+    partitions = dict.fromkeys(keys.of(one.saga_id) for one in begins)
+    answers, is_confirmed = yield from confirmed(partitions, _begin_all(keys, begins, codec))
+    if is_confirmed:
+        return [*answers]
+    return [
+        answer
+        if isinstance(answer, Refused)
+        else Unsettled(saga_id=answer.saga_id, error=NotReplicated(answer.saga_id, CONFIRMED_WITHIN_MS), sent=True)
+        for answer in answers
+    ]
+
+
+def _begin_all(keys: StoreKeys, begins: Sequence[Begin], codec: Codec | None) -> Exchange[list[Accepted | Refused]]:
     by_partition: dict[int, list[int]] = {}
     for index, one in enumerate(begins):
         by_partition.setdefault(keys.of(one.saga_id).number, []).append(index)
@@ -65,13 +84,19 @@ def _begin(partition: Partition, begins: Sequence[Begin], codec: Codec | None) -
 
 
 def begin_many(
-    layout: Layout, sagas: Iterable[SagaRequest], codec: Codec | None = None, *, accept_sealed: bool = False
+    layout: Layout,
+    sagas: Iterable[SagaRequest],
+    codec: Codec | None = None,
+    *,
+    accept_sealed: bool = False,
+    durable: Durable | None = None,
 ) -> Exchange[list[Accepted | Refused | Unsettled]]:
     """Begin these sagas, one batch per round trip. The answers are in their order. `codec`: seals their params;
-    `accept_sealed`: as for `sealed`.
+    `accept_sealed`: as for `sealed`; `durable`: as for `begin`.
 
     After an outage nothing more is sent. Raises redis.RedisError for an error that is not an outage.
     """
+    check_durable(durable)
     answers: list[Accepted | Refused | Unsettled] = []
     failure: redis.RedisError | None = None
     for batch in _batches(
@@ -79,11 +104,11 @@ def begin_many(
     ):
         begins = [one for one in batch if isinstance(one, Begin)]
         sent = failure is None
-        told: Iterator[Accepted | Refused] = iter(())
+        told: Iterator[Accepted | Refused | Unsettled] = iter(())
         if begins and failure is None:
             try:
                 keys = yield from layout.opened()
-                told = iter((yield from begin(keys, begins, codec)))
+                told = iter((yield from begin(keys, begins, codec, durable=durable)))
             except redis.RedisError as error:
                 if not is_outage(error):
                     raise

@@ -11,6 +11,7 @@ from typing import Any, Unpack, overload
 from sagastream.client import beginning, looking, requests
 from sagastream.client.answers import Accepted, Refused, Unsettled, granted, opened
 from sagastream.client.definition import Definition, requested
+from sagastream.client.durability import Durable
 from sagastream.client.listing import Listing, ListStatus, Search
 from sagastream.client.requests import (
     BeginOptions,
@@ -46,7 +47,7 @@ class SagaClient(SagaVerbs, StoreVerbs):
     def begin(
         self, definition: Definition, input: Any = None, *, saga_id: str, **options: Unpack[BeginOptions]
     ) -> Accepted: ...
-    def begin(self, *args: Any, **named: Any) -> Accepted:
+    def begin(self, *args: Any, durable: Durable | None = None, **named: Any) -> Accepted:
         """Begin a saga: of a definition, or of steps. Returns as soon as the request is durable, after one round trip.
         If the saga was begun before with the same id, and the same definition and input or the same steps, nothing is
         done twice.
@@ -65,8 +66,11 @@ class SagaClient(SagaVerbs, StoreVerbs):
                 or a whole number. Services never see them, and they are not sealed.
             definition: what the steps are made from. The version with which a saga began stays with it: to begin it
                 again with another version of the same definition, and the same input, is the same begin.
+            durable: "replica": return only when a replica of the broker has the request, too. By default the broker
+                alone has it.
 
         Raises:
+            NotReplicated: no replica has confirmed within a second that it has the request. It was accepted.
             MalformedMessage: the request is not valid; the text says what is wrong, and where. Nothing was sent.
             RequestRefused: another saga has the id. Nothing was sent.
             PackageMissing: the input cannot be checked, because a package is not installed. Nothing was sent.
@@ -74,25 +78,31 @@ class SagaClient(SagaVerbs, StoreVerbs):
             redis.RedisError: the broker is away. The request may have arrived or not, so call again with the same id.
             TypeError: an argument is of the wrong kind, or `start_at` has no time zone.
         """
-        return self.begin_request(requested(*args, **named))
+        return self.begin_request(requested(*args, **named), durable=durable)
 
-    def begin_request(self, request: Begin) -> Accepted:
+    def begin_request(self, request: Begin, *, durable: Durable | None = None) -> Accepted:
         """Like `begin`, for a parsed request."""
         sealed = requests.sealed(self._codec, request, accept_sealed=self._accept_sealed)
-        (answer,) = self._run(beginning.begin(self._opened(), [sealed], self._codec))
+        (answer,) = self._run(beginning.begin(self._opened(), [sealed], self._codec, durable=durable))
         return granted(answer)
 
-    def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
-        """Begin many sagas; up to 128 of them take one round trip.
+    def begin_many(
+        self, sagas: Iterable[SagaRequest], *, durable: Durable | None = None
+    ) -> list[Accepted | Refused | Unsettled]:
+        """Begin many sagas; up to 128 of them take one round trip. `durable`: as for `begin`.
 
         Returns one answer for each saga, in their order: Accepted; Refused, with the reason; or Unsettled, if the
-        broker went away meanwhile. Begin an unsettled saga again with the same id, as often as it takes.
+        broker went away meanwhile, or no replica has confirmed that it has the saga, as `durable` asks. Begin an
+        unsettled saga again with the same id, as often as it takes.
 
         Raises:
             redis.RedisError: an error that is not an outage. Mend its cause, then begin all of the sagas again.
             TypeError: `sagas` is not a list of sagas.
         """
-        return self._run(beginning.begin_many(self._layout, sagas, self._codec, accept_sealed=self._accept_sealed))
+        accept_sealed = self._accept_sealed
+        return self._run(
+            beginning.begin_many(self._layout, sagas, self._codec, accept_sealed=accept_sealed, durable=durable)
+        )
 
     def get(self, saga_id: str) -> SagaState | None:
         """The saga as it is now; None: there is no such saga, or no worker has read its request yet.

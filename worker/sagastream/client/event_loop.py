@@ -7,6 +7,7 @@ from typing import Any, Unpack, overload
 from sagastream.client import beginning, looking, requests
 from sagastream.client.answers import Accepted, Refused, Unsettled, granted, opened
 from sagastream.client.definition import Definition, requested, takes_long
+from sagastream.client.durability import Durable
 from sagastream.client.listing import Listing, ListStatus, Search, check_status
 from sagastream.client.requests import (
     BeginOptions,
@@ -46,22 +47,25 @@ class AsyncSagaClient(AsyncSagaVerbs, AsyncStoreVerbs):
     async def begin(
         self, definition: Definition, input: Any = None, *, saga_id: str, **options: Unpack[BeginOptions]
     ) -> Accepted: ...
-    async def begin(self, *args: Any, **named: Any) -> Accepted:
+    async def begin(self, *args: Any, durable: Durable | None = None, **named: Any) -> Accepted:
         """Begin a saga; awaits until the request is durable. See SagaClient.begin."""
         if takes_long(*args, **named):
-            return await self.begin_request(await asyncio.to_thread(requested, *args, **named))
-        return await self.begin_request(requested(*args, **named))
+            return await self.begin_request(await asyncio.to_thread(requested, *args, **named), durable=durable)
+        return await self.begin_request(requested(*args, **named), durable=durable)
 
-    async def begin_request(self, request: Begin) -> Accepted:
+    async def begin_request(self, request: Begin, *, durable: Durable | None = None) -> Accepted:
         """Begin a saga from a parsed request; awaits until that is durable. See SagaClient.begin_request."""
         sealed = requests.sealed(self._codec, request, accept_sealed=self._accept_sealed)
-        (answer,) = await self._run(beginning.begin(await self._opened(), [sealed], self._codec))
+        (answer,) = await self._run(beginning.begin(await self._opened(), [sealed], self._codec, durable=durable))
         return granted(answer)
 
-    async def begin_many(self, sagas: Iterable[SagaRequest]) -> list[Accepted | Refused | Unsettled]:
+    async def begin_many(
+        self, sagas: Iterable[SagaRequest], *, durable: Durable | None = None
+    ) -> list[Accepted | Refused | Unsettled]:
         """Begin many sagas; awaits until all requests are answered for. See SagaClient.begin_many."""
+        accept_sealed = self._accept_sealed
         return await self._run(
-            beginning.begin_many(self._layout, sagas, self._codec, accept_sealed=self._accept_sealed)
+            beginning.begin_many(self._layout, sagas, self._codec, accept_sealed=accept_sealed, durable=durable)
         )
 
     async def get(self, saga_id: str) -> SagaState | None:

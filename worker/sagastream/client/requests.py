@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, NotRequired, TypedDict
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.scripting import added_even_if_full
 from sagastream.broker.wire import Words, or_raise
+from sagastream.client.durability import Durable
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import SIGNAL, Begin, DeadlineKind, Intervene, Signal, ToSaga, Verb
 from sagastream.core.parsing import parse_intervene, parse_signal
@@ -87,6 +88,7 @@ class BeginOptions(TypedDict, total=False):
     start_at: datetime | None
     start_at_ms: int | None
     attributes: Mapping[str, str | int] | None
+    durable: Durable | None
 
 
 class StepsOptions(BeginOptions, total=False):

@@ -54,7 +54,7 @@ class CommandInbox:
         self._observer = watching = guarded(observer)
         self._tells_deliveries = watching is not None and watching.watches("command_delivered")
         self._log = Log("service", f"service {service}")
-        lineage = Lineage(
+        self._lineage = lineage = Lineage(
             f"service {service} {consumer}",
             area="service",
             service=service,
@@ -110,6 +110,11 @@ class CommandInbox:
         self._partitions = {partition.commands(self._service): partition for partition in keys.partitions}
         self.outbox.join(self._partitions)
         return list(self._partitions)
+
+    @property
+    def changes(self) -> int:
+        """How often the store was found to have changed, see Lineage.changes."""
+        return self._lineage.changes
 
     @property
     def now_ms(self) -> int:

@@ -26,6 +26,7 @@ class Publication:
         self._again_at_s = float("inf")
         self._unusable: list[str] = []  # the keys at which it could not publish
         self._over = 0  # how many connections had been opened when it last published
+        self._changes = 0  # … and how often the store had changed, see Lineage.changes
 
     def join(self) -> StoreKeys:
         """Open the store, and publish there from now on."""
@@ -33,13 +34,15 @@ class Publication:
         self._publish(keys)
         return keys
 
-    def again(self) -> None:
-        """Publish again, after a while, and if there is a new connection: the store behind it may have lost what was
-        published."""
+    def again(self, changes: int = 0) -> None:
+        """Publish again, after a while; and at once if there is a new connection, or the store is found to have changed
+        so many times: it may have lost what was published."""
         if self._keys is None:
             return
-        if time.monotonic() >= self._again_at_s or self._broker.connections != self._over:
+        is_another = self._broker.connections != self._over or changes != self._changes
+        if is_another or time.monotonic() >= self._again_at_s:
             self._publish(self._keys)
+            self._changes = changes
 
     def _publish(self, keys: StoreKeys) -> None:
         self._over = self._broker.connections

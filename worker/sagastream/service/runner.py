@@ -134,7 +134,7 @@ class ServiceRunner:
             lease_ms=service.lease_ms,
             grace_s=grace_s,
             health=health,
-            chores=[self._publication.again, *([self._dispatcher.turn] if self._dispatcher else [])],
+            chores=[self._publish_again, *([self._dispatcher.turn] if self._dispatcher else [])],
             fail=self._fail,
             abandon=self._abandon,
         )
@@ -153,6 +153,9 @@ class ServiceRunner:
             codec = self._unopened.codec
             self._report.log.info("started" if codec is None else f"started; {seals_with(codec)}")
             self._run()
+
+    def _publish_again(self) -> None:
+        self._publication.again(self._inbox.changes)
 
     def _busy(self) -> Busy | None:
         """What others are told of this process, with its heartbeat."""

@@ -19,6 +19,7 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     saga:{0}:quarantine:<service>  stream  services                until a person deals with it
     saga:{0}:done:<service>:<h>    hash    services                DONE_KEPT_S after its last write
     saga:{0}:full                  string  orchestrator            FULL_KEPT_MS after a worker last saw no room: why
+    saga:{0}:confirm               string  clients                 a minute: written to see whether a replica has it
     <a stream>:moving              stream  doctor                  until its entries are in the stream again
     <a stream>:copy                stream  operators               while a saga is erased: until it replaces the stream
     saga:services:<service>        hash    services                always: its commands and what undoes each
@@ -96,12 +97,12 @@ class Partition(Struct, frozen=True):
     full: str
     begun: str
     indexed: str
+    confirm: str
 
     @classmethod
     def of(cls, prefix: str, number: int, tag: str) -> "Partition":
         base = f"{prefix}:{{{tag}}}:"
-        names = ("requests", "interventions", "timers", "ended", "events", "quarantine", "full", "begun", "indexed")
-        return cls(number, base, *(f"{base}{name}" for name in names))
+        return cls(number, base, *(f"{base}{name}" for name in cls.__struct_fields__[2:]))
 
     def saga(self, saga_id: str) -> str:
         return f"{self.base}saga:{saga_id}"

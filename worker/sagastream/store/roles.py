@@ -62,6 +62,7 @@ _PLACES: Final[Mapping[str, Callable[[StoreKeys, Partition, str], str]]] = {
     "alive": lambda keys, _, __: keys.alive,
     "running": lambda keys, _, __: keys.running,
     "losses": lambda keys, _, __: keys.losses,
+    "confirm": lambda _, partition, __: partition.confirm,
     "paused": lambda keys, _, __: keys.paused,
     "operations": lambda keys, _, __: keys.operations,
     "bulks": lambda keys, _, __: keys.bulks,
@@ -81,6 +82,7 @@ _PLACES: Final[Mapping[str, Callable[[StoreKeys, Partition, str], str]]] = {
 _ANYBODY: Final = "ping time info acl|whoami acl|dryrun"
 _WRITES: Final = "script|load"
 _TRANSACTIONS: Final = "multi exec"
+_CONFIRMED: Final = "wait"  # whether a replica has what was begun
 _IN_SCRIPTS: Final = "eval evalsha"
 
 #: A stream that is read as a consumer of a group.
@@ -148,6 +150,7 @@ _BEGIN: Final = (
     _Grant("full", "get", read_only=True),
     _Grant("definition", "hmget", read_only=True),
     _Grant("requests full saga", _IN_SCRIPTS),
+    _Grant("confirm", f"{_IN_SCRIPTS} set"),
 )
 _DEPLOY: Final = (
     _Grant("store", "hgetall", read_only=True),
@@ -226,13 +229,16 @@ _ROLES: Final[Mapping[Role, tuple[str, Sequence[_Grant]]]] = {
     Role.WORKER: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS} scan", _WORK),
     Role.SERVICE: (f"{_ANYBODY} {_WRITES}", _SERVE),
     Role.RQ_WORKER: (f"{_ANYBODY} {_WRITES}", (*_SERVE, *_RUN_JOBS)),
-    Role.CLIENT: (f"{_ANYBODY} {_WRITES}", (*_BEGIN, *_INTERVENE, *_LOOK)),
-    Role.BEGIN_ONLY: (f"{_ANYBODY} {_WRITES}", _BEGIN),
-    Role.BRIDGE: (f"{_ANYBODY} {_WRITES}", (*_BEGIN, *_INTERVENE, *_LOOK, _Grant("losses", f"{_IN_SCRIPTS} hsetnx"))),
+    Role.CLIENT: (f"{_ANYBODY} {_WRITES} {_CONFIRMED}", (*_BEGIN, *_INTERVENE, *_LOOK)),
+    Role.BEGIN_ONLY: (f"{_ANYBODY} {_WRITES} {_CONFIRMED}", _BEGIN),
+    Role.BRIDGE: (
+        f"{_ANYBODY} {_WRITES} {_CONFIRMED}",
+        (*_BEGIN, *_INTERVENE, *_LOOK, _Grant("losses", f"{_IN_SCRIPTS} hsetnx")),
+    ),
     Role.INSPECTOR: (f"{_ANYBODY} {_TRANSACTIONS} scan", _LOOK),
     Role.OPERATOR: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS} scan", (*_LOOK, *_OPERATE)),
     Role.DEPLOYER: (_ANYBODY, _DEPLOY),
-    Role.DOCTOR: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS} scan", (*_LOOK, *_OPERATE, *_BEGIN, *_MEND)),
+    Role.DOCTOR: (f"{_ANYBODY} {_WRITES} {_CONFIRMED} {_TRANSACTIONS} scan", (*_LOOK, *_OPERATE, *_BEGIN, *_MEND)),
 }
 
 

@@ -29,6 +29,7 @@ from sagastream.tracing.context import current_trace
 
 if TYPE_CHECKING:
     from sagastream.client.definition import Definition
+    from sagastream.client.durability import Durable
 
 #: A step, as `SagaClient.begin` takes it.
 Step = Mapping[str, Any]
@@ -141,6 +142,7 @@ class Sagas:
         deadline: DeadlineKind | None = None,
         start_at: datetime | None = None,
         attributes: Mapping[str, str | int] | None = None,
+        durable: "Durable | None" = None,
     ) -> Saga:
         """Begin a saga. Its first commands are sent only when time passes, see `advance` and `settle`.
 
@@ -152,6 +154,7 @@ class Sagas:
             deadline: as for `SagaClient.begin`. A Definition has its own.
             start_at: it does nothing before this time, by `clock`.
             attributes: as for `SagaClient.begin`.
+            durable: as for `SagaClient.begin`. Here nothing is ever lost, so it changes nothing.
 
         Raises:
             MalformedMessage: says what is wrong, and where.
@@ -163,7 +166,9 @@ class Sagas:
         # Imported here: it takes the client, with its broker, which a test of plain sagas does not need.
         from sagastream.client import requests
         from sagastream.client.definition import Definition
+        from sagastream.client.durability import check_durable
 
+        check_durable(durable)
         if isinstance(steps, Definition):
             if deadline_ms is not None or deadline is not None:
                 raise ScenarioError("a definition says the deadline of its sagas: leave deadline_ms and deadline out")

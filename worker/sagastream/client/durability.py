@@ -1,0 +1,54 @@
+"""How a client makes sure that a replica has what it asked for: `durable="replica"`.
+
+WAIT tells how many replicas have all that one connection has written. A begin may find the saga there already, and
+write nothing, while no replica has that saga yet. So a write goes along in front of the WAIT: a replica that has this
+one has all that came before it, whoever wrote that. All goes in one round trip, so it is one server that answers.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final, Literal, TypeVar
+
+from redis.exceptions import RedisError
+
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.scripting import even_if_full
+from sagastream.broker.wire import Words, or_raise
+from sagastream.store.keys import Partition
+
+_T = TypeVar("_T")
+
+#: What a begin waits for besides the broker itself.
+Durable = Literal["replica"]
+
+#: How long a replica may take to confirm, in milliseconds. A healthy one takes less than one; clients give up on an
+#: answer of the broker only after some seconds.
+CONFIRMED_WITHIN_MS: Final = 1_000
+#: How long the key stays that is written, in milliseconds.
+_KEPT_MS: Final = 60_000
+
+
+def check_durable(durable: Any) -> None:
+    """Raises ValueError if this is nothing that a begin can wait for."""
+    if durable not in (None, "replica"):
+        raise ValueError(f"durable must be 'replica', or None: it is {durable!r:.80}")
+
+
+def confirmed(partitions: Iterable[Partition], exchange: Exchange[_T]) -> Exchange[tuple[_T, bool]]:
+    """The result of the exchange; and whether a replica has all that it wrote or found in its last round trip.
+    `partitions`: those in which it does that."""
+    keys = [partition.confirm for partition in partitions]
+    asking: list[Words] = [even_if_full(key, "SET", key, 1, "PX", _KEPT_MS) for key in keys]
+    asking.append(("WAIT", 1, CONFIRMED_WITHIN_MS))
+    commands = next(exchange)
+    while True:
+        try:
+            told = yield [*commands, *asking]
+        except RedisError as error:
+            commands = exchange.throw(error)
+            continue
+        try:
+            commands = exchange.send(told[: -len(asking)])
+        except StopIteration as end:
+            result: _T = end.value
+            *_, replicas = [or_raise(one) for one in told[-len(asking) :]]  # such as that this user may not ask
+            return result, replicas > 0
