@@ -2,7 +2,8 @@
 
 import socket
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ class Pair:
         self._address = Path(tempfile.mkdtemp(prefix="sgp-")) / "s.sock"
         self._point_at(self.master)
         self.url = f"unix://{self._address}"
+        self.lost_bytes = 0  # that the master had accepted and the replica never got, when they changed places
         with connect(self.master.url) as master, connect(self.replica.url) as replica:
-            for name, value in (("bind", "127.0.0.1"), ("repl-diskless-sync-delay", 0), ("port", _free_port())):
-                master.config_set(name, value)
+            for server in (master, replica):
+                for name, value in (("bind", "127.0.0.1"), ("repl-diskless-sync-delay", 0), ("port", _free_port())):
+                    server.config_set(name, value)
             replica.replicaof("127.0.0.1", master.config_get("port")["port"])
             until(lambda: _about(replica)["master_link_status"] == "up", what="the replica has all")
 
@@ -44,10 +47,28 @@ class Pair:
 
     def promote(self) -> None:
         """The master dies, and the replica becomes the master. What it does not have is lost."""
-        with connect(self.replica.url) as replica:
+        with connect(self.master.url) as master, connect(self.replica.url) as replica:
             replica.replicaof("NO", "ONE")
+            self._count_lost(master, replica)
         self.master.kill()
         self._point_at(self.replica)
+
+    @contextmanager
+    def promoted_while_stopped(self) -> Iterator[None]:
+        """The master stands still, and the replica becomes the master. Then the old one goes on, beside the new one:
+        connections that were open to it stay. At the end of the block it hears that it is a replica."""
+        self.master.pause()
+        with connect(self.replica.url) as replica:
+            replica.replicaof("NO", "ONE")
+            self._point_at(self.replica)
+            self.master.resume()
+            yield
+            with connect(self.master.url) as master:
+                self._count_lost(master, replica)
+                master.replicaof("127.0.0.1", replica.config_get("port")["port"])
+
+    def _count_lost(self, old: redis.Redis, new: redis.Redis) -> None:
+        self.lost_bytes = _about(old)["master_repl_offset"] - (_about(new)["second_repl_offset"] - 1)
 
     def stop(self) -> None:
         self.master.stop()

@@ -13,17 +13,21 @@ from sagastream import Context, Effects, Reject, Service
 
 
 def _service(name: str) -> Service:
-    effects = Effects(lambda: sqlite3.connect(Path(os.environ["TILLS"]) / f"{name}.db", timeout=30))
+    file = Path(os.environ["TILLS"]) / f"{name}.db"
+    effects = Effects(lambda: sqlite3.connect(file, timeout=30))
     effects.create_table()
+    with closing(sqlite3.connect(file, timeout=30)) as made:
+        made.execute("CREATE TABLE IF NOT EXISTS ledger (key TEXT, by INTEGER)")
     service = Service(name, lease_ms=2000)
 
     @effects.once
     def do(params: Any, context: Context, db: sqlite3.Connection) -> Any:
+        db.execute("INSERT INTO ledger VALUES (?, 1)", (context.key,))
         return {"key": context.key}
 
     @effects.undo
     def undo(params: Any, context: Context, db: sqlite3.Connection) -> None:
-        pass
+        db.execute("INSERT INTO ledger VALUES (?, -1)", (context.transaction_key,))
 
     def choosy(params: Any, context: Context) -> Any:
         if (Path(os.environ["TILLS"]) / "refuse").exists():
@@ -42,6 +46,16 @@ def standing(folder: Path) -> set[str]:
     for file in folder.glob("*.db"):
         with closing(sqlite3.connect(file, timeout=30)) as db:
             found |= {key for (key,) in db.execute("SELECT key FROM sagastream_effects WHERE state = 'done'")}
+    return found
+
+
+def not_once(folder: Path) -> set[str]:
+    """The keys of the effects that were done more than once, or undone more often than done."""
+    found: set[str] = set()
+    wrong = "SELECT key FROM ledger GROUP BY key HAVING sum(by) NOT IN (0, 1) OR sum(by = 1) != 1"
+    for file in folder.glob("*.db"):
+        with closing(sqlite3.connect(file, timeout=30)) as db:
+            found |= {key for (key,) in db.execute(wrong)}
     return found
 
 

@@ -28,7 +28,7 @@ from sagastream.core.sending import Published
 from sagastream.core.step_state import Step
 from sagastream.core.steps import AS_PUBLISHED, STANDING
 from sagastream.errors import CannotBuild, QuarantineError, UnreadableSaga
-from sagastream.store import heartbeat, layout, lineage, published, sagas
+from sagastream.store import heartbeat, layout, lineage, published, sagas, told
 from sagastream.store.quarantine import Quarantine
 from sagastream_bridge.inspection.evidence import ASKED_BY, KEYS_AT_ONCE, NoAnswer, Page, Questions, Where, recorded
 from sagastream_bridge.inspection.findings import OK, PROBLEM, REPAIRED, WARNING, Finding
@@ -81,7 +81,9 @@ class AfterFailover:
             yield from self._repaired(differing, suspects)
         for where, found in sorted(differing.items()):
             yield _finding(found, suspects[where][0])
-        if not differing:
+        otherwise = [*self._told_otherwise()]
+        yield from otherwise
+        if not (differing or otherwise):
             text = f"effects compared: {sum(self._looked_at.values())}; every saga says what was done"
             yield Finding(level=OK, about="sagas", text=text)
 
@@ -145,6 +147,24 @@ class AfterFailover:
             for saga_id, state in self._read(some).items():
                 if not isinstance(state, UnreadableSaga):
                     yield from differences(saga_id, state, by_saga[saga_id])
+
+    def _told_otherwise(self) -> Iterator[Finding]:
+        """The sagas of which another end may have been told than they have now."""
+        kept = told.kept(self._store, self._keys)
+        ends = iter([end for end in kept if not end.saga_id.startswith(ASKED_BY)])
+        while page := list(islice(ends, _PAGE)):
+            states = self._read({end.saga_id for end in page})
+            for end in page:
+                state = states[end.saga_id]
+                about, was = f"saga {end.saga_id}", f"it may have been told to have ended {end.status}"
+                if state is None:
+                    yield Finding(level=PROBLEM, about=about, text=f"{was}, and there is no such saga; {_GONE}")
+                elif isinstance(state, SagaState) and state.ended and state.status != end.status:
+                    text = f"{was}, and has ended {state.status}; tell whoever relies on that"
+                    yield Finding(level=PROBLEM, about=about, text=text)
+                elif isinstance(state, SagaState) and not state.ended:
+                    text = f"{was}, and goes on from an earlier state; look again when it has ended"
+                    yield Finding(level=WARNING, about=about, text=text)
 
     def _looked_at_again(self, suspects: dict[Where, tuple[str, Effect]]) -> dict[Where, Found]:
         """Those that differ each time, while their saga does not move."""
@@ -232,7 +252,7 @@ class AfterFailover:
         if undo is None:
             return None
         try:
-            told = told_to_undo(state, where.step)
+            to_undo = told_to_undo(state, where.step)
         except CannotBuild:
             return None
         return Command(
@@ -246,7 +266,7 @@ class AfterFailover:
             attempt=step.compensation_attempt + 1,
             begun_ms=state.begun_ms,
             retried=True,
-            undo=told,
+            undo=to_undo,
             input=state.input,
             definition=None if state.definition is None else state.definition.name,
         )
@@ -273,9 +293,12 @@ class AfterFailover:
                     quarantine.drop(message.id, actor="sagastream doctor", reason="after a failover")
 
 
+_GONE: Final = (
+    "its begin is lost, or it ended longer ago than sagas are kept: begin it again with the same id and steps, or undo "
+    "the effect by hand"
+)
 _REMEDIES: Final = {
-    Difference.NO_SAGA: "its begin is lost, or it ended longer ago than sagas are kept: begin it again with the same "
-    "id and steps, or undo the effect by hand",
+    Difference.NO_SAGA: _GONE,
     Difference.STANDS: "sagastream doctor --after-failover --repair undoes it, if the service says how",
     Difference.MISSING: "do it by hand, or begin it again as a saga with another id",
     Difference.MENDS: "the saga finds that when it comes to the step; look again when it has ended",

@@ -100,6 +100,7 @@ def test_the_catalogue_tells_of_every_key() -> None:
         KEYS.running,
         KEYS.store,
         KEYS.losses,
+        KEYS.told,
         KEYS.paused,
         KEYS.operations,
         KEYS.bulks,

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, get_args
 
+import redis
+
 from sagastream.broker import exchange
 from sagastream.broker.clock import own_s
 from sagastream.broker.connection import BLOCK_MS, Broker
@@ -33,6 +35,7 @@ from sagastream.orchestrator.bulks import Bulks
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.clock import WaitingSagas, newest_time
 from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
+from sagastream.orchestrator.ends import Ends
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.order import Order
 from sagastream.orchestrator.overdue import Overdue
@@ -125,6 +128,7 @@ class Orchestrator:
         self._cache = StateCache()
         self._journal_bytes = min(max(history_bytes, 0), MAX_JOURNAL_BYTES)
         self._committed: Sequence[Change] = ()  # what it wrote last
+        self._ends = Ends()
         self._upkeep = Upkeep(broker.client, self._store, self._report, self.name, lease_ms=LEASE_MS)
         self._look_at = 0.0
         self._clock_changes = 0  # of the clock, for which it has looked at all sagas
@@ -197,6 +201,7 @@ class Orchestrator:
                 break
             changes, lost, stuck = self._decide_and_commit(inputs, states, now_ms)
             self._cache.keep(changes, [*lost, *stuck])
+            self._ends.note(changes, [*lost, *stuck])
             if not (lost or stuck):
                 self._committed = changes[-LOOKED_AT:]
             self._report.committed(
@@ -219,6 +224,8 @@ class Orchestrator:
         self._overdue.forget()
         self._look_at = 0.0  # what is due may be due for the second time
         self._services.tell_again()
+        if self._lineage.loss is not None:
+            exchange.run(self._broker.client, self._ends.keep(self._opened, self._lineage.loss))
         self._upkeep.begin_anew(self._opened)
         self._seen_changes = changes
 
@@ -285,7 +292,11 @@ class Orchestrator:
                     reads_on = part is parts[-1] and not self._stop.is_set()
                     yield self._inbox.read_along(committing, streams.wanted) if reads_on else committing
 
-        refused = exchange.run_each(self._broker.client, commits())
+        try:
+            refused = exchange.run_each(self._broker.client, commits())
+        except redis.RedisError:
+            self._ends.note(changes)
+            raise
         lost = [change for those, _ in refused for change in those]
         stuck = [change for _, those in refused for change in those]
         if left:

@@ -37,6 +37,7 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     saga:bulk:<id>                 hash    operators, workers      BULK_KEPT_MS after its last write
     saga:bulk:<id>:results         stream  workers                 the same; its newest 10,000 entries
     saga:losses                    hash    workers, services       until a person says that they are settled
+    saga:told                      hash    workers                 the same, at most 7 days: ends that may be lost
 
 <h> is the hour in which the saga began. The score of a live saga in timers is when it next needs attention, in ms by
 the broker's clock; it is +inf if the saga is parked. The score in ended is when the saga ended; the score in begun and
@@ -167,6 +168,7 @@ class StoreKeys:
         self.store = store(prefix)
         self.alive = f"{prefix}:alive"
         self.losses = f"{prefix}:losses"
+        self.told = f"{prefix}:told"
         self.paused = f"{prefix}:paused"
         self.operations = f"{prefix}:operations"
         self.bulks = f"{prefix}:bulks"

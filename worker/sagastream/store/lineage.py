@@ -149,6 +149,7 @@ class Lineage:
         #: another replication id, or it has lost writes. Each server that starts gives itself a new replication id, and
         #: so does a replica that becomes the master; so the run id would say nothing more.
         self.changes = 0
+        self.loss: Loss | None = None  # the last one that it found
         # A loss that is not kept in the store yet. What is read along with a look may fail, and end it early.
         self._to_keep: tuple[str, bytes] | None = None
         self._refused = ""
@@ -207,6 +208,7 @@ class Lineage:
             f"the store has lost what was written{since}: {found.evidence}; to see which sagas say other than what was "
             "done: sagastream doctor --after-failover"
         )
+        self.loss = found
         if self._observer is not None:
             self._observer.writes_lost(since_ms=found.since_ms, evidence=found.evidence)
         kept = msgspec.json.encode(msgspec.structs.replace(found, found_by=self._who))
@@ -232,7 +234,7 @@ def losses(client: "redis.Redis", keys: StoreKeys) -> list[Loss]:
 
 def settle(client: "redis.Redis", keys: StoreKeys) -> None:
     """Forget the losses: somebody has dealt with what is lost."""
-    client.delete(keys.losses)
+    client.delete(keys.losses, keys.told)
 
 
 def _look(keys: StoreKeys, member: bytes, streams: Sequence[tuple[str, str]]) -> Exchange[Sight | None]:

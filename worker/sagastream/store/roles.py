@@ -62,6 +62,7 @@ _PLACES: Final[Mapping[str, Callable[[StoreKeys, Partition, str], str]]] = {
     "alive": lambda keys, _, __: keys.alive,
     "running": lambda keys, _, __: keys.running,
     "losses": lambda keys, _, __: keys.losses,
+    "told": lambda keys, _, __: keys.told,
     "confirm": lambda _, partition, __: partition.confirm,
     "paused": lambda keys, _, __: keys.paused,
     "operations": lambda keys, _, __: keys.operations,
@@ -126,6 +127,7 @@ _WORK: Final = (
     _Grant("events", "xread xrevrange"),
     _Grant("begun index", "zcard zcount zrevrangebyscore"),
     _Grant("timers", "zrange"),
+    _Grant("told", f"{_IN_SCRIPTS} hset pexpire"),
     *_HEARTBEAT,
 )
 _SERVE: Final = (
@@ -207,7 +209,7 @@ _MEND: Final = (
     _Grant("indexed", "type hget hset hdel hmget"),
     _Grant("events", "type"),
     _Grant("done", "hdel"),
-    _Grant("losses", "del"),
+    _Grant("losses told", "del"),
     _Grant("saga timers ended begun index indexed events", _IN_SCRIPTS),
 )
 

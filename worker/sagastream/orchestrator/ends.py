@@ -1,0 +1,46 @@
+"""The ends of sagas that one worker has written: if the store loses the last of them, nobody else knows what clients
+were told."""
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from sagastream.broker.exchange import Exchange
+from sagastream.core.saga import SagaState
+from sagastream.orchestrator.change import Change
+from sagastream.store import told
+from sagastream.store.keys import StoreKeys
+from sagastream.store.lineage import Loss
+from sagastream.store.told import End
+
+#: So many ends are remembered: some seconds of a busy worker. A replica lags by milliseconds, unless it is cut off.
+_MOST: Final = 16_384
+#: How much earlier than the first lost write an end may be that is kept, in milliseconds: what is known of that time is
+#: about a second old, and clocks of two servers differ. One that is not lost does not differ, and is not listed.
+_MARGIN_MS: Final = 10_000
+
+
+class Ends:
+    """The ends that this worker has written last."""
+
+    def __init__(self) -> None:
+        self._ends: deque[End] = deque(maxlen=_MOST)
+
+    def note(self, changes: Iterable[Change], refused: Collection[Change] = ()) -> None:
+        """Remember the ends among these changes. `refused`: those of them that were not written. If that is not known,
+        since the broker went away, they count as written: they may have been told."""
+        not_written = {id(change) for change in refused}
+        for change in changes:
+            after, before = change.after, change.before
+            if (
+                isinstance(after, SagaState)
+                and after.ended
+                and not (isinstance(before, SagaState) and before.ended)
+                and id(change) not in not_written
+            ):
+                self._ends.append(End(after.saga_id, str(after.status), after.updated_ms))
+
+    def keep(self, keys: StoreKeys, loss: Loss) -> Exchange[None]:
+        """Note in the store those that may be lost."""
+        since_ms = 0 if loss.since_ms is None else loss.since_ms - _MARGIN_MS
+        yield from told.keep(keys, [end for end in self._ends if end.ended_ms >= since_ms])
