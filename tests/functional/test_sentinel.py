@@ -1,7 +1,10 @@
 """Everything that reaches the broker through Sentinels goes on at the new master by itself."""
 
 import asyncio
+import html
+import re
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,10 +18,10 @@ from sagastream.broker.connection import connect
 from sagastream.broker.failures import is_outage
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
-from support.processes import Commands
+from support.processes import Commands, Talk
 from support.scenes import do
 from support.sentinels import SentinelSet
-from support.servers import KINDS
+from support.servers import KINDS, free_port
 from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
@@ -35,6 +38,11 @@ def do(params, context):
     with connect() as db:
         db.hset("effects", context.key, params)
     return params
+
+
+@service.command("Pack", compensation="Undo", via="rq", queue="parcels")
+def pack(params, context):
+    return do(params, context)
 
 
 @service.compensation("Undo")
@@ -120,9 +128,9 @@ def test_workers_services_and_clients_go_on_at_the_new_master(
     def end() -> None:
         watched.wait()
         if ends == "killed":
-            watched.master.kill()
+            watched.kill_master()
         else:
-            watched.master.pause()
+            watched.pause_master()
 
     with SagaClient(watched.url) as client:
         begun(client, "before")
@@ -130,7 +138,7 @@ def test_workers_services_and_clients_go_on_at_the_new_master(
         asyncio.run(in_loop(client))
         assert client.wait("after", 60).status is SagaStatus.COMPLETED
         if ends == "paused":
-            watched.master.resume()
+            watched.resume_master()
             for n in range(3):
                 begun(client, f"resumed-{n}")
                 assert client.wait(f"resumed-{n}", 60).status is SagaStatus.COMPLETED
@@ -141,3 +149,58 @@ def test_workers_services_and_clients_go_on_at_the_new_master(
         assert len(moved(watched, lines)) == 1, lines
         assert sum("the broker is away (" in line for line in lines) == 1, lines
         assert sum("the broker is back" in line for line in lines) == 1, lines
+
+
+def page(url: str) -> str:
+    """What is at this url; empty if it cannot be told now."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
+
+
+def test_all_other_programs_go_on_after_a_planned_switch(watched: SentinelSet, commands: Commands) -> None:
+    (commands.folder / "shop.py").write_text(SHOP)
+    env = {"REDIS_URL": watched.url}
+    of_pages, of_metrics = free_port(), free_port()
+    for arguments in (
+        ("worker",),
+        ("service", "shop:service"),
+        ("rq-worker", "shop:service"),
+        ("dashboard", "--port", str(of_pages)),
+        ("metrics", "--port", str(of_metrics)),
+    ):
+        commands.quiet(*arguments, env=env)
+    talk = Talk(commands.start("bridge", "--outcomes", env=env, stderr=subprocess.DEVNULL))
+
+    def ends(saga_id: str) -> None:
+        body = {"type": "saga_begin", "saga_id": saga_id, "msg_id": 1, "steps": [do(1, "Pack", "shop")]}
+        talk.say("ann", body)
+        assert talk.hear()[2]["status"] == "COMPLETED"
+        until(lambda: saga_id in page(f"http://127.0.0.1:{of_pages}/sagas"), what="the dashboard shows it")
+        until(
+            lambda: "sagastream_store_up 1" in page(f"http://127.0.0.1:{of_metrics}/metrics"), what="metrics are told"
+        )
+
+    ends("before")
+    doctor = commands.run("doctor", **env).stdout
+    assert f"ok        replicas      in step: {watched.new_master}, " in doctor
+    assert "warning   replicas      min-replicas-to-write is 0" in doctor
+    assert "ok        sentinels     3 of 3 that the url names answer: the master is at " in doctor
+    watched.want_replicas()  # the Sentinels tell the former master last; what it takes until then is lost
+    watched.switch()
+    until(lambda: watched.at_new_master, what="the replica is the master")
+    ends("after")
+    items = page(f"http://127.0.0.1:{of_pages}/sagas/after").split("</li>")
+    look = next(html.unescape(re.sub("<[^>]+>", "", item)).splitlines()[-1] for item in items if "HGETALL" in item)
+    done = subprocess.run(["bash", "-c", look], capture_output=True, text=True, timeout=60, check=True)
+    assert "COMPLETED" in done.stdout, (look, done)
+    assert "  after\n" in commands.run("list", **env).stdout
+    assert f"the master is at {watched.new_master}; 3 watch it, quorum 2" in commands.run("doctor", **env).stdout
+    for number in range(3):
+        watched.kill_sentinel(number)
+    done = commands.run("show", "after", **env)
+    asked = ", ".join(f"127.0.0.1:{port}" for port in watched.sentinels)
+    told = f"no Sentinel leads to the master mymaster: {asked} could not be asked: nobody listens there"
+    assert (done.returncode, done.stderr) == (1, f"Error: the broker does not answer: {told}\n")

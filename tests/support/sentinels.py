@@ -12,8 +12,13 @@ from support.servers import OwnServer, free_port, start_server
 from support.waiting import until
 
 MASTER: Final = "mymaster"
-#: Sentinels are quick here: usually they take seconds to hear of each other, and to agree on what is down.
-_QUICK: Final = ("info-period", 200, "ping-period", 100, "ask-period", 100, "publish-period", 100)
+#: For how long a server must be silent until a Sentinel takes it for down. A busy machine is not to look like that; but
+#: at the end of the master they are quick.
+_PATIENT_MS, _EAGER_MS = 60_000, 500
+#: Sentinels are quick here: usually they take seconds to hear of each other, and to agree on what is down. They turn a
+#: replica that has become the master back if they do not hear why within four publish-periods, and one of them takes a
+#: second to look.
+_QUICK: Final = ("info-period", 200, "ping-period", 100, "ask-period", 100, "publish-period", 500)
 
 
 class SentinelSet:
@@ -55,8 +60,8 @@ class SentinelSet:
             "bind 127.0.0.1",
             f"dir {own}",
             f"sentinel monitor {MASTER} 127.0.0.1 {self.ports[0]} 2",
-            f"sentinel down-after-milliseconds {MASTER} 500",
-            f"sentinel failover-timeout {MASTER} 1000",
+            f"sentinel down-after-milliseconds {MASTER} {_PATIENT_MS}",
+            f"sentinel failover-timeout {MASTER} 2000",
             *settings,
         )
         (own / "conf").write_text("\n".join(lines) + "\n")
@@ -69,11 +74,23 @@ class SentinelSet:
         """Where the replica listens, which is to become the master."""
         return f"127.0.0.1:{self.ports[1]}"
 
+    @property
+    def at_new_master(self) -> bool:
+        """Whether all Sentinels say so."""
+        found = [_answers(port, "GET-MASTER-ADDR-BY-NAME", MASTER) for port in self.sentinels]
+        return all(one is not None and int(one[1]) == self.ports[1] for one in found)
+
     def wait(self) -> None:
         """Until the replica has all that the master has now."""
         with connect(self.master.url) as master:
             master.set("support:replicas", "1")
             assert master.wait(1, 10_000) == 1
+
+    def want_replicas(self) -> None:
+        """As docs/operating.md has it: a master takes no writes without a replica."""
+        for server in (self.master, self.replica):
+            with connect(server.url) as client:
+                client.config_set("min-replicas-to-write", 1)
 
     def switch(self) -> None:
         """Tell a Sentinel to make the replica the master: nobody has died."""
@@ -85,6 +102,23 @@ class SentinelSet:
     def _is_ready(self, port: int) -> bool:
         replicas, others = _answers(port, "REPLICAS", MASTER), _answers(port, "SENTINELS", MASTER)
         return [len(replicas or ()), len(others or ())] == [1, 2] and _answers(port, "CKQUORUM", MASTER) is not None
+
+    def kill_master(self) -> None:
+        self._wait_for_signs(_EAGER_MS)
+        self.master.kill()
+
+    def pause_master(self) -> None:
+        self._wait_for_signs(_EAGER_MS)
+        self.master.pause()
+
+    def resume_master(self) -> None:
+        """It takes itself for the master until a Sentinel tells it otherwise."""
+        self._wait_for_signs(_PATIENT_MS)
+        self.master.resume()
+
+    def _wait_for_signs(self, milliseconds: int) -> None:
+        for port in self.sentinels:
+            assert _answers(port, "SET", MASTER, "down-after-milliseconds", milliseconds) is not None
 
     def kill_sentinel(self, number: int) -> None:
         self._running[number].kill()

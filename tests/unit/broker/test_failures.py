@@ -6,7 +6,7 @@ import pytest
 import redis
 from redis._parsers.base import BaseParser
 
-from sagastream.broker.failures import is_deleted, is_demoted, is_outage, is_refusal, told
+from sagastream.broker.failures import is_deleted, is_demoted, is_outage, is_refusal, may_be_former, told
 
 
 def answered(text: str) -> Exception:
@@ -62,6 +62,11 @@ FAULTS = [
 @pytest.mark.parametrize("text", PASSING + DEMOTED)
 def test_what_passes_is_an_outage(text: str) -> None:
     assert is_outage(answered(text))
+
+
+@pytest.mark.parametrize("text", PASSING + DEMOTED + FAULTS)
+def test_a_server_that_its_replicas_have_left_may_be_a_former_master(text: str) -> None:
+    assert may_be_former(answered(text)) == ("NOREPLICAS" in text)
 
 
 @pytest.mark.parametrize("error", [redis.ConnectionError("refused"), redis.TimeoutError("slow")])

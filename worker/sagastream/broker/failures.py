@@ -98,6 +98,11 @@ def is_demoted(error: BaseException) -> bool:
     return isinstance(error, redis.ResponseError) and bool(_IS_REPLICA.search(str(error)))
 
 
+def may_be_former(error: BaseException) -> bool:
+    """Whether the server that answered may be a former master, which its replicas have left for the new one."""
+    return isinstance(error, redis.ResponseError) and bool(re.search(r"(?:^|: |because of: )NOREPLICAS ", str(error)))
+
+
 def is_wrong_type(answer: object) -> bool:
     """Whether the broker, or a script, says that a key holds something of another type."""
     return isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE")

@@ -11,7 +11,7 @@ from msgspec import Raw, msgpack
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from sagastream.broker.failures import is_demoted
+from sagastream.broker.failures import is_demoted, may_be_former
 
 if TYPE_CHECKING:
     import redis
@@ -31,7 +31,7 @@ def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
 @contextmanager
 def connection(client: "redis.Redis") -> Iterator[Any]:
     """A connection of the client, lent for the `with` block. If that raises, the connection is closed: an answer may
-    still be on its way. It is also closed, and all that are idle with it, if the server turned out to be a replica."""
+    still be on its way. It is also closed, and all that are idle with it, if the server is the master no more."""
     pool = client.connection_pool  # only here: a client of a cluster has none
     one: Any = pool.get_connection()
     try:
@@ -107,6 +107,7 @@ def _answer(connection: Any) -> Any:
 
 
 def note(connection: Any, error: ResponseError) -> None:
-    """Have the connection closed when it is given back, if this error says that it leads to a replica."""
-    if is_demoted(error):
+    """Have the connection closed when it is given back, if this error says that it leads to a replica, or may lead to a
+    former master."""
+    if is_demoted(error) or may_be_former(error):
         connection.mark_for_reconnect()
