@@ -64,12 +64,12 @@ def steps(*params: Any) -> list[Any]:
     return [do(one, service="shop") for one in params]
 
 
-def begun(client: SagaClient, saga_id: str) -> None:
+def begun(client: SagaClient, saga_id: str, asked: Any = None) -> None:
     """Begin it, again after each failure that passes: the client tells of an outage, and does not wait for its end."""
 
     def accepted() -> bool:
         try:
-            client.begin(saga_id, steps(1, 2))
+            client.begin(saga_id, asked or steps(1, 2))
         except redis.RedisError as error:
             if not is_outage(error):
                 raise
@@ -204,3 +204,28 @@ def test_all_other_programs_go_on_after_a_planned_switch(watched: SentinelSet, c
     asked = ", ".join(f"127.0.0.1:{port}" for port in watched.sentinels)
     told = f"no Sentinel leads to the master mymaster: {asked} could not be asked: nobody listens there"
     assert (done.returncode, done.stderr) == (1, f"Error: the broker does not answer: {told}\n")
+
+
+def test_a_service_in_javascript_goes_on_at_the_new_master(
+    watched: SentinelSet, commands: Commands, node_sample: Path
+) -> None:
+    """Its own client, too: the sample keeps its notifications in the store."""
+    env = {"REDIS_URL": watched.url}
+    commands.quiet("worker", env=env)
+    service = subprocess.Popen(
+        ["node", "notification.mjs"], cwd=node_sample, env=commands.environment(**env), stderr=subprocess.PIPE
+    )
+    commands.running.append(service)
+    step = do({"to": "ann@example.com", "text": "hello"}, "SendNotification", "notification")
+    with SagaClient(watched.url) as client:
+        begun(client, "before", [step])
+        assert client.wait("before", 60).status is SagaStatus.COMPLETED
+        watched.wait()
+        watched.kill_master()
+        begun(client, "after", [step])
+        assert client.wait("after", 60).status is SagaStatus.COMPLETED
+    lines = said_at_its_end(service)
+    assert service.returncode == 0
+    assert sum("Redis is away (" in line for line in lines) == sum("Redis is back" in line for line in lines) == 1, (
+        lines
+    )

@@ -4,6 +4,7 @@ import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import * as redis from '@redis/client'
+import { openMaster, openOwn, parseSentinels } from './sentinel.mjs'
 
 /** How long an answer may take, in addition to the time that a blocking read waits. */
 const ANSWER_TIMEOUT_MS = 5000
@@ -11,6 +12,8 @@ const ANSWER_TIMEOUT_MS = 5000
 const PASSING = /^(LOADING|READONLY|OOM|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY|UNBLOCKED) /
 /** Those that say that the server is a replica by now. */
 const DEMOTED = /^(READONLY|MASTERDOWN|UNBLOCKED .*instance state changed)/
+/** It may be a former master, which its replicas have left. */
+const FORMER = /^NOREPLICAS /
 
 /** The service is declared or configured wrongly. Its text is one line, fit to show a person. */
 export class ServiceError extends Error {}
@@ -37,6 +40,8 @@ const own = new Set()
  * its server is a replica by now, it looks its address up again.
  */
 export function connect(url = process.env.REDIS_URL) {
+  const named = parseSentinels(url ?? '')
+  if (named) return openOwn(named, { socket: timeouts(), disableClientInfo: true })
   const client = open(url)
   client.on('ready', () => own.add(client)).on('end', () => own.delete(client))
   return client
@@ -58,35 +63,75 @@ function open(url, options = {}) {
 
 /** One connection of the service itself. Answers are arrays, integers, and Buffers for strings. */
 export class Connection {
-  #client
+  #client // undefined while Sentinels are asked for the master
   #settled
   #fault
+  #away = 'not connected yet'
+  #follows = false // whether Sentinels name the master
+  #isClosed = false
   #scripts = new Map()
 
   constructor(url) {
-    this.#client = open(url, {
+    const options = {
       disableOfflineQueue: true, // the caller decides what to do while Redis is away
       pingInterval: 2000, // so that a server that hangs is noticed
       commandOptions: { typeMapping: { [redis.RESP_TYPES.BLOB_STRING]: Buffer } },
-    })
+    }
+    const named = parseSentinels(url ?? '')
+    if (named) {
+      this.#follows = true
+      this.#settled = new Promise((resolve) => this.#follow(named, options, resolve))
+      return
+    }
+    this.#client = open(url, options)
     this.#settled = new Promise((resolve) => this.#client.once('ready', resolve).once('error', resolve))
     this.#client.on('error', (error) => {
       if (error instanceof redis.ErrorReply && !isOutage(error)) this.#fault = error // such as a refused login
     })
   }
 
+  /** Be connected to the master, whichever server that is. `settled` is called once it is known whether there is one. */
+  async #follow(named, options, settled) {
+    for (let failures = 0; !this.#isClosed && !this.#fault; ) {
+      try {
+        const client = await openMaster(named, { ...options, socket: timeouts(), RESP: 2, disableClientInfo: true })
+        failures = 0
+        this.#client = client
+        settled()
+        if (this.#isClosed) client.destroy()
+        while (client.isOpen) await new Promise((resolve) => client.once('end', resolve).once('error', resolve))
+        this.#away = 'the connection to the master was lost'
+      } catch (error) {
+        if (error instanceof redis.ErrorReply && !isOutage(error)) this.#fault = error
+        this.#away = error.message
+        failures += 1
+      }
+      this.#client = undefined
+      settled()
+      if (!this.#isClosed) await sleep(delay(failures || 1))
+    }
+  }
+
+  /** Connect anew. A client that Sentinels led to its server ends, and then they are asked. */
+  #leave(client) {
+    if (!this.#follows) reconnect(client)
+    else if (client.isOpen) client.destroy()
+  }
+
   get isReady() {
-    return this.#client.isReady
+    return this.#client?.isReady ?? false
   }
 
   async call(...words) {
     await this.#settled
     if (this.#fault) throw this.#fault
+    const client = this.#client
+    if (!client) throw new Away(this.#away)
     try {
-      return await this.#client.sendCommand(words.map((word) => (word instanceof Buffer ? word : String(word))))
+      return await client.sendCommand(words.map((word) => (word instanceof Buffer ? word : String(word))))
     } catch (error) {
       if (!(error instanceof redis.ErrorReply)) throw new Away(error.message || error.code, { cause: error })
-      if (DEMOTED.test(error.message)) reconnect(this.#client)
+      if (DEMOTED.test(error.message) || FORMER.test(error.message)) this.#leave(client)
       throw error
     }
   }
@@ -113,7 +158,8 @@ export class Connection {
   }
 
   close() {
-    if (this.#client.isOpen) this.#client.destroy()
+    this.#isClosed = true
+    if (this.#client?.isOpen) this.#client.destroy()
   }
 }
 
@@ -178,15 +224,18 @@ export class Patience {
 /** The options of node-redis for a URL. It knows redis:// and rediss://, but not the unix:// of the embedded server. */
 function parseUrl(url) {
   if (!url) throw new ServiceError('REDIS_URL is not set')
-  const timeouts = {
+  if (/^rediss?:\/\/./.test(url)) return { url, socket: timeouts() }
+  const found = /^unix:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?(\/[^?]+)/.exec(url)
+  if (!found) throw new ServiceError('REDIS_URL is not usable: it is not redis://, rediss://, unix:// or redis+sentinel://')
+  const [username, password, path] = found.slice(1).map((part) => part && decodeURIComponent(part))
+  return { socket: { ...timeouts(), path }, username: username || undefined, password }
+}
+
+function timeouts() {
+  return {
     connectTimeout: ANSWER_TIMEOUT_MS,
     socketTimeout: ANSWER_TIMEOUT_MS,
     reconnectStrategy: (retries, cause) =>
       cause instanceof redis.ErrorReply && !isOutage(cause) ? cause : delay(retries + 1),
   }
-  if (/^rediss?:\/\/./.test(url)) return { url, socket: timeouts }
-  const found = /^unix:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?(\/[^?]+)/.exec(url)
-  if (!found) throw new ServiceError('REDIS_URL is not usable: it is not redis://, rediss:// or unix://')
-  const [username, password, path] = found.slice(1).map((part) => part && decodeURIComponent(part))
-  return { socket: { ...timeouts, path }, username: username || undefined, password }
 }

@@ -1,0 +1,126 @@
+// The master that Sentinels name: connections to it, whichever server that is at the time.
+
+import * as redis from '@redis/client'
+
+const URL_OF_SENTINELS = /^(rediss?)\+sentinel:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?([^@/?]+)\/([\w.-]+)(?:\/(\d*))?(?:\?(.*))?$/
+const PORT = 26379
+/** How long a Sentinel may take to answer. Then the next one is asked. */
+const PATIENCE_MS = 1000
+
+/** What a url like redis+sentinel://user:password@one:26379,two/mymaster/0 names; null: it names no Sentinels. */
+export function parseSentinels(url) {
+  const found = URL_OF_SENTINELS.exec(url)
+  if (!found) return null
+  const [scheme, username, password, hosts, name, database, query] = found.slice(1)
+  const options = new URLSearchParams(query)
+  return {
+    name,
+    tls: scheme === 'rediss',
+    database: Number(options.get('db') ?? database ?? 0),
+    username: decoded(username) ?? options.get('username') ?? undefined,
+    password: decoded(password) ?? options.get('password') ?? undefined,
+    sentinels: hosts.split(',').map(address),
+    login: {
+      username: options.get('sentinel_username') ?? undefined,
+      password: options.get('sentinel_password') ?? undefined,
+    },
+  }
+}
+
+function decoded(text) {
+  return text ? decodeURIComponent(text) : undefined
+}
+
+function address(text) {
+  const [, host, port] = /^\[?(.*?)\]?(?::(\d+))?$/.exec(text)
+  return { host, port: Number(port ?? PORT) }
+}
+
+/**
+ * A client that is connected to the master, and ends with its connection: so the next one asks anew.
+ *
+ * @param options of node-redis, for the client
+ */
+export async function openMaster(named, options) {
+  const said = []
+  for (const sentinel of [...named.sentinels]) {
+    let master
+    try {
+      master = await ask(sentinel, named)
+      const client = await connected({
+        ...options,
+        socket: { ...options.socket, ...master, tls: named.tls, reconnectStrategy: false },
+        username: named.username,
+        password: named.password,
+        database: named.database,
+      })
+      try {
+        if ((await roleOf(client)) === 'replica') throw new Error('it is a replica')
+      } catch (error) {
+        client.destroy()
+        throw error
+      }
+      // The one that knew the master is asked first the next time.
+      named.sentinels.sort((one, other) => Number(other === sentinel) - Number(one === sentinel))
+      return client
+    } catch (error) {
+      if (master && isRefusal(error)) throw error
+      const where = master ? ` names ${master.host}:${master.port}` : ''
+      said.push(`${sentinel.host}:${sentinel.port}${where}: ${error.message || error.code}`)
+    }
+  }
+  throw new Error(`no Sentinel leads to the master ${named.name}: ${said.join('; ')}`)
+}
+
+/** Whether the login is refused, which waiting does not mend. */
+function isRefusal(error) {
+  return error instanceof redis.ErrorReply && /^(WRONGPASS|NOAUTH|NOPERM)/.test(error.message)
+}
+
+/** Where the master is, as a Sentinel says. */
+async function ask({ host, port }, { name, tls, login }) {
+  const socket = { host, port, tls, connectTimeout: PATIENCE_MS, socketTimeout: PATIENCE_MS, reconnectStrategy: false }
+  const client = await connected({ socket, ...login, RESP: 2, disableClientInfo: true })
+  try {
+    const words = (await client.sendCommand(['SENTINEL', 'MASTER', name])).map(String)
+    const facts = Object.fromEntries(words.flatMap((word, at) => (at % 2 ? [] : [[word, words[at + 1]]])))
+    if (/\b[so]_down\b/.test(facts.flags)) throw new Error('it says that the master is down')
+    return { host: facts.ip, port: Number(facts.port) }
+  } finally {
+    client.destroy()
+  }
+}
+
+async function connected(options) {
+  const client = redis.createClient(options)
+  client.on('error', () => {}) // the caller gets the error
+  await client.connect()
+  return client
+}
+
+async function roleOf(client) {
+  const words = (await client.sendCommand(['HELLO'])).map(String)
+  return words[words.indexOf('role') + 1]
+}
+
+/** A client of node-redis for a service's own data. It has the same commands, and follows the master by itself. */
+export function openOwn(named, options) {
+  const { socket, ...others } = options
+  const client = redis.createSentinel({
+    name: named.name,
+    sentinelRootNodes: named.sentinels,
+    nodeClientOptions: {
+      ...others,
+      socket: { ...socket, tls: named.tls },
+      username: named.username,
+      password: named.password,
+      database: named.database,
+    },
+    sentinelClientOptions: { ...named.login, socket: { tls: named.tls }, disableClientInfo: true },
+    RESP: 2,
+  })
+  client.on('error', () => {})
+  const connecting = client.connect()
+  connecting.catch(() => {})
+  return client
+}
