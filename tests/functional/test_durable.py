@@ -9,7 +9,8 @@ import pytest
 
 from sagastream import AsyncSagaClient, NotReplicated, Refused, SagaClient, Unsettled
 from sagastream.broker.connection import connect
-from sagastream.client.answers import Accepted, SagaRequest
+from sagastream.client.answers import Accepted
+from sagastream.client.requests import SagaRequest
 from sagastream.store.roles import Role
 from support.processes import Commands, Talk
 from support.replicas import Pair
