@@ -1,5 +1,9 @@
-"""The store on real servers: whatever workers commit, in whatever order, it holds what a plain model says."""
+"""The store on real servers: whatever workers commit, in whatever order, it holds what a plain model says.
 
+Services are paused and resumed meanwhile. A worker knows of that what it has read last.
+"""
+
+import contextlib
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -11,16 +15,21 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from msgspec.structs import replace
 
 from sagastream.broker.entries import Entry
+from sagastream.broker.exchange import run
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.commands import Reply
 from sagastream.core.decision import Event, decide
+from sagastream.core.indexing import held_names, index_names, of_held
 from sagastream.core.messages import Due, Fields, Intervene, Verb
 from sagastream.core.saga import Found, SagaState
-from sagastream.core.transitions import Moment
-from sagastream.errors import CorruptSaga
+from sagastream.core.step_state import HELD_MS
+from sagastream.core.transitions import Decision, Moment
+from sagastream.errors import CorruptSaga, RequestRefused
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
-from sagastream.store import keys
+from sagastream.orchestrator.pauses import Pauses
+from sagastream.store import keys, pauses
+from sagastream.store.indexes import names_in
 from sagastream.store.sagas import read
 from support.scenes import do
 from support.servers import Server
@@ -39,6 +48,9 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
 }
 SAGAS = ["s0", "s1", "s2"]
 STREAMS = [ONLY.requests, ONLY.replies("work")]
+SERVICES = ["silent", "stuck", "work"]
+#: What is paused and resumed.
+PAUSES = [("work", None), ("work", "Do"), ("work", "Undo"), ("stuck", None)]
 
 
 class Workers(RuleBasedStateMachine):
@@ -52,13 +64,15 @@ class Workers(RuleBasedStateMachine):
         self.client.flushall()
         self.stores = [Store(self.client, retention_ms=RETENTION_MS) for _ in range(2)]
         self.held: list[dict[str, Found]] = [dict.fromkeys(SAGAS), dict.fromkeys(SAGAS)]
+        self.pauses = [self._new_pauses() for _ in range(2)]
         _, self.now_ms = read(self.client, KEYS, [])
         for stream in STREAMS:
             self.client.xgroup_create(stream, keys.ORCHESTRATOR_GROUP, id="0", mkstream=True)
         # The model: what must be in the store.
         self.states: dict[str, SagaState | None] = dict.fromkeys(SAGAS)
         self.ended_ms: dict[str, int] = {}
-        self.begun: set[str] = set()  # all that have ever begun
+        self.placed: dict[str, tuple[tuple[str, ...], int]] = {}  # in which indexes each is, and its score
+        self.woken: set[str] = set()  # those that were held, and are due since somebody has resumed something
         self.to_sweep: set[str] = set()  # ids in ended of sagas that somebody deleted: the next sweep takes them out
         self.appended: dict[str, list[Fields]] = defaultdict(list)
         self.pending: dict[tuple[str, bytes], Entry] = {}
@@ -99,10 +113,75 @@ class Workers(RuleBasedStateMachine):
             state = self.held[worker][saga_id]
             change = changes.setdefault(saga_id, Change(partition=ONLY, saga_id=saga_id, before=state, after=state))
             event = self._event(change.after, saga_id, what, shape, step)
-            change.add(
-                self._entry(event, old), decide(change.after, event, Moment(now_ms=self.now_ms, published=PUBLISHED))
-            )
+            change.add(self._entry(event, old), self._decided(worker, change.after, event), leased=True)
         self._commit(worker, [change for change in changes.values() if not change.is_empty])
+
+    # --- what is paused
+
+    @rule(
+        what=st.sampled_from(PAUSES),
+        resume=st.booleans(),
+        heard_by=st.sets(st.integers(0, 1)),
+        looks=st.none() | st.integers(0, 1),
+    )
+    def pause_or_resume(
+        self, what: tuple[str, str | None], resume: bool, heard_by: set[int], looks: int | None = None
+    ) -> None:
+        """`looks`: the worker that then looks at the sagas that were woken."""
+        if not resume:
+            run(self.client, pauses.pause(KEYS, *what, "maintenance", None))
+        else:
+            with contextlib.suppress(RequestRefused):  # it is not paused
+                run(self.client, pauses.resume(KEYS, *what, "done", None))
+        for worker in heard_by:
+            self._hear(worker)
+        if looks is not None:
+            self._look_at_woken(looks)
+
+    @rule(saga=st.sampled_from(SAGAS), worker=st.integers(0, 1), what=st.sampled_from(PAUSES))
+    def hold(self, saga: str, worker: int, what: tuple[str, str | None]) -> None:
+        """Pause something, begin a saga, and have it go as far as it goes."""
+        self.pause_or_resume(what, resume=False, heard_by={worker})
+        self.begin_and_go_back(saga, worker, "two")
+
+    @rule(worker=st.integers(0, 1))
+    def release(self, worker: int) -> None:
+        """Resume all that is paused. A worker that starts finds what others have held, who may not have heard of it yet
+        and die."""
+        for what in PAUSES:
+            self.pause_or_resume(what, resume=True, heard_by=set())
+        self.pauses[worker] = self._new_pauses()
+        self._hear(worker)
+        self._look_at_woken(worker)
+        held = {saga_id for saga_id, state in self.states.items() if state is not None and held_names(state)}
+        assert self.is_stuck or not held - self.damaged
+
+    def _look_at_woken(self, worker: int) -> None:
+        woken = self.woken - self.damaged
+        self.load(worker, woken)
+        self.turn(worker, [(saga_id, "due", "one", 1, False) for saga_id in sorted(woken)])
+        assert self.is_stuck or not woken & self.woken  # each was sent, or stays held until it is woken again
+
+    def _hear(self, worker: int) -> None:
+        """The worker reads what is paused, and makes those due that may be held no more."""
+        known = self.pauses[worker]
+        before = known.names
+        run(self.client, known.read())
+        while known.wake(SERVICES, KEYS.partitions):
+            pass
+        resumed = {of_held(name.partition("/")[0]) for name in before - known.names}
+        timers: Any = self.client.zrange(ONLY.timers, 0, -1, withscores=True)
+        for saga_id, score in ((member.decode(), score) for member, score in timers):
+            state = self.states[saga_id]
+            assert state is not None
+            names = held_names(state)
+            assert names or score == (float("inf") if state.due_ms is None else state.due_ms)
+            if names and score < HELD_MS:
+                self.woken.add(saga_id)
+            assert saga_id in self.woken or not resumed.intersection(names)
+        self.ran["woken"] += len(self.woken)
+
+    # --- what goes wrong
 
     @rule(worker=st.integers(0, 1), saga=st.sampled_from(SAGAS))
     def drive_on(self, worker: int, saga: str) -> None:
@@ -110,6 +189,9 @@ class Workers(RuleBasedStateMachine):
         self.load(worker, {saga})
         state = self.held[worker][saga]
         if isinstance(state, SagaState) and not state.ended and state.parked is None:
+            if held_names(state):
+                self.release(worker)
+                return
             what = "ok" if state.status == "PENDING" else "undone"
             self.turn(worker, [(saga, what, "one", state.current_step, False)])
 
@@ -172,8 +254,10 @@ class Workers(RuleBasedStateMachine):
             self.client.zrem(ONLY.timers, saga_id)
             self.client.zrem(ONLY.ended, saga_id)
             self.states[saga_id] = None
+            self.woken.discard(saga_id)
             self.ended_ms.pop(saga_id, None)
             self.to_sweep.discard(saga_id)
+        self.now_ms += 1  # that takes a person a while
         self.damaged.clear()
         self.unnoticed.clear()
 
@@ -201,6 +285,16 @@ class Workers(RuleBasedStateMachine):
         kind = {"ok": "Do_ok", "undone": "Undo_ok"}.get(what, "Do_failed")
         return Reply(type=kind, saga_id=saga_id, step=step, unknown=what == "unknown", error=None)
 
+    def _new_pauses(self) -> Pauses:
+        made = Pauses(self.client, 5_000)
+        made.join(KEYS)
+        return made
+
+    def _decided(self, worker: int, state: Found, event: Event) -> Decision:
+        known = self.pauses[worker]
+        moment = Moment(now_ms=self.now_ms, published=PUBLISHED, paused=known.names, pauses=known.all)
+        return decide(state, event, moment)
+
     def _entry(self, event: Event, old: bool) -> Entry | None:
         """An entry with this message, read by a worker; with `old`, one that is in the store already, as after a late
         takeover."""
@@ -218,20 +312,27 @@ class Workers(RuleBasedStateMachine):
     def _commit(self, worker: int, changes: list[Change]) -> None:
         before = dump(self.client)
         lost, stuck = self.stores[worker].commit(changes, self.now_ms)
-        wins = []
+        wins: list[Change] = []
+        after_a_sweep: list[Change] = []
         for change in changes:
             saga_id = str(change.saga_id)
             fits = isinstance(change.before, CorruptSaga) or (
                 saga_id not in self.damaged - self.unnoticed and change.before == self.states[saga_id]
             )
+            left, _ = self.placed.get(saga_id, ((), 0))
+            if fits and change.before is None and left and index_names(_state(change.after)):
+                # What an earlier saga has left is swept before this one begins, after the others.
+                after_a_sweep.append(change)
+                del self.placed[saga_id]
+                self.to_sweep.discard(saga_id)
             needs_stuck = self.is_stuck and any(command.service == "stuck" for command in change.commands)
             assert (change in lost) == (not fits), saga_id
             assert (change in stuck) == (fits and needs_stuck), saga_id
             if fits and not needs_stuck:
                 wins.append(change)
-        for change in wins:
+        for change in sorted(wins, key=lambda one: one in after_a_sweep):
             self._apply(change)
-        if not wins:
+        if not wins and not after_a_sweep:
             assert dump(self.client) == before
         self.ran["won"] += len(wins)
         self.ran["lost"] += len(lost)
@@ -244,15 +345,18 @@ class Workers(RuleBasedStateMachine):
         if isinstance(after, SagaState) and after is not before:
             version = before.version if isinstance(before, SagaState) else 0
             self.states[saga_id] = replace(after, version=version + 1)
-            if after.ended or (before is None and saga_id in self.begun):
+            if after.ended or (before is None and saga_id in self.placed):
                 self.to_sweep.discard(saga_id)
-            self.begun.add(saga_id)
+            self.placed[saga_id] = index_names(after), after.begun_ms
+            self.ran["held"] += bool(held_names(after))
             if after.ended and not (isinstance(before, SagaState) and before.ended):
                 self.ended_ms[saga_id] = self.now_ms
                 self.ran[after.status] += 1
             self.ran["parked"] += after.parked is not None
         elif change.is_gone and after is None:
             self.to_sweep.add(saga_id)
+        if change.rearm or after is not before:
+            self.woken.discard(saga_id)
         for command in change.commands:
             self.appended[ONLY.commands(command.service)].append(command.fields())
         for notice in change.notices:
@@ -280,7 +384,9 @@ class Workers(RuleBasedStateMachine):
         ended: Any = self.client.zrange(ONLY.ended, 0, -1, withscores=True)
         live = {saga_id: state for saga_id, state in self.states.items() if state is not None and not state.ended}
         scores = {saga_id: float("inf") if state.due_ms is None else state.due_ms for saga_id, state in live.items()}
-        assert {saga_id.decode(): score for saga_id, score in timers} == scores
+        there = {saga_id.decode(): score for saga_id, score in timers}
+        assert all(there[saga_id] < HELD_MS for saga_id in self.woken)
+        assert there | {saga_id: scores[saga_id] for saga_id in self.woken} == scores
         assert {saga_id.decode(): score for saga_id, score in ended} == dict.fromkeys(self.to_sweep, 0) | self.ended_ms
         assert all((state.parked is not None) == (scores[saga_id] == float("inf")) for saga_id, state in live.items())
         for saga_id in self.states.keys() - self.damaged:
@@ -289,6 +395,23 @@ class Workers(RuleBasedStateMachine):
                 assert 0 < ttl <= RETENTION_MS
             else:
                 assert ttl == (-1 if saga_id in live else -2)
+
+    @invariant()
+    def sagas_are_in_the_indexes_that_they_say_and_in_no_others(self) -> None:
+        """One whose hash was deleted stays where it was until it is swept, or begun again."""
+        expected: dict[str, dict[str, float]] = defaultdict(dict)
+        for saga_id, (names, begun_ms) in self.placed.items():
+            for name in names:
+                expected[ONLY.index(name)][saga_id] = begun_ms
+            expected[ONLY.begun][saga_id] = begun_ms
+        stored: Any = [*self.client.keys(ONLY.index("*")), *self.client.keys(ONLY.begun)]
+        found: Any = {key.decode(): self.client.zrange(key, 0, -1, withscores=True) for key in stored}
+        there = {key: {saga_id.decode(): score for saga_id, score in of_it} for key, of_it in found.items()}
+        assert there == expected
+        told: Any = self.client.hgetall(ONLY.indexed)
+        assert {saga_id.decode(): names_in(names) for saga_id, names in told.items()} == {
+            saga_id: names for saga_id, (names, _) in self.placed.items() if names
+        }
 
     @invariant()
     def what_was_appended_is_there_once_and_in_order(self) -> None:
@@ -310,6 +433,10 @@ class Workers(RuleBasedStateMachine):
             assert sorted(one["message_id"] for one in held) == waiting
 
 
+def _state(found: Found) -> SagaState | None:
+    return found if isinstance(found, SagaState) else None
+
+
 def _bytes(value: str | bytes | int) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
 
@@ -321,7 +448,7 @@ def test_whatever_workers_commit_the_store_holds_what_the_model_says(server: Ser
     run_state_machine_as_test(
         Workers,
         settings=settings(
-            max_examples=150,
+            max_examples=120,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,
@@ -330,5 +457,5 @@ def test_whatever_workers_commit_the_store_holds_what_the_model_says(server: Ser
         ),
     )
     print(dict(Workers.ran))
-    wanted = ("won", "lost", "stuck", "parked", "COMPLETED", "ABORTED")
+    wanted = ("won", "lost", "stuck", "parked", "held", "woken", "COMPLETED", "ABORTED")
     assert min(Workers.ran[what] for what in wanted) >= 10, Workers.ran

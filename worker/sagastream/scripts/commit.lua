@@ -33,8 +33,8 @@
 --           7 if a saga begins, or a change has places: how many of KEYS are indexes, begun among them. A saga that begins
 --             is in begun without a place
 --           8 if a change has places: 1, indexed is among KEYS
--- RETURNS  for every change 1: committed; 5: the same, it began, and an earlier saga had its id, of which indexed may say
---          something; or, if nothing of it was written, 0: the hash has another version or time, or sagastream did not
+-- RETURNS  for every change 1: committed; 5: the same, it began, and an earlier saga may have had its id, of which indexed
+--          may say something; or, if nothing of it was written, 0: the hash has another version or time, or sagastream did not
 --          write it; 2: one of the keys to which it appends is not a stream; 3: one of these streams takes no more
 --          entries, since somebody has added one with the greatest id that there is; 4: indexed says something else of
 --          it, so it may be in indexes that this change does not know
@@ -181,7 +181,11 @@ for number, change in ipairs(changes) do
       if moves or call('PTTL', key) == -1 then
         call('PEXPIRE', key, kept_ms[timer])
       end
-      ended[#ended + 1], ended[#ended + 2] = now, id
+      if moves then
+        ended[#ended + 1], ended[#ended + 2] = now, id
+      else
+        call('ZADD', KEYS[2], 'NX', now, id)
+      end
       done_with[#done_with + 1] = id
     elseif timer == 'gone' then
       done_with[#done_with + 1] = id
@@ -240,20 +244,17 @@ for number, change in ipairs(changes) do
   end
 end
 
--- The sagas that begin are in begun. If one was there already, an earlier saga had its id: its hash has expired or was
--- deleted, and no sweep has seen to it yet.
+-- The sagas that begin are in begun. If one of them was there already, an earlier saga had its id: its hash has expired
+-- or was deleted, and no sweep has seen to it yet. Which one that is, is of no matter: it is rare.
 local function begin(...)
   if call('ZADD', KEYS[fixed + 1], 'NX', ...) == select('#', ...) / 2 then
     return
   end
+  call('ZADD', KEYS[fixed + 1], ...)
   local words, again = {...}, {}
   for i = 2, #words, 2 do
-    local id = words[i]
-    if tonumber(call('ZMSCORE', KEYS[fixed + 1], id)[1]) ~= now then
-      call('ZADD', KEYS[fixed + 1], now, id)
-      call('ZREM', KEYS[2], id)
-      again[id] = true
-    end
+    call('ZREM', KEYS[2], words[i])
+    again[words[i]] = true
   end
   for number, change in ipairs(changes) do
     if results[number] == 1 and change[2] == '' and again[change[5]] then
