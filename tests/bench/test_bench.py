@@ -20,6 +20,7 @@ def test_it_measures_against_the_floor(server: Server, commands: Commands) -> No
         "server": "",
         "appendfsync": "always",
         "workers": 1,
+        "partitions": 1,
         "shape": "chain",
         "steps": 3,
         "sagas": 200,
@@ -31,6 +32,8 @@ def test_it_measures_against_the_floor(server: Server, commands: Commands) -> No
         for who in ("server", "workers", "services", "begin"):
             assert 0 <= figures[f"{name}_cpu_us_{who}"] < 1e6  # of a process, in steps of 10 ms
         assert figures[f"{name}_cpu_us_server"] > 0
+        assert 1 <= figures[f"{name}_batch_script"] <= 128
+        assert 1 <= figures[f"{name}_batch_read"] <= 512
     for name in ("alone", "64_at_once", "open_loop"):
         assert 0 < figures[f"{name}_p50_ms"] <= figures[f"{name}_p99_ms"] <= figures[f"{name}_p99.9_ms"]
     assert 200 < figures["bytes_an_ended_saga"] < 20_000
@@ -42,6 +45,14 @@ def test_for_people_it_says_the_ratios(commands: Commands, server: Server) -> No
     assert done.returncode == 0, done.stderr
     assert "of the floor" in done.stdout
     assert "CPU, us a saga" in done.stdout
+
+
+def test_it_measures_several_workers_on_a_store_that_is_thrown_away(commands: Commands) -> None:
+    options = ("--sagas", "100", "--rounds", "1", "--partitions", "4", "--workers", "2", "--json")
+    done = commands.run("bench", *options)
+    assert done.returncode == 0, done.stderr
+    settings = json.loads(done.stdout)["settings"]
+    assert (settings["workers"], settings["partitions"]) == (2, 4)
 
 
 @pytest.mark.both_in_soak

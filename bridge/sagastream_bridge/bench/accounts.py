@@ -1,4 +1,4 @@
-"""What the processes used: CPU time by kind of process, memory of the server."""
+"""What the processes used: CPU time by kind of process, memory of the server; and in which batches they worked."""
 
 import os
 import subprocess
@@ -17,9 +17,16 @@ class Account:
     server: float
     workers: float
     services: float
+    #: Since the server started: entries that were added to streams, readings by groups, and calls of scripts.
+    entries: int
+    readings: int
+    scripts: int
 
     def since(self, before: "Account") -> "Account":
         return Account(
+            entries=self.entries - before.entries,
+            readings=self.readings - before.readings,
+            scripts=self.scripts - before.scripts,
             server=self.server - before.server,
             workers=self.workers - before.workers,
             services=self.services - before.services,
@@ -29,7 +36,12 @@ class Account:
 def account(client: "redis.Redis", pids: Mapping[str, Sequence[int]]) -> Account:
     """`pids`: of the workers and of the services."""
     info: Any = client.info("cpu")
+    calls: Any = client.info("commandstats")
     return Account(
+        **{
+            what: int(calls.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+            for what, command in (("entries", "xadd"), ("readings", "xreadgroup"), ("scripts", "evalsha"))
+        },
         server=float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
         workers=sum(map(_cpu_s, pids["workers"])),
         services=sum(map(_cpu_s, pids["services"])),

@@ -1,18 +1,25 @@
 """`sagastream bench`: takes the measurements one after the other, and computes the figures."""
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sagastream.broker.connection import Broker
-from sagastream.store import layout
+from sagastream.errors import SagastreamError
+from sagastream.store import heartbeat, layout
+from sagastream.store.heartbeat import Kind
 from sagastream_bridge.bench import services
 from sagastream_bridge.bench.accounts import Account, account, used_memory
 from sagastream_bridge.bench.floor import Floor
 from sagastream_bridge.bench.loads import BATCH, Loads, Run
 from sagastream_bridge.local.stack import Stack
+
+#: Within which time the workers must have started, in seconds; and how long each takes at most to hear of the others.
+_STARTS_WITHIN_S: Final = 60.0
+_HEARS_WITHIN_S: Final = 2.0
 
 #: Is told how many more sagas have ended, for a progress bar.
 Tick = Callable[[int], object]
@@ -34,6 +41,7 @@ class Measurement:
         """
         self._broker = broker
         self._client = broker.client
+        self._keys = layout.check(broker)
         self._sagas = sagas
         self._workers = workers
         self._rounds = rounds
@@ -54,7 +62,7 @@ class Measurement:
 
     def run(self, tick: Tick) -> dict[str, Any]:
         """All figures, as JSON values: seconds, bytes and counts, unless a name says otherwise."""
-        loads = Loads(self._client, layout.check(self._broker), tick, self._shape)
+        loads = Loads(self._client, self._keys, tick, self._shape)
         with self._processes() as pids, Floor(self._client, self._steps) as floor:
             loads.throughput(min(self._sagas, 256))  # to warm up
             found: dict[str, list[float]] = {}
@@ -73,9 +81,25 @@ class Measurement:
         stack = Stack(self._broker, workers=self._workers, services=services.WHERE, log_dir=self._log_dir)
         try:
             stack.tend()
+            self._wait_for_sharing()
             yield {"workers": stack.pids("worker"), "services": stack.pids("service")}
         finally:
             stack.stop()
+
+    def _wait_for_sharing(self) -> None:
+        """If there are several workers and partitions, wait until the workers share them: they are measured so."""
+        deadline = time.monotonic() + _STARTS_WITHIN_S
+        if min(self._workers, len(self._keys.partitions)) > 1:
+            while self._heard() < self._workers:
+                if time.monotonic() > deadline:
+                    raise SagastreamError(f"the workers were not heard within {_STARTS_WITHIN_S:g} s; do they run?")
+                time.sleep(0.1)
+            time.sleep(_HEARS_WITHIN_S)
+
+    def _heard(self) -> int:
+        """How many workers are heard."""
+        found = heartbeat.processes(self._client, self._keys)
+        return sum(one.kind == Kind.WORKER and one.shares for one in found)
 
     def _round(self, loads: Loads, floor: Floor, pids: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, float]]:
         alone, crowd = self._few
@@ -106,6 +130,7 @@ class Measurement:
             "server": f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}",
             "appendfsync": self._broker.appendfsync(),
             "workers": self._workers,
+            "partitions": len(self._keys.partitions),
             "shape": self._shape,
             "steps": self._steps,
             "sagas": self._sagas,
@@ -114,7 +139,7 @@ class Measurement:
 
 
 def _cpu(name: str, run: Run, used: Account) -> Iterator[tuple[str, float]]:
-    """CPU microseconds per saga, of each kind of process."""
+    """CPU microseconds per saga, of each kind of process; and how many messages they worked on at once, on average."""
     for who, seconds in (
         ("server", used.server),
         ("workers", used.workers),
@@ -122,6 +147,9 @@ def _cpu(name: str, run: Run, used: Account) -> Iterator[tuple[str, float]]:
         ("begin", run.begin_cpu_s),
     ):
         yield f"{name}_cpu_us_{who}", seconds / run.sagas * 1e6
+    messages = used.entries - run.sagas  # each saga adds an event, too: its outcome
+    yield f"{name}_batch_read", messages / max(1, used.readings)
+    yield f"{name}_batch_script", messages / max(1, used.scripts)
 
 
 def _latencies(name: str, run: Run) -> Iterator[tuple[str, float]]:
@@ -138,7 +166,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """The figures for people."""
     settings, f = result["settings"], result["figures"]
     yield (
-        f"{settings['server']}, appendfsync {settings['appendfsync']}, {settings['workers']} workers; "
+        f"{settings['server']}, appendfsync {settings['appendfsync']}, workers: {settings['workers']}, "
+        f"partitions: {settings['partitions']}; "
         f"medians of {settings['rounds']} rounds of {settings['sagas']} sagas "
         f"of {settings['steps']} steps ({settings['shape']})"
     )
@@ -157,8 +186,9 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     bare = f"{f['floor_alone_p50_ms']:>6.2f}"
     yield f"the floor      {bare}  for one saga, a round trip a message; ratio {f['ratio_alone']:.2f}"
     yield ""
-    yield "CPU, us a saga  server  workers  services  begin"
+    yield "CPU, us a saga  server  workers  services  begin   messages a reading  a script call"
     for name in ("completed", "aborted"):
         used = [f[f"{name}_cpu_us_{who}"] for who in ("server", "workers", "services", "begin")]
-        yield f"{name:<14} {used[0]:>7.0f} {used[1]:>8.0f} {used[2]:>9.0f} {used[3]:>6.0f}"
+        batches = f"{f[f'{name}_batch_read']:>20.1f} {f[f'{name}_batch_script']:>14.1f}"
+        yield f"{name:<14} {used[0]:>7.0f} {used[1]:>8.0f} {used[2]:>9.0f} {used[3]:>6.0f} {batches}"
     yield f"memory of an ended saga, with what its services recorded: {f['bytes_an_ended_saga']:.0f} bytes"

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagastream_bridge.commands.context import opened
+from sagastream_bridge.commands.context import opened, orderly
+
+if TYPE_CHECKING:
+    from sagastream.broker.connection import Broker
 
 
 @click.command()
@@ -22,6 +25,11 @@ from sagastream_bridge.commands.context import opened
     help="How many, for each figure.",
 )
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Orchestrator workers.")
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, 256),
+    help="Measure on a store of so many partitions, on an embedded broker that is thrown away.",
+)
 @click.option(
     "--rounds",
     default=5,
@@ -38,17 +46,16 @@ from sagastream_bridge.commands.context import opened
     help="Three steps; the same with references; ten in parallel; four in parallel and three more, with references.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def bench(sagas: int, workers: int, rounds: int, shape: str, as_json: bool) -> None:
+def bench(*, sagas: int, workers: int, partitions: int | None, rounds: int, shape: str, as_json: bool) -> None:
     """Measure how fast sagas run here, against the bare stream traffic on the same server.
 
     It starts its own workers and services on the broker, which should be idle, and leaves its sagas there until they
-    expire. Compare the ratios and the CPU time per saga: on a shared machine, the other figures depend on the hour.
+    expire; with --partitions, on an embedded broker of its own, of which nothing is left. Compare the ratios and the
+    CPU time per saga: on a shared machine, the other figures depend on the hour.
     """
-    with opened() as broker:
-        from sagastream.store import layout
+    with opened() if partitions is None else _thrown_away(partitions) as broker:
         from sagastream_bridge.bench.measure import Measurement, lines
 
-        layout.check(broker)
         with TemporaryDirectory(prefix="sagastream-bench-") as logs:
             measurement = Measurement(
                 broker, sagas=sagas, workers=workers, rounds=rounds, log_dir=Path(logs), shape=shape
@@ -60,6 +67,22 @@ def bench(sagas: int, workers: int, rounds: int, shape: str, as_json: bool) -> N
             return
         for line in lines(result):
             click.echo(line)
+
+
+@contextmanager
+def _thrown_away(partitions: int) -> "Iterator[Broker]":
+    """An embedded broker with a store of so many partitions, in a folder that is deleted afterwards."""
+    with orderly(), TemporaryDirectory(prefix="sagastream-bench-") as home:
+        from sagastream.broker import exchange
+        from sagastream.broker.connection import Broker
+        from sagastream.store.layout import Layout
+
+        broker = Broker(home=home)
+        try:
+            exchange.run(broker.client, Layout(broker.prefix, partitions).opened())
+            yield broker
+        finally:
+            broker.close()
 
 
 @contextmanager
