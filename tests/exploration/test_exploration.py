@@ -7,7 +7,7 @@ import pytest
 from exploration.bugs import Bug
 from exploration.configurations import GRAPHS, LONG, PLANTED, USUAL, step
 from exploration.explore import every_run, explore, find_planted, shortest_break
-from exploration.world import Config
+from exploration.world import WORKERS, Config
 
 
 @pytest.mark.slow
@@ -31,6 +31,21 @@ def test_every_run_of_a_larger_one_ends_well(config: Config, capsys: pytest.Capt
 @pytest.mark.parametrize(("bug", "config"), PLANTED, ids=lambda value: getattr(value, "name", ""))
 def test_a_planted_mistake_is_found(bug: Bug, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     find_planted(replace(config, bug=bug), config, capsys)
+
+
+def test_two_workers_of_the_explored_runs_take_the_same_partition_for_theirs() -> None:
+    """A partition has one worker that prefers it, until some have not heard of the same workers as others. So runs are
+    explored in which two take entries of a saga, or find it due, at the same time; of entries that were delivered to
+    one of them, too."""
+    both = [config for config in [*USUAL, *GRAPHS] if config.workers == 2]
+    assert len(both) > 10
+    assert any(config.zombies and config.worker_crashes for config in both)
+    model = next(config for config in both if config.zombies).model()
+    reached, seen = [model.start()], {model.start()}
+    while not any(all(held) for held in (model.workers.values[world[WORKERS]] for world in reached)):
+        reached = [move.after for world in reached for move in model.moves(world) if move.after not in seen]
+        seen.update(reached)
+        assert reached, "never do both hold something"
 
 
 def test_every_mistake_is_planted() -> None:

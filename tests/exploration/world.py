@@ -10,6 +10,9 @@ hash. Two reductions keep the number of worlds low. Neither leaves anything out:
 - Reading and loading is one move, and so is receiving a command and looking it up. While a worker has read an entry
   and not yet loaded the saga, others see only that the entry is taken; and a later load is the same as a later read.
 
+All workers take the saga's partition for theirs, as two may that have not heard of the same processes yet: each may
+take any entry, and find the saga due.
+
 Entries are taken in any order, not in that of the stream: that adds runs that no broker has, and leaves none out.
 """
 
