@@ -101,6 +101,7 @@ def moved(watched: SentinelSet, lines: list[str]) -> list[str]:
     return [line for line in lines if f"the master mymaster is at {watched.new_master} now" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["killed", "paused"])
 def test_workers_services_and_clients_go_on_at_the_new_master(
     watched: SentinelSet, commands: Commands, ends: str
@@ -160,6 +161,7 @@ def page(url: str) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_all_other_programs_go_on_after_a_planned_switch(watched: SentinelSet, commands: Commands) -> None:
     (commands.folder / "shop.py").write_text(SHOP)
     env = {"REDIS_URL": watched.url}

@@ -70,6 +70,31 @@ def serve(authority: Authority, tmp_path: Path) -> Iterator[Callable[..., int]]:
     stop()
 
 
+@pytest.fixture
+def watch(authority: Authority, tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """Starts a Sentinel, with a certificate, that watches the server at this port; returns its own port."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(certificate: tuple[Path, Path], master: int) -> int:
+        port = free_port()
+        folder = tmp_path / str(port)
+        folder.mkdir()
+        lines = ("port 0", f"tls-port {port}", "bind 127.0.0.1", f"dir {folder}", "tls-replication yes",
+                 f"tls-cert-file {certificate[0]}", f"tls-key-file {certificate[1]}",
+                 f"tls-ca-cert-file {authority.ca}", f"sentinel monitor mymaster 127.0.0.1 {master} 1")  # fmt: skip
+        (folder / "conf").write_text("\n".join(lines) + "\n")
+        with (folder / "log").open("wb") as log:
+            words = ["redis-server", str(folder / "conf"), "--sentinel"]
+            running.append(subprocess.Popen(words, stdout=log, stderr=log))
+        until(lambda: b"+monitor master" in (folder / "log").read_bytes(), what="the Sentinel watches")
+        return port
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
 def url(port: int, ca: Path | None, own: tuple[Path, Path] | None = None, host: str = "127.0.0.1") -> str:
     options = {} if ca is None else {"ssl_ca_certs": str(ca)}
     if own is not None:
@@ -94,6 +119,25 @@ def test_sagas_run_over_tls_with_certificates_of_clients(
 
     assert asyncio.run(ask()).status == "COMPLETED"
     assert "COMPLETED" in commands.run("show", "s1", REDIS_URL=at).stdout
+
+
+def test_sentinels_and_the_master_that_they_name_are_reached_over_tls(
+    serve: Callable[..., int], watch: Callable[..., int], authority: Authority, commands: Commands
+) -> None:
+    server, client = authority.issue("server"), authority.issue("client")
+    at = url(watch(server, serve(server, clients=True)), authority.ca, client).replace("?", "/mymaster?")
+    at = at.replace("rediss:", "rediss+sentinel:")
+
+    async def begun() -> Any:
+        async with AsyncSagaClient(at) as one:
+            return await one.begin("s1", [do(1)])
+
+    assert asyncio.run(begun()).saga_id == "s1"
+    with connect(at) as store:
+        assert store.ping()
+    done = commands.run("show", "s1", REDIS_URL=at.replace(f"ssl_ca_certs={authority.ca}&", ""))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("Error: the certificate of the broker cannot be trusted: ")
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,9 @@ def _connected(client: "redis.Redis") -> socket.socket:
     options = client.get_connection_kwargs()
     if options.get("ssl_cert_reqs") is not None:
         raise BrokerError("the floor is not measured over TLS; measure with an unencrypted REDIS_URL")
+    if (sentinels := options.get("sentinels")) is not None:
+        client.ping()  # it has asked them by then
+        options = options | sentinels.master._asdict()
     if "path" in options:
         found = socket.socket(socket.AF_UNIX)
         found.connect(options["path"])
