@@ -524,6 +524,7 @@ class Clients:
     def __init__(self, url: str) -> None:
         self._url = url
         self._stop = threading.Event()
+        self.at_once = 1  # how many begin a saga at the same time
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self.begun: list[str] = []
         self.told: dict[str, str] = {}  # the end of each saga, as its client was told
@@ -541,10 +542,12 @@ class Clients:
     async def _run(self) -> None:
         async with AsyncSagaClient(self._url) as client, asyncio.TaskGroup() as group:
             while not self._stop.is_set():
-                number = len(self.begun)
-                self.begun.append(f"s-{number}")
-                kinds = ("early", "late", "early") if number % 3 else ("early", "choosy", "late")
-                group.create_task(self._order(client, f"s-{number}", steps(*kinds), (None, 20, 60, 150)[number % 4]))
+                for _ in range(self.at_once):
+                    number = len(self.begun)
+                    self.begun.append(f"s-{number}")
+                    kinds = ("early", "late", "early") if number % 3 else ("early", "choosy", "late")
+                    its, deadline_ms = steps(*kinds), (None, 20, 60, 150)[number % 4]
+                    group.create_task(self._order(client, f"s-{number}", its, deadline_ms))
                 await asyncio.sleep(0.01)
 
     async def _order(self, client: AsyncSagaClient, saga_id: str, its: list[Any], deadline_ms: int | None) -> None:
@@ -568,6 +571,10 @@ def fail_over(pair: Pair, how: str, scene: Tills, clients: Clients) -> None:
         return sum(saga_id not in before for saga_id in list(clients.told))
 
     until(lambda: told_since() > 10, what="more is done")
+    # Many are under way when the replica takes over.
+    begun, clients.at_once = len(clients.begun), 50
+    until(lambda: len(clients.begun) > begun + 50, what="many begin at once")
+    clients.at_once = 1
     if how == "killed":
         pair.promote()
     else:
