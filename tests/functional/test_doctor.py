@@ -15,6 +15,7 @@ from sagastream.core.messages import Intervene, Verb
 from sagastream.orchestrator import repair
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.repair import Repair
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import keys
 from sagastream.store.roles import Role
@@ -155,7 +156,7 @@ def test_what_is_wrong_in_the_indexes_is_found_and_set_right(scene: Scene, ill: 
     happens(scene.redis)
     if ill == "a hash is gone":  # so is the timer since then
         scene.redis.zadd(ONLY.timers, {"s1": 9e15})
-    assert begun_anew(scene)[0].startswith("WARNING: looked at all ")
+    assert begun_anew(scene)[0].startswith("WARNING: looked at ")
     assert [text for text in found(scene) if "saga s1" in text] == []
 
 
@@ -178,12 +179,12 @@ def begun_anew(scene: Scene) -> list[str]:
     log.setLevel(logging.INFO)
     try:
         scene.worker._lineage.changes += 1
-        scene.turns_until(lambda: any(" looked at all " in f" {line}" for line in said.lines))
+        scene.turns_until(lambda: any(" looked at " in f" {line}" for line in said.lines))
         scene.worker.turn(block_ms=1)
     finally:
         log.removeHandler(said)
         log.setLevel(level)
-    return [line for line in said.lines if "looked at all" in line]
+    return [line for line in said.lines if "looked at" in line]
 
 
 def test_a_worker_that_begins_anew_looks_at_all_sagas_page_by_page(
@@ -195,7 +196,7 @@ def test_a_worker_that_begins_anew_looks_at_all_sagas_page_by_page(
         scene.begin(f"e{number}", do(number))
         scene.play(f"e{number}")
     (line,) = begun_anew(scene)
-    assert line.startswith("INFO: looked at all 6 sagas")
+    assert line.startswith("INFO: looked at 6 sagas")
     scene.redis.zrem(ONLY.timers, "s1")
     scene.redis.zadd(ONLY.timers, {"a b": 9e15, "none": 9e15, "e0": 9e15})
     scene.redis.zadd(ONLY.index("customer=x"), {"e1": 1, "lost": 1, "a b": 1})
@@ -229,6 +230,34 @@ def test_a_worker_that_begins_anew_forgets_what_it_remembers_and_tells_its_servi
     assert b"elsewhere" in scene.redis.smembers(KEYS.services)
 
 
+def test_what_a_worker_leaves_to_another_it_looks_at_once_that_is_its_own(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAGASTREAM_PARTITIONS", "3")
+    scene = Scene(server.broker())
+    for number in range(9):
+        scene.client.begin(f"s{number}", [do(1, service="elsewhere")])
+    scene.turns_until(lambda: all(scene.client.get(f"s{number}") for number in range(9)))
+    keys = scene.worker._opened
+    for partition in keys.partitions:
+        scene.redis.delete(partition.timers)
+    first, *others = keys.partitions
+    looking = Repair(scene.redis, Store(scene.redis), "worker w", lease_ms=5000)
+
+    def repaired() -> list[int]:
+        return [scene.redis.zcard(partition.timers) for partition in keys.partitions]
+
+    looking.begin(keys)
+    while looking.step([first]):
+        assert repaired()[1:] == [0, 0]
+    assert repaired()[0] > 0
+    assert not looking.step([first])
+    while looking.step(others):
+        pass
+    assert sum(repaired()) == 9
+    assert not looking.step(keys.partitions)  # all is done
+
+
 def test_a_worker_that_may_not_look_at_all_keys_goes_on(server: Server) -> None:
     """As its user is that an earlier release has made."""
     url = Users(server).url(Role.WORKER)
@@ -242,7 +271,7 @@ def test_a_worker_that_may_not_look_at_all_keys_goes_on(server: Server) -> None:
     scene.turns_until(lambda: scene.client.get("s1") is not None)
     scene.worker._lineage.changes += 1
     scene.worker.turn(block_ms=1)
-    scene.turns_until(lambda: not scene.worker._upkeep._repair.goes_on)
+    scene.turns_until(lambda: scene.worker._upkeep._repair._steps is None)
     assert scene.play("s1").ended
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sagastream import AsyncSagaClient, NotReplicated, Refused, SagaClient, Unsettled
+from sagastream import AsyncSagaClient, NotReplicated, Refused, SagaClient, SagaRequest, Unsettled
 from sagastream.broker.connection import connect
 from sagastream.client.answers import Accepted
 from sagastream.client.requests import SagaRequest

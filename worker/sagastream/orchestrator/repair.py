@@ -8,8 +8,9 @@ usually nothing to set right. But nobody may have to rely on that: a file may be
 no timer would stand still for ever, and be in no list.
 """
 
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 import redis
@@ -27,6 +28,9 @@ from sagastream.telemetry import Log
 PAGE: Final = 64
 #: How many names of keys, or members of an index, one step looks at, about.
 _LOOKED_AT: Final = 256
+#: For how long a worker also looks at what it has left to others, if that becomes its own, in seconds: they may have
+#: died before they looked at it.
+_TAKES_OVER_S: Final = 600.0
 _STRAY: Final = "was in an index of which that is not so"
 _IN_VAIN: Final = "was waited for, and is gone"
 _UNLISTED: Final = "was in no index"
@@ -43,53 +47,84 @@ class Repair:
         self._store = store
         self._log = Log("worker", who)
         self._lease_ms = lease_ms
-        self._steps: Iterator[None] | None = None
+        self._steps: Iterator[None] | None = None  # None: there is nothing to do
         self._keys: StoreKeys | None = None
-        self._partitions: Sequence[Partition] = ()
+        self._partitions: frozenset[Partition] = frozenset()  # at which it looks
+        self._left: set[Partition] = set()  # of those, some of which it has left to others
+        self._takes_over_until = 0.0
+        self._preferred: frozenset[int] = frozenset()  # the numbers of those that are its own now
         self._looked_at = 0
         self._mended: Counter[str] = Counter()  # how often what was set right
         self._cannot: Counter[str] = Counter()  # … and what was not
         self._indexes: list[tuple[Partition, str]] = []  # the indexes that it came by
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether there is more to do."""
-        return self._steps is not None
+    def begin(self, keys: StoreKeys) -> None:
+        """Look at all sagas. If it is at it already, it begins anew."""
+        self._takes_over_until = time.monotonic() + _TAKES_OVER_S
+        self._look_at(keys, frozenset(keys.partitions))
 
-    def begin(self, keys: StoreKeys, partitions: Sequence[Partition] | None = None) -> None:
-        """Look at all sagas of these partitions, by default of all. If it is at it already, it begins anew."""
+    def _look_at(self, keys: StoreKeys, partitions: frozenset[Partition]) -> None:
         self._keys = keys
-        self._partitions = keys.partitions if partitions is None else partitions
+        self._partitions = partitions
+        self._left = set()
         self._looked_at = 0
         self._mended.clear()
         self._cannot.clear()
         self._indexes = []
         self._steps = self._pages()
 
-    def step(self) -> None:
-        """Look at the next page. Raises redis.RedisError for an outage; then the next call begins anew. What the server
-        refuses for another reason ends the repair, and nothing else: this user may not do it."""
-        assert self._steps is not None
+    def step(self, preferred: Collection[Partition]) -> bool:
+        """Look at the next page, if there is one. Returns whether there is another one.
+
+        Raises redis.RedisError for an outage; then the next call begins anew. What the server refuses for another
+        reason ends the repair, and nothing else: this user may not do it.
+
+        Args:
+            preferred: the partitions that are this worker's now. It leaves the others to other workers.
+        """
+        self._preferred = frozenset(partition.number for partition in preferred)
+        if self._steps is None:
+            if not self._left or time.monotonic() > self._takes_over_until:
+                return False
+            if not (mine := self._left.intersection(preferred)):
+                return False
+            assert self._keys is not None
+            left = self._left - mine
+            self._look_at(self._keys, frozenset(mine))
+            self._left = left
         assert self._keys is not None
+        assert self._steps is not None
         try:
             if next(self._steps, self) is self:
                 self._steps = None
                 self._tell()
         except redis.RedisError as error:
-            self.begin(self._keys, self._partitions)
+            self._look_at(self._keys, self._partitions | self._left)
             if is_outage(error) or not isinstance(error, redis.ResponseError):
                 raise
             self._steps = None
             text = f"cannot look whether each saga stands where it should: {error}"
             self._log.warning(f"{text}; sagastream doctor --repair does it")
+        return self._steps is not None
+
+    def _is_mine(self, partition: Partition) -> bool:
+        """Whether to look at this now. If it is another worker's, notes that something of it was left out."""
+        if partition not in self._partitions:
+            return False
+        if partition.number in self._preferred:
+            return True
+        self._left.add(partition)
+        return False
 
     def _pages(self) -> Iterator[None]:
         yield from self._sagas()
         for partition in self._partitions:
-            for members in self._members(partition.timers):
+            for members in self._members(partition.timers) if self._is_mine(partition) else ():
                 self._in_vain(partition, members)
                 yield
         for partition, name in [*((one, None) for one in self._partitions), *self._indexes]:
+            if not self._is_mine(partition):
+                continue
             key = partition.begun if name is None else partition.index(name)
             for members in self._members(key):
                 if found := run(self._client, strays(partition, key, name, members)):
@@ -107,7 +142,7 @@ class Repair:
             by_partition: dict[Partition, list[str]] = {}
             for name in dict.fromkeys(key.decode(errors="backslashreplace") for key in names):
                 partition = self._keys.partition_of(name)
-                if partition is None or partition not in self._partitions:
+                if partition is None or not self._is_mine(partition):
                     continue
                 if name.startswith(partition.saga("")):
                     by_partition.setdefault(partition, []).append(partition.saga_id(name))
@@ -162,7 +197,7 @@ class Repair:
             yield list(dict.fromkeys(member for member, _ in found))
 
     def _tell(self) -> None:
-        looked_at = f"looked at all {self._looked_at:,} sagas, since the store has another history"
+        looked_at = f"looked at {self._looked_at:,} sagas, since the store has another history"
         mended, cannot = +self._mended, +self._cannot
         if mended:
             self._log.warning(f"{looked_at}; set right: {_listed(mended)}")

@@ -56,6 +56,4 @@ class Upkeep:
         if self._mending.goes_on and now >= self._mend_at:
             self._mend_at = now + _MEND_EVERY_S
             self._mending.step()
-        if self._repair.goes_on:
-            self._repair.step()
-        return self._repair.goes_on
+        return self._repair.step(partitions)
