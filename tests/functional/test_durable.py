@@ -10,7 +10,6 @@ import pytest
 from sagastream import AsyncSagaClient, NotReplicated, Refused, SagaClient, SagaRequest, Unsettled
 from sagastream.broker.connection import connect
 from sagastream.client.answers import Accepted
-from sagastream.client.requests import SagaRequest
 from sagastream.store.roles import Role
 from support.processes import Commands, Talk
 from support.replicas import Pair
