@@ -2,15 +2,24 @@
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
 
 from sagastream import AsyncSagaClient, RequestRefused, SagaClient, UnknownSaga
+from sagastream.broker import wire
+from sagastream.broker.exchange import Exchange
+from sagastream.client import looking
+from sagastream.store.keys import StoreKeys
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
 from support.waiting import until
+
+pytestmark = pytest.mark.both_in_soak
+
+Look = Callable[[StoreKeys, str], Exchange[Any]]
 
 #: What can be asked about a saga, and needs one.
 ASKED: dict[str, Callable[[Any], Any]] = {
@@ -58,6 +67,26 @@ def test_a_saga_that_is_not_begun_yet_or_has_ended_is_not_unknown(server: Server
     scene.play("s1")
     assert scene.client.why("s1") == ()
     assert [event.kind for event in scene.client.history("s1")] == ["BEGUN", "SENT", "DONE", "ENDED"]
+
+
+@pytest.mark.parametrize("look", [looking.causes, lambda keys, saga_id: looking.events(keys, saga_id, None)])
+def test_a_saga_that_begins_while_it_is_looked_for_is_not_unknown(server: Server, look: Look) -> None:
+    """It was not there at the first look, and its request is no longer there at the next one."""
+    scene = Scene(server.broker())
+    keys = scene.client._opened()
+    for round_trips in range(1, 6):
+        saga_id = f"s{round_trips}"
+        scene.begin(saga_id, do(1))
+        looked = look(keys, saga_id)
+        commands = next(looked)
+        try:
+            for number in count(1):
+                answers = wire.round_trip(scene.redis, commands)
+                if number == round_trips:
+                    scene.turns_until(lambda: scene.redis.xlen(keys.partitions[0].requests) == 0)
+                commands = looked.send(answers)
+        except StopIteration as end:
+            assert round_trips > 1 or end.value  # noqa: PT017 - what it returns
 
 
 def test_commands_say_it_in_the_same_words_with_the_same_code(server: Server, commands: Commands) -> None:

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import redis
 
-from sagastream import AsyncSagaClient, CorruptSaga
+from sagastream import AsyncSagaClient, CorruptSaga, UnknownSaga
 from sagastream.broker.leases import HANDED_BACK_MS
 from sagastream.client.blocking import SagaClient
 from sagastream.codecs.keyring import Keyring
@@ -144,8 +144,8 @@ class Shop:
     def why(self, saga_id: str) -> tuple[Cause, ...]:
         try:
             return self.client.why(saga_id)
-        except redis.RedisError:
-            return ()  # the broker is away
+        except (redis.RedisError, UnknownSaga):
+            return ()  # the broker is away, or there is no such saga
 
     def compare(self, causes: Sequence[Cause], shown: str) -> None:
         """Note the causes that are shown as the client tells them."""

@@ -41,12 +41,17 @@ class Explained(NamedTuple):
 
 
 def explained(keys: StoreKeys, saga_id: str) -> Exchange[Explained]:
-    """A saga as it is now, and why it waits."""
+    """A saga as it is now, and why it waits; if there is none, why it may not have begun yet."""
+    is_unasked = False
     for is_last in (False,) * _LOOKS + (True,):
         states, now_ms = yield from load(keys, [saga_id])
         state = states[saga_id]
         if state is None:
-            return Explained(None, (yield from _absent(keys, saga_id)), now_ms)
+            causes = yield from _absent(keys, saga_id)
+            if causes or is_unasked:
+                return Explained(None, causes, now_ms)
+            is_unasked = True  # its request may have been read in between: then the saga is there now
+            continue
         if isinstance(state, UnreadableSaga):
             return Explained(state, (), now_ms)
         ((causes, has_moved),) = yield from _explain(keys, [state], LOOKED_AT)

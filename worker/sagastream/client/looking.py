@@ -37,10 +37,10 @@ def causes(keys: StoreKeys, saga_id: str) -> Exchange[tuple[Cause, ...]]:
 
 def events(keys: StoreKeys, saga_id: str, codec: Codec | None) -> Exchange[list[HistoryEvent]]:
     """What happened to a saga; nothing if it may not have begun yet. Raises as `causes` does."""
-    if (found := (yield from state(keys, saga_id, codec))) is not None:
-        return history(found)
-    yield from causes(keys, saga_id)
-    return []
+    if (found := (yield from state(keys, saga_id, codec))) is None:
+        yield from causes(keys, saga_id)
+        found = yield from state(keys, saga_id, codec)  # it may have begun in between
+    return [] if found is None else history(found)
 
 
 def unknown(keys: StoreKeys, saga_id: str) -> Exchange[UnknownSaga]:
