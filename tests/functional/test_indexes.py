@@ -1,5 +1,6 @@
 """The indexes by which sagas are found, on real servers: they say what the hashes say, and last as long."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any, Final
 
@@ -8,9 +9,11 @@ import redis
 
 from sagastream.core.indexing import index_names
 from sagastream.core.saga import SagaState
+from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.mending import Mending
 from sagastream.orchestrator.sweeping import Sweep
+from sagastream.orchestrator.worker import LEASE_MS
 from sagastream.store import sagas
 from sagastream.store.indexes import names_in
 from sagastream_bridge.inspection.doctor import Doctor
@@ -167,7 +170,7 @@ def test_sagas_of_an_earlier_release_are_put_in_once(scene: Scene) -> None:
     scene.redis.delete(ONLY.begun, ONLY.indexed, *(ONLY.index(name) for name in places(scene.redis)))
     scene.redis.hset(ONLY.saga("damaged"), "version", "1")
     scene.redis.zadd(ONLY.ended, {"damaged": 1})
-    mending = Mending(scene.redis, Store(scene.redis))
+    mending = Mending(scene.redis, Store(scene.redis), lease_ms=LEASE_MS)
     mending.look(KEYS, KEYS.partitions, NOW_MS)
     steps = 0
     while mending.goes_on:
@@ -186,16 +189,15 @@ def test_a_saga_that_moves_while_it_is_put_in_is_put_in_by_the_next_pass(
     begin_some(scene)
     expected = check(scene.redis)
     scene.redis.delete(ONLY.begun, ONLY.indexed, *(ONLY.index(name) for name in places(scene.redis)))
-    mending = Mending(scene.redis, Store(scene.redis))
+    store = Store(scene.redis)
+    mending, commit = Mending(scene.redis, store, lease_ms=LEASE_MS), store.commit
 
-    def read_too_early(*asked: Any) -> Any:
-        found = read(*asked)
+    def commit_too_late(changes: Sequence[Change], now_ms: int) -> Any:
         scene.redis.hincrby(ONLY.saga("marked"), "version")
-        return found
+        return commit(changes, now_ms)
 
-    read = sagas.read
-    for reading in (read_too_early, read):
-        monkeypatch.setattr(sagas, "read", reading)
+    for committing in (commit_too_late, commit):
+        monkeypatch.setattr(store, "commit", committing)
         mending.look(KEYS, KEYS.partitions, NOW_MS)
         while mending.goes_on:
             mending.step()
@@ -205,7 +207,7 @@ def test_a_saga_that_moves_while_it_is_put_in_is_put_in_by_the_next_pass(
 def test_what_a_worker_of_an_earlier_release_sweeps_out_of_ended_leaves_all_indexes(scene: Scene) -> None:
     begin_some(scene)
     store = Store(scene.redis, retention_ms=0)
-    mending, sweep = Mending(scene.redis, store), Sweep(scene.redis, store)
+    mending, sweep = Mending(scene.redis, store, lease_ms=LEASE_MS), Sweep(scene.redis, store)
     for saga_id in ("plain", "marked"):
         scene.redis.delete(ONLY.saga(saga_id))
         scene.redis.zrem(ONLY.ended, saga_id)

@@ -146,7 +146,7 @@ _LOOKS: Final = (
 )
 #: What each role may do of that; all else must be refused to it.
 MAY: Final[dict[Role, str]] = {
-    Role.WORKER: "intervene, follow events, write bulks, note results of bulks, read bulks, "
+    Role.WORKER: "count keys, intervene, follow events, write bulks, note results of bulks, read bulks, "
     "read sagas, write sagas, take begins, take back begins, read begins, take interventions, command, "
     "command others, take back answers, take back what workers set aside, "
     "read commands, read commands of others, delete commands, delete commands of others, "

@@ -12,16 +12,15 @@ from typing import Any, Final, NamedTuple
 
 import redis
 
+from sagastream.broker.exchange import run
 from sagastream.broker.wire import execute
-from sagastream.core.indexing import index_names
 from sagastream.core.messages import is_id
-from sagastream.core.saga import SagaState
-from sagastream.orchestrator.change import filled, gone
+from sagastream.orchestrator.change import gone
 from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.places import examined
 from sagastream.orchestrator.sweeping import slices
-from sagastream.store import heartbeat, sagas
+from sagastream.store import heartbeat
 from sagastream.store.heartbeat import Kind
-from sagastream.store.indexes import names_in, written
 from sagastream.store.keys import Partition, StoreKeys
 
 #: About how many members one step looks at whose places are counted; and how many whose hashes are read.
@@ -46,9 +45,11 @@ class _Count(NamedTuple):
 class Mending:
     """What one worker sets right."""
 
-    def __init__(self, client: "redis.Redis", store: Store) -> None:
+    def __init__(self, client: "redis.Redis", store: Store, *, lease_ms: int) -> None:
+        """`lease_ms`: for how long a worker leases what is due."""
         self._client = client
         self._store = store
+        self._lease_ms = lease_ms
         self._passes: dict[Partition, Iterator[None]] = {}  # those under way
         #: How many were still missing after a pass, or too many, and would be after the next one.
         self._cannot: dict[Partition, int] = {}
@@ -72,13 +73,13 @@ class Mending:
             count, cannot = self._count(partition), self._cannot.get(partition, 0)
             parts: list[Iterator[None]] = []
             if (missing := count.kept - count.begun) > max(cannot, 0):
-                parts.append(self._fill(keys, partition))
+                parts.append(self._fill(partition))
                 if count.begun:  # else no worker of this release has ever moved a saga of this store
                     self._unsure.setdefault(partition, 0)
             elif missing < min(cannot, 0):
                 parts.append(self._find_expired(partition))
             if (since_ms := self._unsure.pop(partition, None)) is not None:
-                parts.append(self._check(keys, partition, since_ms))
+                parts.append(self._check(partition, since_ms))
                 if is_beside:
                     self._unsure[partition] = now_ms - _MARGIN_MS
             if parts:
@@ -115,24 +116,24 @@ class Mending:
 
     # --- what a pass does
 
-    def _fill(self, keys: StoreKeys, partition: Partition) -> Iterator[None]:
+    def _fill(self, partition: Partition) -> Iterator[None]:
         """Put those in that are in no index."""
         for key in (partition.timers, partition.ended):
             for saga_ids in self._members(key, _LOOKED_AT):
                 scores: Any = self._client.zmscore(partition.begun, saga_ids) if saga_ids else []
                 missing = [saga_id for saga_id, score in zip(saga_ids, scores, strict=True) if score is None]
                 for some in slices(missing):
-                    self._set_right(keys, partition, some)
+                    self._set_right(partition, some)
                 yield
 
-    def _check(self, keys: StoreKeys, partition: Partition, since_ms: int) -> Iterator[None]:
+    def _check(self, partition: Partition, since_ms: int) -> Iterator[None]:
         """Set right the live ones, and those that have ended since this time."""
         for saga_ids in self._members(partition.timers, _READ):
             for at in range(0, len(saga_ids), _READ):
-                self._set_right(keys, partition, saga_ids[at : at + _READ])
+                self._set_right(partition, saga_ids[at : at + _READ])
                 yield
         for saga_ids in self._ended_since(partition, since_ms):
-            self._set_right(keys, partition, saga_ids)
+            self._set_right(partition, saga_ids)
             yield
         if self._lost.get(partition):
             self._unsure.setdefault(partition, since_ms)
@@ -167,21 +168,12 @@ class Mending:
             first += len(page)
             has_more = len(recent) == _READ
 
-    def _set_right(self, keys: StoreKeys, partition: Partition, saga_ids: Sequence[str]) -> None:
+    def _set_right(self, partition: Partition, saga_ids: Sequence[str]) -> None:
         """Put these sagas into all their indexes, and take them out of others, unless all that is so already."""
         if not saga_ids:
             return
-        pipeline = self._client.pipeline(transaction=False)
-        pipeline.hmget(partition.indexed, list(saga_ids))
-        pipeline.zmscore(partition.begun, list(saga_ids))
-        told, scores = execute(pipeline)
-        states, now_ms = sagas.read(self._client, keys, saga_ids)
-        changes = [
-            filled(partition, state, names_in(there or b"[]"))
-            for saga_id, there, begun_ms in zip(saga_ids, told, scores, strict=True)
-            if isinstance(state := states[saga_id], SagaState)
-            and (begun_ms != state.begun_ms or (there or b"") != written(index_names(state)).encode())
-        ]
+        now_ms, page = run(self._client, examined(partition, saga_ids, self._lease_ms))
+        changes = [one.mend for one in page if one.mend is not None]
         if changes:
             # One that has moved meanwhile is set right by the next pass.
             lost, _ = self._store.commit(changes, now_ms)

@@ -30,13 +30,14 @@ class Upkeep:
         """`who` and `lease_ms`: as for Repair."""
         self._client = client
         self._store = store
+        self._lease_ms = lease_ms
         self._report = report
         self._repair = Repair(client, store, who, lease_ms=lease_ms)
         self._forget()
 
     def _forget(self) -> None:
         self._sweep = Sweep(self._client, self._store)
-        self._mending = Mending(self._client, self._store)
+        self._mending = Mending(self._client, self._store, lease_ms=self._lease_ms)
         self._tidy_at = self._mend_at = 0.0
 
     def begin_anew(self, keys: StoreKeys) -> None:
