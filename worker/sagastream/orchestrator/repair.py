@@ -24,8 +24,11 @@ from sagastream.orchestrator.places import examined, strays, waited_for_in_vain,
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.telemetry import Log
 
-#: How many sagas one step looks at. A step is one transaction, which must not keep others waiting.
+#: At most how many sagas one step looks at; and how long a step may take before the next one is smaller, in seconds.
+#: The server reads the sagas of a step in one transaction, while nobody else gets an answer: 64 sagas of 50 steps take
+#: it 1.3 ms, and this process ten times as long.
 PAGE: Final = 64
+_LONG_S: Final = 0.01
 #: How many names of keys, or members of an index, one step looks at, about.
 _LOOKED_AT: Final = 256
 #: For how long a worker also looks at what it has left to others, if that becomes its own, in seconds: they may have
@@ -53,6 +56,7 @@ class Repair:
         self._left: set[Partition] = set()  # of those, some of which it has left to others
         self._takes_over_until = 0.0
         self._preferred: frozenset[int] = frozenset()  # the numbers of those that are its own now
+        self._size = PAGE  # of the next page
         self._looked_at = 0
         self._mended: Counter[str] = Counter()  # how often what was set right
         self._cannot: Counter[str] = Counter()  # … and what was not
@@ -150,8 +154,12 @@ class Repair:
                     self._indexes.append((partition, name.removeprefix(partition.index(""))))
             for partition, saga_ids in by_partition.items():
                 those = [saga_id for saga_id in saga_ids if is_id(saga_id)]
-                for at in range(0, len(those), PAGE):
-                    self._page(partition, those[at : at + PAGE])
+                while those:
+                    some, those = those[: self._size], those[self._size :]
+                    began = time.monotonic()
+                    self._page(partition, some)
+                    is_long = time.monotonic() - began > _LONG_S
+                    self._size = max(1, len(some) // 2) if is_long else min(2 * self._size, PAGE)
                     yield
             if not by_partition:
                 yield
