@@ -748,6 +748,18 @@ def test_what_a_service_publishes_comes_back_when_somebody_has_deleted_it(
     assert scene.redis.hget(KEYS.published("work"), "Do") == b"Undo"
 
 
+def test_a_service_publishes_at_once_if_the_store_has_gone_on_from_another_moment(scene: Scene) -> None:
+    """As after a FLUSHALL, which closes no connection."""
+    scene.runner.turn(block_ms=1)
+    scene.redis.delete(KEYS.published("work"), KEYS.services)
+    scene.runner._maintenance.turn()
+    assert not scene.redis.exists(KEYS.published("work"))
+    scene.runner._inbox._lineage.changes += 1
+    scene.runner._maintenance.turn()
+    assert scene.redis.hget(KEYS.published("work"), "Do") == b"Undo"
+    assert scene.redis.sismember(KEYS.services, "work")
+
+
 @pytest.mark.own_server
 def test_a_service_publishes_again_after_a_restart_of_the_broker_that_it_did_not_notice(
     scene: Scene, server: OwnServer

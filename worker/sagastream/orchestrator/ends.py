@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from sagastream.broker.exchange import Exchange
-from sagastream.core.saga import SagaState
+from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.orchestrator.change import Change
 from sagastream.store import told
 from sagastream.store.keys import StoreKeys
@@ -18,6 +18,9 @@ _MOST: Final = 16_384
 #: How much earlier than the first lost write an end may be that is kept, in milliseconds: what is known of that time is
 #: about a second old, and clocks of two servers differ. One that is not lost does not differ, and is not listed.
 _MARGIN_MS: Final = 10_000
+# Looked up once, and compared by identity: this is asked of each change.
+_COMPLETED: Final = SagaStatus.COMPLETED
+_ABORTED: Final = SagaStatus.ABORTED
 
 
 class Ends:
@@ -29,15 +32,18 @@ class Ends:
     def note(self, changes: Iterable[Change], refused: Collection[Change] = ()) -> None:
         """Remember the ends among these changes. `refused`: those of them that were not written. If that is not known,
         since the broker went away, they count as written: they may have been told."""
+        ended = [
+            one
+            for one in changes
+            if isinstance(state := one.after, SagaState) and ((now := state.status) is _COMPLETED or now is _ABORTED)
+        ]
+        if not ended:
+            return
         not_written = {id(change) for change in refused}
-        for change in changes:
+        for change in ended:
             after, before = change.after, change.before
-            if (
-                isinstance(after, SagaState)
-                and after.ended
-                and not (isinstance(before, SagaState) and before.ended)
-                and id(change) not in not_written
-            ):
+            is_new = not (isinstance(before, SagaState) and before.ended)
+            if is_new and isinstance(after, SagaState) and id(change) not in not_written:
                 self._ends.append(End(after.saga_id, str(after.status), after.updated_ms))
 
     def keep(self, keys: StoreKeys, loss: Loss) -> Exchange[None]:
