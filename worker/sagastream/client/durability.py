@@ -2,7 +2,9 @@
 
 WAIT tells how many replicas have all that one connection has written. A begin may find the saga there already, and
 write nothing, while no replica has that saga yet. So a write goes along in front of the WAIT: a replica that has this
-one has all that came before it, whoever wrote that. All goes in one round trip, so it is one server that answers.
+one has all that came before it, whoever wrote that. (Redis 7.0 and Valkey 9.1 wait for all that the server had when the
+connection last called anything; but only writes are promised.) All goes in one round trip, so it is one server that
+answers.
 """
 
 from collections.abc import Iterable
