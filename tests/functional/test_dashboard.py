@@ -172,6 +172,7 @@ def test_sagas_are_found_by_what_a_page_is_asked_for(asks: Asked) -> None:
     }.items():
         wrong = client.get(f"/sagas?{query}")
         assert (wrong.status_code, said in wrong.text) == (422, True), query
+        assert "Sagas that were found" not in wrong.text  # nor a panel with nothing in it
 
 
 def test_a_list_goes_on_page_by_page(asks: Asked, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,6 +542,24 @@ def test_messages_are_put_back_and_dropped(acting: tuple[TestClient, Shop]) -> N
     assert "was dropped" in client.get(answer.headers["location"]).text
     assert f"quarantine drop {again.id} ada the bank is back" in text(client.get("/services").text)
     assert len(quarantine) == 0
+
+
+def test_a_pause_of_what_nobody_knows_is_shown_and_can_be_ended(server: Server) -> None:
+    scene = Scene(server.broker())
+    scene.client.pause("payments", "Charge", reason="the bank migrates", actor="ada")
+    scene.begin("s1", do(1, service="away"))
+    scene.turns_until(lambda: scene.client.get("s1") is not None)
+    client = browser(scene, allow_actions=True)
+    page = client.get("/").text
+    assert 'href="/services#service-payments"' in page
+    assert page.index("no process of service away") < page.index("the bank migrates")  # the worst first
+    services = client.get("/services").text
+    assert 'id="service-payments"' in services
+    assert "the bank migrates; it holds nothing: no process of service payments is listening" in text(services)
+    answer = act(client, "/services/payments/resume", "/services", command="Charge", reason="it is done")
+    assert answer.status_code == 303
+    assert scene.client.paused() == []
+    assert "service-payments" not in client.get("/services").text
 
 
 def test_a_service_is_paused_and_resumed(acting: tuple[TestClient, Shop]) -> None:

@@ -44,7 +44,15 @@ HIDDEN_ATTRIBUTES = """[...document.querySelectorAll(".attribute")].filter(one =
     const box = one.getBoundingClientRect(), cell = one.closest("td").getBoundingClientRect();
     return !box.height || box.right > cell.right + 1 || box.bottom > cell.bottom + 1
         || one.scrollWidth > one.clientWidth }).map(one => one.textContent)"""
+#: The cells of tables that are cut at the edge of their panel, and those that are so narrow that words are broken.
+CUT_CELLS = """[...document.querySelectorAll(".panel td")].filter(one => {
+    const box = one.getBoundingClientRect(), panel = one.closest(".panel").getBoundingClientRect();
+    const words = one.innerText.split(/\\s+/).map(word => word.length);
+    return box.width && (box.right > panel.right + 1 || (box.height > 60 && box.width < 7 * Math.min(9, ...words)))
+    }).map(one => one.innerText)"""
 TOKEN = "correct-horse-battery-staple"
+#: The id of a saga, as many programs make them.
+LONG = "order-2f6d1c9e-8b7a-4c1d-9e0f-5a4b3c2d1e0f"
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +62,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     try:
         found = Shop(scene := Scene(server.broker()))
         found.fill()
+        scene.begin(LONG, do(1), do("fail", attempts=1))
+        found.until(LONG, "ended")
         scene.begin("hurt", do({HOSTILE: HOSTILE}), do("fail", attempts=1))
         found.until("hurt", "ended")
         scene.redis.hset(KEYS.saga("hurt"), "reason", HOSTILE)
@@ -113,6 +123,7 @@ def test_every_page_fits_the_screen_and_complains_of_nothing(
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path
             assert page.evaluate("window.hurt") is None, path
             assert page.evaluate(SMALL_TEXTS) == [], path
+            assert page.evaluate(CUT_CELLS) == [], path
         assert complaints == []
 
 
@@ -123,6 +134,15 @@ def test_a_list_shows_the_values_of_attributes(chromium: Browser, dashboard: Das
             assert page.locator(".c-kind").first.is_visible()
             assert page.evaluate(HIDDEN_ATTRIBUTES) == [], width
             assert "customer=c42" in page.locator(".c-kind").first.inner_text()
+
+
+def test_a_long_id_is_on_one_line_of_a_list_where_there_is_room(chromium: Browser, dashboard: DashboardServer) -> None:
+    for width, lines in ((1280, 1), (360, 2)):
+        with opened(chromium, dashboard, viewport={"width": width, "height": 740}) as page:
+            page.goto("/sagas")
+            assert (
+                page.locator(f"tr[data-key={LONG}] .id").evaluate("one => one.getClientRects()[0].height") < 20 * lines
+            )
 
 
 def test_what_is_wider_than_a_narrow_screen_is_shaded_where_it_goes_on(
@@ -310,7 +330,7 @@ def test_typing_goes_on_while_the_page_changes(page: Page, shop: Shop) -> None:
     page.locator(".act summary").filter(has_text="Skip").click()
     page.locator(".act[open] [name=reason]").press_sequentially("half a ")
     shop.scene.client.retry("typing", "meanwhile", 30)
-    expect(page.locator("#step-2 .facts")).to_contain_text("2 of 1")
+    expect(page.locator("#step-2 .facts")).to_contain_text("2, of which it has 1 by itself")
     page.keyboard.type("sentence")
     expect(page.locator(".act[open] [name=reason]")).to_have_value("half a sentence")
 

@@ -106,6 +106,7 @@ class Feed:
 
     def start(self) -> None:
         self._thread.start()
+        self._outage.is_watched = self._thread.is_alive
 
     def stop(self) -> None:
         """End the thread, and the connections of all viewers."""

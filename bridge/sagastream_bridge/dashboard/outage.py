@@ -2,14 +2,15 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import redis
 
 from sagastream.broker.failures import is_outage
 
-#: While the broker is away, how often a page tries to read all the same, in seconds. Whoever asks for it waits as long
-#: as the broker may take to answer, so this is seldom.
+#: If no feed asks whether the broker is back, how often a page tries to read all the same, in seconds. Whoever asks for
+#: it waits as long as the broker may take to answer, so this is seldom.
 _TRIES_EVERY_S: Final = 4.0
 
 
@@ -25,6 +26,8 @@ class Outage:
         self._lock = threading.Lock()
         self._error: redis.RedisError | None = None
         self._next_try = 0.0
+        #: Whether somebody asks meanwhile whether the broker is back, so that no page has to.
+        self.is_watched: Callable[[], bool] = lambda: False
 
     def found(self, error: Exception) -> None:
         """Reading has failed. It is an outage only if the broker is away."""
@@ -43,7 +46,7 @@ class Outage:
     def known(self) -> redis.RedisError | None:
         """Why a page need not read; None: it should, since the broker answers or it is time for a try."""
         with self._lock:
-            if self._error is None or time.monotonic() < self._next_try:
+            if self._error is None or self.is_watched() or time.monotonic() < self._next_try:
                 return self._error
             self._next_try = time.monotonic() + _TRIES_EVERY_S
             return None

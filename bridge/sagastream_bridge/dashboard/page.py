@@ -58,7 +58,7 @@ class Page:
         """The page that is shown in place of one that cannot be read. `was_asked`: the broker was asked for what the
         request wants."""
         is_passing = isinstance(error, redis.RedisError) and is_outage(error)
-        shown: dict[str, Any] = {"trouble": trouble(error), "is_away": is_passing}
+        shown: dict[str, Any] = {"why": trouble(error), "is_away": is_passing}
         if request.method == "POST":
             shown |= {"undecided": was_asked and not is_refusal(error), "at": _from(request)}
         counts = None

@@ -51,6 +51,7 @@ class ServicePages:
             status,
             now=now,
             rows=rows,
+            strangers=standing.of_strangers(now),
             workers=workers,
             prefers=sharing.told(processes, len(self._reader.keys().partitions)),
             sample=self._reader.recent().looked_at,

@@ -176,8 +176,12 @@ def _read(answer: Any, instead: Any) -> Any:
 # --- what is wrong
 
 
-def notices(found: Standing) -> Iterator[Notice]:
+def notices(found: Standing) -> list[Notice]:
     """What is wrong in a store, the worst first."""
+    return sorted(_notices(found), key=lambda one: one.level != "problem")
+
+
+def _notices(found: Standing) -> Iterator[Notice]:
     evidence = found.evidence
     for cause in evidence.broker:
         yield _problem(cause)
@@ -210,6 +214,16 @@ def of_service(queue: Queue, found: Standing) -> list[Notice]:
     """What is wrong with one service, and that it is paused."""
     pauses = [_of_pause(one, found) for one in found.evidence.pauses if one.service == queue.facts.name]
     return [*pauses, *_of_queue(queue, found.evidence)]
+
+
+def of_strangers(found: Standing) -> dict[str, list[tuple[Pause, Notice]]]:
+    """What is paused of services that the store does not know, by service."""
+    known = {queue.facts.name for queue in found.queues}
+    strangers: dict[str, list[tuple[Pause, Notice]]] = {}
+    for one in found.evidence.pauses:
+        if one.service not in known:
+            strangers.setdefault(one.service, []).append((one, _of_pause(one, found)))
+    return strangers
 
 
 def _of_pause(one: Pause, found: Standing) -> Notice:

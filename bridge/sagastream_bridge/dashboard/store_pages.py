@@ -26,7 +26,7 @@ class StorePages:
             request,
             "overview",
             now=now,
-            notices=list(standing.notices(now)),
+            notices=standing.notices(now),
             parked=self._reader.parked(),
             recent=self._reader.recent(),
             chart=charts.rates(stretches, charts.WIDE),

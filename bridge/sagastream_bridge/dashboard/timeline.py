@@ -62,7 +62,8 @@ def svg(state: SagaState, events: Sequence[HistoryEvent], now_ms: int) -> Markup
     height = _AXIS + len(rows) * _ROW + 6
     parts = [*_axis(began, ended, height)]
     for number, step in enumerate(rows, 1):
-        name = printable(step.definition.transaction)
+        named = (step.definition.shape.id, step.definition.transaction)
+        name = printable(" · ".join(filter(None, named)))
         name = name if len(name) <= _MOST_CHARS else name[: _MOST_CHARS - 1] + "…"
         y = _AXIS + number * _ROW - _ROW / 2 + 4
         parts.append(f'<text class="number" x="18" y="{y:g}" text-anchor="end">{number}</text>')

@@ -130,6 +130,14 @@ def test_a_timeline_has_a_bar_for_each_command() -> None:
     assert tones == ["bar tone-ok", "bar tone-ok", "bar tone-back goes-on", "bar tone-bad"]
 
 
+def test_a_timeline_names_steps_that_have_names() -> None:
+    state = a_saga()
+    named = texts(timeline.svg(state, history(state), BEGUN_MS + 60_000))
+    assert [one for one in named if "·" in one] == ["a · A", "b · B", "c · C"]
+    plain = given_saga(RESERVE).saga
+    assert "ReserveInventory" in texts(timeline.svg(plain, history(plain), BEGUN_MS + 60_000))
+
+
 def test_a_timeline_shows_for_how_long_a_step_was_held() -> None:
     story = given_saga(RESERVE, CHARGE, journal_bytes=JOURNAL_BYTES, paused=frozenset({"inventory"}))
     story.when_resumed().when_paused("payment").when("ReserveInventory_ok", 1)

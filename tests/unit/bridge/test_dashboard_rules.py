@@ -2,15 +2,17 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import redis
 from starlette.requests import Request
 from starlette.types import Message
 
 from sagastream.broker.connection import Broker
 from sagastream.store.keys import StoreKeys
-from sagastream_bridge.dashboard import feed, rules
+from sagastream_bridge.dashboard import feed, outage, rules
 from sagastream_bridge.dashboard.actions import Refused, read_form
 from sagastream_bridge.dashboard.feed import Feed
 from sagastream_bridge.dashboard.outage import Outage
@@ -130,3 +132,25 @@ def test_one_viewer_too_many_is_told_nothing(monkeypatch: pytest.MonkeyPatch) ->
         assert [one async for one in found.follow(None)] == []
 
     asyncio.run(both())
+
+
+def test_an_outage_that_is_known_is_tried_again_by_one_page_at_a_time_unless_somebody_watches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(outage, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    known = Outage()
+    known.found(redis.ResponseError("WRONGTYPE"))
+    known.found(redis.AuthenticationError("invalid password"))
+    assert known.known() is None  # no outage: waiting does not mend that
+    known.found(hangs := redis.TimeoutError("Timeout reading from socket"))
+    now[0] += 3
+    known.found(hangs)  # another page that was under way
+    assert known.known() is hangs
+    now[0] += 2
+    assert [known.known(), known.known()] == [None, hangs]
+    now[0] += 60
+    known.is_watched = lambda: True
+    assert known.known() is hangs
+    assert [known.over(), known.over()] == [True, False]
+    assert known.known() is None
