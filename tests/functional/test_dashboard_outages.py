@@ -47,7 +47,7 @@ class Person:
         return self._answer(urllib.request.Request(self._url + path, headers={"accept": "text/html"}))
 
     def act(self, path: str, token: str, page: str, **more: str) -> Answer:
-        form = {"form_token": token, "reason": "the bank is back", "who": "ada"} | more
+        form = {"form_token": token, "reason": "the bank is back", "actor": "ada"} | more
         headers = {"origin": self._url[:-1], "referer": self._url + page}
         return self._answer(urllib.request.Request(self._url + path, urlencode(form).encode(), headers))
 
@@ -115,7 +115,9 @@ def test_an_action_during_which_the_broker_hangs_says_that_nobody_knows(
 ) -> None:
     person = Person(dashboard)
     token = form_token(person.look("sagas/s2").text)
-    bulk = person.act("bulks/begin", token, "bulks", verb="cancel", status="pending", rate="9").path
+    begun = person.act("bulks/begin", token, "bulks", verb="cancel", status="pending", rate="9")
+    assert begun.status == 200
+    bulk = begun.path
     actions = {"sagas/s2/cancel": "sagas/s2", "services/work/pause": "services", f"{bulk}/pause": bulk}
     server.pause()
     with ThreadPoolExecutor() as pool, takes_less_than(BAR_S):
