@@ -218,3 +218,25 @@ def test_what_a_dead_worker_left_unread_is_taken_within_two_seconds(world: World
     if number == signal.SIGSTOP:
         victim.now.send_signal(signal.SIGCONT)
         until(lambda: all_share(world), what="it shares again")
+
+
+@pytest.mark.slow
+def test_no_saga_is_harmed_by_kills_and_stops_in_a_store_of_sixteen_partitions(world: World) -> None:
+    """Workers and processes of services are killed, or stopped for so long that others take their partitions, and go
+    on: then two take the same partitions for theirs."""
+    chance = random.Random(20261129)
+    world.start(workers=3, services=2)
+
+    def kill_or_stop() -> None:
+        if world.figures["kills"] < 8:
+            world.kill_one_of([*world.workers, *world.services], chance)
+        else:
+            sleeper = chance.choice(world.workers)
+            with world.stopped_while_it_holds_something(sleeper):
+                until(lambda: not owned(world, sleeper), what="others have taken its partitions")
+
+    world.run(kill_or_stop, every_s=0.2, times=10)
+    world.verdict()
+    assert world.figures["stops"] >= 2
+    assert world.figures["entries held by the killed"] > 0
+    assert min(world.figures["COMPLETED"], world.figures["ABORTED"]) > 10
