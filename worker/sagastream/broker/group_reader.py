@@ -128,8 +128,6 @@ class GroupReader:
         try:
             if not self._joined:
                 self._join()
-            else:
-                exchange.run(self._client, self._heard.first())
             self._choose()
             while self._own:
                 if entries := self._read_own():
@@ -235,6 +233,8 @@ class GroupReader:
 
     def _choose(self) -> None:
         """Read the streams that it prefers by now. What it holds of others stays its own until that is done."""
+        if self._heard.comes_first:
+            exchange.run(self._client, self._heard.first())
         if self._preferred.choose(self.streams):
             self.leases.look_soon()  # whoever preferred them may be dead
             if self.clock.changes:

@@ -42,9 +42,14 @@ class Heard:
         _, found = yield from together(self.beat(self._heartbeat), reading)
         return found
 
+    @property
+    def comes_first(self) -> bool:
+        """Whether a heartbeat is due on which it depends what is read next."""
+        return self._heartbeat is not None and not self._heartbeat.is_alone and not self._heartbeat.due_s
+
     def first(self) -> Exchange[None]:
-        """The heartbeat, if one is due and what is read next depends on it."""
-        if self._heartbeat is not None and not self._heartbeat.is_alone and not self._heartbeat.due_s:
+        """The heartbeat, if it comes first."""
+        if self._heartbeat is not None and self.comes_first:
             yield from self.beat(self._heartbeat)
 
     def waits(self, block_ms: int) -> int:
