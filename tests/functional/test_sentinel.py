@@ -18,13 +18,17 @@ from sagastream.broker.connection import connect
 from sagastream.broker.failures import is_outage
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
+from sagastream.store.roles import Role
 from support.processes import Commands, Talk
 from support.scenes import do
 from support.sentinels import SentinelSet
 from support.servers import KINDS, free_port
+from support.users import Users
 from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
+
+OPERATING = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
 
 #: A service that keeps its effects where its own client of the broker leads to.
 SHOP = """
@@ -228,6 +232,31 @@ def test_a_service_in_javascript_goes_on_at_the_new_master(
         assert client.wait("after", 60).status is SagaStatus.COMPLETED
     lines = said_at_its_end(service)
     assert service.returncode == 0
-    assert sum("Redis is away (" in line for line in lines) == sum("Redis is back" in line for line in lines) == 1, (
-        lines
-    )
+    told = [sum(what in line for line in lines) for what in ("Redis is away (", "Redis is back")]
+    assert told == [1, 1], lines
+
+
+def test_the_master_and_the_sentinels_have_users_of_their_own(watched: SentinelSet, commands: Commands) -> None:
+    (rule,) = re.findall(r"`ACL SETUSER NAME on >secret (.*)`", OPERATING)
+    for port in watched.sentinels:
+        with redis.Redis(port=port) as sentinel:
+            sentinel.execute_command("ACL", "SETUSER", "looks", "on", ">secret", *rule.split())
+    with SagaClient(watched.url) as client:
+        begun(client, "first")  # it makes the store
+    for role in (Role.CLIENT, Role.DOCTOR):
+        Users(watched.master).url(role)
+    named = watched.url.removeprefix("redis+sentinel://") + "?sentinel_username=looks&sentinel_password="
+    with SagaClient(f"redis+sentinel://client:secret@{named}secret") as client:
+        client.begin("s1", steps(1))
+        assert client.get("s1") is None  # no worker runs
+    doctor = commands.run("doctor", REDIS_URL=f"redis+sentinel://doctor:secret@{named}secret").stdout
+    assert "ok        sentinels     3 of 3 that the url names answer" in doctor
+    for url, wrong in (
+        (f"redis+sentinel://client:secret@{named}guess", "see sentinel_username and sentinel_password"),
+        (f"redis+sentinel://client:guess@{named}secret", "look at the user and the password in REDIS_URL"),
+    ):
+        done = commands.run("show", "s1", REDIS_URL=url)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert done.stderr.startswith("Error: the broker refuses the login: ")
+        assert wrong in done.stderr
+        assert "guess" not in done.stderr

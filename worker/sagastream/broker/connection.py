@@ -230,6 +230,7 @@ def broker_of(given: Broker | str | None) -> Broker:
 def connect_async(url: str) -> "ConnectionPool":
     """Connections like those of a Broker, for an event loop: at most 16. A coroutine that needs one more waits."""
     from redis.asyncio import BlockingConnectionPool
+    from redis.asyncio.connection import parse_url
     from redis.asyncio.retry import Retry
 
     async def connected(connection: Any) -> None:
@@ -240,11 +241,13 @@ def connect_async(url: str) -> "ConnectionPool":
                 await connection.disconnect()
                 raise BrokerError(f"{urls.shown(url)} {why}")
 
-    options = {"redis_connect_func": connected, "max_connections": 16, "timeout": None, **_OPTIONS}
-    plain = url
+    options: dict[str, Any] = {"redis_connect_func": connected, "max_connections": 16, "timeout": None, **_OPTIONS}
+    # Not from_url: it would put its own class of connections in the place of that of `options_in_loop`.
     if urls.names_sentinels(url):
-        plain, options = urls.sentinels(url).server, options | sentinel.options_in_loop(url)
-    return BlockingConnectionPool.from_url(plain, retry=Retry(NoBackoff(), 0), **options)
+        options |= parse_url(urls.sentinels(url).server) | sentinel.options_in_loop(url)
+    else:
+        options |= parse_url(url)
+    return BlockingConnectionPool(**options, retry=Retry(NoBackoff(), 0))
 
 
 def _home(*, create: bool) -> Path:
