@@ -608,6 +608,7 @@ def test_nobody_reading_the_output_ends_the_bridge(commands: Commands) -> None:
 
 def test_a_line_begins_a_saga_of_a_definition(server: Server, commands: Commands) -> None:
     order = Definition("order", version=1, input={"required": ["amount"]})
+    order.attribute("amount", order.input.amount)
     order.step("ChargePayment", service="till", params={"amount": order.input.amount}, compensation=None)
     order.step("Pick", service="till", id="pick", each=order.input.items, params=item, compensation=None)
     newer = Definition("order", version=2)
@@ -618,7 +619,7 @@ def test_a_line_begins_a_saga_of_a_definition(server: Server, commands: Commands
     commands.quiet("worker", env={"REDIS_URL": server.url})
     talk = Talk(commands.start("bridge", "--outcomes", "--serve", "till", env={"REDIS_URL": server.url}))
     body = {"type": "saga_begin", "saga_id": "o-1", "definition": "order", "input": {"amount": 5, "items": ["a", "b"]}}
-    talk.say("alice", body | {"msg_id": 7})
+    talk.say("alice", body | {"msg_id": 7, "attributes": {"shop": "web"}})
     for step, params in ((1, {"amount": 5}), (2, "a"), (3, "b")):
         line = talk.line()
         assert (line["dest"], line["body"]["step"], line["body"]["params"]) == ("till", step, params)
@@ -631,6 +632,8 @@ def test_a_line_begins_a_saga_of_a_definition(server: Server, commands: Commands
         ({"version": 0}, 12, "the body: version must be a whole number from 1"),
         ({"input": {}}, 12, "input: 'amount' is a required property"),
         ({"input": {"amount": 5, "items": 5}}, 12, "step 2: each: /input/items is not a list but a number"),
+        ({"input": {"amount": True, "items": []}}, 12, "attributes/amount must be a text or a whole number"),
+        ({"attributes": {"at": 1}}, 12, "the body: attributes: at is taken"),
         ({"deadline_ms": 5}, 12, "the body has an unknown member 'deadline_ms'"),
         ({"saga_id": "o 2"}, 12, "the body: saga_id must be 1 to 128 characters"),
     ):
@@ -644,4 +647,5 @@ def test_a_line_begins_a_saga_of_a_definition(server: Server, commands: Commands
         state = client.get("o-1")
         assert state is not None
         assert state.definition == order.parsed.by
+        assert [saga.saga_id for saga in client.find(where={"amount": 5, "shop": "web"}).sagas] == ["o-1"]
         assert client.get("o-2") is None

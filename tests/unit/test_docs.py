@@ -18,6 +18,7 @@ from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.phases import Phase
 from sagastream.core.references import Sources, build
 from sagastream.core.strict_json import encode
+from sagastream.errors import MalformedMessage
 from sagastream_bridge.commands.main import cli
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,17 @@ def test_the_definition_in_a_file_is_one_and_has_a_step_for_each_item() -> None:
     assert json.loads(given) == example
     told = re.findall(r"`(input/\S+: .*?)`", page)
     assert told == ["input/lines/1/count: expected int, got str"]
+
+
+def test_the_attributes_on_the_page_of_definitions_are_those_of_a_definition() -> None:
+    page = (ROOT / "docs" / "definitions.md").read_text()
+    (text,) = re.findall(r'^    "attributes": ({.*?}})$', page, re.DOTALL | re.MULTILINE)
+    order = Definition("order", version=1, attributes=json.loads(text))
+    order.step("Pick", service="stock")
+    assert order.saga({"customer": "c42"}, saga_id="o-1")["attributes"] == {"customer": "c42", "kind": "order"}
+    (told,) = re.findall(r"`(attributes/.*?)`", page)
+    with pytest.raises(MalformedMessage, match=told):
+        order.saga({"customer": True}, saga_id="o-1")
 
 
 def test_what_the_page_of_definitions_writes_in_python_is_there() -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any, Final, NamedTuple
 
+from msgspec.structs import replace
+
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.definition import SagaDefinition, parse
 from sagastream.core.expansion import expand, sketch
@@ -28,7 +30,7 @@ def begin_of(document: Document, items: int | None) -> ToExplore:
     try:
         if not document.is_definition:
             return ToExplore(parse_begin({"saga_id": _SAGA_ID} | document.body), None)
-        definition = parse(document.body)
+        definition = replace(parse(document.body), attributes={})  # no saga behaves differently because of them
         sketch(definition)
     except MalformedMessage as error:
         raise CannotRead(f"{document.where}: {error} (sagastream lint finds all that is wrong)") from None

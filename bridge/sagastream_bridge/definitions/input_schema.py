@@ -28,6 +28,7 @@ def in_schema(body: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> It
     schema = body.get("input")
     if not isinstance(schema, dict):
         return
+    yield from _in_attributes(schema, body.get("attributes"))
     most = 0
     for at, step in enumerate(steps):
         for name in _TEMPLATES:
@@ -48,6 +49,12 @@ def in_schema(body: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> It
     if most > MAX_STEPS:
         text = f"a saga has at most {MAX_STEPS} steps, and with lists as long as the schema allows it would have {most}"
         yield Problem(Code.LIMIT, "/steps", text)
+
+
+def _in_attributes(schema: Mapping[str, Any], attributes: Any) -> Iterator[Problem]:
+    for pointer, one in _references(attributes, "/attributes"):
+        if (text := _why_not(schema, one["$ref"], None)) is not None:
+            yield Problem(Code.INPUT, pointer, text)
 
 
 def _references(value: Any, pointer: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -126,6 +126,9 @@ class _Refused:
             return self._problem(Code.AFTER, pointer), self._keep_earlier
         if member == "input" and "too large" in self._text:
             return self._problem(Code.LIMIT, pointer), lambda: self._set(member, {})
+        if member == "attributes" and isinstance(self._body[member], dict) and pointer.count("/") > 1:
+            name = tokens_of(pointer)[1]
+            return self._problem(Code.MALFORMED, pointer), lambda: self._body[member].pop(name, None)
         code = _TEMPLATES.get(member, Code.MALFORMED)
         if member in _STAND_INS:
             return self._problem(code, pointer), lambda: self._set(member, _STAND_INS[member])

@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from sagastream.client.blocking import SagaClient
+from sagastream.core.attributes import parse_attributes
 from sagastream.core.begin_parsing import MAX_VERSION
 from sagastream.core.members import checked_object, limit
 
@@ -25,6 +26,7 @@ def with_steps(client: SagaClient, body: dict[str, Any]) -> dict[str, Any]:
     version = limit(body["version"], "version", "the body", MAX_VERSION) if "version" in body else None
     definition = client.definition(body["definition"], version)
     given = {name: member for name, member in body.items() if name not in ("definition", "version")}
-    made: dict[str, Any] = {**definition.saga(body.get("input"), saga_id="")}
+    attributes = parse_attributes(body["attributes"], "the body: attributes") if "attributes" in body else None
+    made: dict[str, Any] = {**definition.saga(body.get("input"), saga_id="", attributes=attributes)}
     del made["saga_id"]
     return given | made

@@ -21,6 +21,8 @@ from sagastream.core.phases import AWAITS, TO_UNDO, UNDO, Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.steps import StepKind
 from sagastream.core.transitions import Moment
+from sagastream_bridge.definitions.begins import begin_of
+from sagastream_bridge.definitions.documents import Document
 from sagastream_bridge.definitions.exploring import MOST_WORLDS, TooMany, explore
 from sagastream_bridge.definitions.lasting import longest
 from sagastream_bridge.definitions.model import Model
@@ -55,6 +57,12 @@ def undone(found: Explored, what: What, *steps: int) -> list[list[list[tuple[tup
 
 
 # --- what is told
+
+
+def test_a_definition_is_explored_whatever_its_attributes_need() -> None:
+    body = {"name": "o", "version": 1, "steps": [{"transaction": "Do", "service": "work"}]}
+    document = Document("test", body | {"attributes": {"customer": {"$ref": "/input/customer"}}})
+    assert len(begin_of(document, None).begin.steps) == 1
 
 
 def test_a_plain_chain() -> None:

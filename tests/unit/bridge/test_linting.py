@@ -486,6 +486,25 @@ def test_what_is_of_one_saga_is_told_in_a_definition() -> None:
     assert problem == Problem(Code.MALFORMED, "/start_at_ms", text)
 
 
+def test_all_that_is_wrong_with_attributes_is_told() -> None:
+    attributes: dict[str, Any] = {
+        "customer": {"$ref": "/steps/a/result"},
+        "kind": True,
+        "shop": {"$concat": ["s", {"$ref": "/input/shop"}]},
+        "total": {"$ref": "/input/total"},
+    }
+    schema = {"type": "object", "properties": {"shop": {}}, "additionalProperties": False}
+    assert set(found(step("a"), input=schema, attributes=attributes, example={"shop": 1})) == {
+        (Code.MALFORMED, "/attributes/customer/$ref"),
+        (Code.MALFORMED, "/attributes/kind"),
+        (Code.INPUT, "/attributes/total/$ref"),
+    }
+    assert found(step("a"), attributes=[]) == [(Code.MALFORMED, "/attributes")]
+    text = text_of(step("a"), attributes={"shop": {"$ref": "/input/shop"}}, example={"shop": [1]})
+    assert text == "attributes/shop must be a text or a whole number"
+    assert found(step("a"), attributes={"shop": {"$ref": "/input/shop"}}, example={"shop": 1}) == []
+
+
 def test_a_list_of_members_is_not_taken_for_a_schema() -> None:
     assert found(step("a"), input={"total": "int"}) == [(Code.SCHEMA, "/input")]
     some: list[dict[str, Any]] = [{}, {"title": "Any"}, {"$defs": {}}, {"type": "object", "x-note": 1}]
@@ -525,7 +544,7 @@ _VALUES = st.sampled_from([None, True, 0, -1, "x", "pivot", "a.b c", [], ["later
 _NAMES = [
     *("id", "after", "when", "each", "wait", "wait_ms", "timeout_ms", "transaction", "service", "params", "kind"),
     *("compensation", "compensation_params", "retry_on", "retry_within_ms", "on_timeout", "attempts", "nonsense"),
-    *("name", "version", "input", "steps", "example", "deadline_ms", "deadline", "use"),
+    *("name", "version", "input", "steps", "example", "deadline_ms", "deadline", "use", "attributes"),
 ]
 
 

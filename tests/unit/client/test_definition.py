@@ -147,6 +147,11 @@ def refusal(wrong: Any) -> str:
             "the definition: deadline says how deadline_ms is meant, and deadline_ms is missing",
         ),
         ({"example": [1]}, "example must be an object, which the steps can refer to, not a list"),
+        ({"attributes": [1]}, "the definition: attributes must be an object of names and values"),
+        (
+            {"attributes": {"at": 1}},
+            "the definition: attributes: at is taken, every saga is found by that: choose another name",
+        ),
     ],
 )
 def test_what_is_wrong_with_it_is_refused_at_once(members: dict[str, Any], text: str) -> None:
@@ -239,6 +244,33 @@ def test_a_saga_has_the_steps_the_input_and_the_definition() -> None:
         ],
     }
     assert with_a_step().saga(saga_id="order-1")["input"] == {}
+
+
+def test_a_saga_has_the_attributes_of_its_definition_and_its_own_which_win() -> None:
+    order = an_order(attributes={"kind": "order", "total": ref("/input/total")})
+    order.attribute("customer", order.input.customer)
+    order.step("Charge", service="till")
+    order.attribute("shop", default(order.input.shop, None))
+    templates = {
+        "kind": "order",
+        "total": ref("/input/total"),
+        "customer": ref("/input/customer"),
+        "shop": ref("/input/shop", default=None),
+    }
+    assert order.parsed.body["attributes"] == templates
+    assert Definition.from_json(order.json()).parsed.sha256 == order.parsed.sha256
+    given = {"total": 5, "customer": "c42"}
+    assert order.saga(given, saga_id="o-1")["attributes"] == {"kind": "order", "total": 5, "customer": "c42"}
+    own = order.saga(given, saga_id="o-1", attributes={"customer": "c1", "basket": 7})
+    assert own["attributes"] == {"kind": "order", "total": 5, "customer": "c1", "basket": 7}
+    assert "attributes" not in with_a_step().saga({}, saga_id="o-1")
+    for wrong, text in (
+        (order.input, "the definition: attributes/wrong/$ref: /input: an attribute is made of members of the input, "),
+        (an_order().input.total, "attributes/wrong: /input/total is of <definition order, version 3: 0 steps>, not of"),
+        (True, "the definition: attributes/wrong must be a text or a whole number"),
+    ):
+        assert refusal(lambda wrong=wrong: order.attribute("wrong", wrong)).startswith(text)
+    assert order.parsed.body["attributes"] == templates
 
 
 @pytest.mark.parametrize(

@@ -385,6 +385,14 @@ def test_another_version_of_the_same_definition_is_the_same_begin() -> None:
     assert differs(there, later) == "without start_at_ms; this request has 1000000000007"
 
 
+def test_another_version_of_a_definition_may_give_other_attributes() -> None:
+    there = a_begin(definition=ORDER, attributes={"customer": "c1"})
+    newer = ORDER | {"version": 4, "sha256": "b" * 64}
+    assert conflict(begun(there), a_begin(definition=newer, attributes={"customer": "c1", "shop": 7})) is None
+    other = a_begin(definition=ORDER, attributes={"customer": "c2"})
+    assert differs(there, other) == 'with "c1" as attributes.customer; this request has "c2"'
+
+
 def test_the_same_version_with_other_steps_is_another_saga() -> None:
     there = a_begin(definition=ORDER)
     assert conflict(begun(there), a_begin(definition=ORDER | {"sha256": "b" * 64})) is None  # its example, for instance

@@ -100,6 +100,7 @@ class Definition:
         deadline_ms: int | None = None,
         deadline: DeadlineKind | None = None,
         example: Any = None,
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Args:
@@ -111,6 +112,8 @@ class Definition:
             deadline_ms: of each saga, as for `SagaClient.begin`.
             deadline: of each saga, as for `SagaClient.begin`.
             example: an example of an input, for `sagastream lint` and `explore`.
+            attributes: those of each saga, by their names: each a value, or a template with references into the input,
+                such as `{"$ref": "/input/customer"}`. `attribute` adds one with an expression.
 
         Raises MalformedMessage, which says what is wrong.
         """
@@ -126,6 +129,8 @@ class Definition:
                 members[member] = value
         if example is not None:
             members["example"] = self._as_json(example, "example")
+        if attributes is not None:
+            members["attributes"] = self._templates(attributes)
         sketch(parse(members | {"steps": [_ANY_STEP]}))
         self._members = members
         self._parsed: SagaDefinition | None = None
@@ -177,6 +182,26 @@ class Definition:
     def __repr__(self) -> str:
         steps = "1 step" if len(self._steps) == 1 else f"{len(self._steps)} steps"
         return f"<definition {self.name}, version {self.version}: {steps}>"
+
+    def attribute(self, name: str, value: Any) -> None:
+        """Add an attribute, which each saga gets: `order.attribute("customer", order.input.customer)`. A saga for which
+        the value is null has none.
+
+        Raises MalformedMessage, which says what is wrong; nothing was added then.
+        """
+        attributes = {**self._members.get("attributes", {}), **self._templates({name: value})}
+        members = self._members | {"attributes": attributes}
+        before: Sequence[Any] = [_ANY_STEP] if self._parsed is None else self._parsed.steps
+        parsed = parse(members | {"steps": [*before]})
+        self._members = members
+        if self._parsed is not None:
+            self._parsed = parsed
+
+    def _templates(self, attributes: Any) -> Any:
+        """Attributes as JSON has them."""
+        if not isinstance(attributes, Mapping):
+            return attributes  # which is refused
+        return {name: template_of(value, self, f"attributes/{name}") for name, value in attributes.items()}
 
     @_spelt(StepOptions)
     def step(
@@ -232,13 +257,15 @@ class Definition:
         start_at_ms: int | None = None,
         attributes: Mapping[str, str | int] | None = None,
     ) -> SagaRequest:
-        """A saga of this definition, for `begin_many`. Arguments and errors are those of `SagaClient.begin`."""
-        members: Any = {"saga_id": saga_id} | expand(self.parsed, self.checked(input))
+        """A saga of this definition, for `begin_many`. Arguments and errors are those of `SagaClient.begin`:
+        `attributes` are added to those of the definition, and win over them."""
+        expanded = expand(self.parsed, self.checked(input))
+        if attributes is not None:
+            expanded["attributes"] = {**expanded.get("attributes", {}), **attributes}
+        members: Any = {"saga_id": saga_id} | expanded
         request: SagaRequest = members
         if (start_ms := requests.start_ms_of(start_at, start_at_ms)) is not None:
             request["start_at_ms"] = start_ms
-        if attributes is not None:
-            request["attributes"] = attributes
         return request
 
     def checked(self, data: Any) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     {"name": "order", "version": 3, "input": <JSON Schema>, "steps": [...]}
 
 `input` describes the input of a saga; clients check it. The steps are those of a saga_begin. Besides, a step may say
-`each`: then a saga has one such step for each item of a list in its input (see `expansion`).
+`each`: then a saga has one such step for each item of a list in its input (see `expansion`). `attributes` are those of
+a saga, with references into its input (see `defined_attributes`).
 """
 
 import re
@@ -15,6 +16,7 @@ import orjson
 from msgspec import Struct
 
 from sagastream.core.begin_parsing import MAX_VERSION
+from sagastream.core.defined_attributes import parse_templates
 from sagastream.core.members import checked_object, limit, name_in
 from sagastream.core.messages import SERVICE_PATTERN, DefinedBy
 from sagastream.core.pointers import shown, tokens_of
@@ -28,9 +30,8 @@ _OF_EACH_SAGA: Final = ("deadline_ms", "deadline")
 _OF_ONE_SAGA: Final = {
     "saga_id": "by --id or saga_id=",
     "start_at_ms": "by --start-at or start_at=",
-    "attributes": "by --attribute or attributes=",
 }
-_MEMBERS: Final = {"name", "version", "input", "steps", "example", *_OF_EACH_SAGA}
+_MEMBERS: Final = {"name", "version", "input", "steps", "example", "attributes", *_OF_EACH_SAGA}
 #: The id of a step in a definition. The steps of one with `each` have a dot and a number behind it.
 _ID: Final = re.compile(r"(?![0-9]+\Z)[A-Za-z0-9_-]{1,64}")
 #: What a step that is there once for each item cannot say besides, and why.
@@ -47,6 +48,7 @@ class SagaDefinition(Struct, frozen=True, kw_only=True):
     version: int  # from 1
     steps: tuple[dict[str, Any], ...]  # as they are written
     numbers: Mapping[str, int]  # of its steps, from 1, by their ids
+    attributes: Mapping[str, Any]  # of its sagas, as they are written
     body: dict[str, Any]  # all of it, as it is written
     sha256: str  # of its canonical form, in hex: of two contents under one version, one is wrong
 
@@ -92,6 +94,7 @@ def parse(body: Any) -> SagaDefinition:
         raise MalformedMessage(f"{called}: input must be a JSON Schema, which is an object, true or false")
     if not isinstance(body.get("example", {}), dict):
         raise MalformedMessage(f"{called}: example must be an object: what a saga may have as its input")
+    attributes = parse_templates(body.get("attributes", {}), called)
     steps = body.get("steps")
     if not isinstance(steps, list) or not 1 <= len(steps) <= MAX_STEPS:
         raise MalformedMessage(f"{called}: steps must be a list of 1 to {MAX_STEPS}")
@@ -101,7 +104,15 @@ def parse(body: Any) -> SagaDefinition:
         if "id" in step and (first := numbers.setdefault(step["id"], number)) != number:
             raise MalformedMessage(f"step {number}: id is {step['id']}, which is the id of step {first}, too")
     digest = sha256(canonical(body)).hexdigest()
-    return SagaDefinition(name=name, version=version, steps=tuple(steps), numbers=numbers, body=body, sha256=digest)
+    return SagaDefinition(
+        name=name,
+        version=version,
+        steps=tuple(steps),
+        numbers=numbers,
+        attributes=attributes,
+        body=body,
+        sha256=digest,
+    )
 
 
 def canonical(body: dict[str, Any]) -> bytes:

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.conditions import OF_CONDITIONS
+from sagastream.core.defined_attributes import filled_in
 from sagastream.core.definition import SagaDefinition
 from sagastream.core.messages import Begin
 from sagastream.core.pointers import INDEX, below, follow, kind_of, shown, tokens_of, why_nothing
@@ -44,17 +45,20 @@ class _Items(Struct, frozen=True):
 
 
 def expand(definition: SagaDefinition, data: dict[str, Any]) -> dict[str, Any]:
-    """The members of a saga_begin for this input, but its id: `input`, `definition`, `steps`, and the deadline.
+    """The members of a saga_begin for this input, but its id: `input`, `definition`, `steps`, the deadline and, if the
+    definition gives it any, its attributes.
 
-    Raises MalformedMessage, which says what is wrong and where: `each` of a step is not a list, or there are more steps
-    than a saga may have. All else is checked where the saga_begin is read.
+    Raises MalformedMessage, which says what is wrong and where: `each` of a step is not a list, there are more steps
+    than a saga may have, or an attribute cannot be made of the input. All else is checked where the saga_begin is read.
     """
     items = {
         number: _items(step["each"], data, f"step {number}: each")
         for number, step in enumerate(definition.steps, 1)
         if "each" in step
     }
-    return _expanded(definition, data, items)
+    expanded = _expanded(definition, data, items)
+    attributes = filled_in(definition.attributes, data)
+    return expanded | {"attributes": attributes} if attributes else expanded
 
 
 def sketch(definition: SagaDefinition) -> Begin:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 from msgspec.structs import replace
 
+from sagastream.core.attributes import Attributes
 from sagastream.core.durations import day
 from sagastream.core.erasure import erasure
 from sagastream.core.messages import HARD, Begin
@@ -83,8 +84,9 @@ def _difference(state: SagaState, begin: Begin) -> tuple[_Difference | None, lis
             return found, sealed
         starts_ms = max(state.begun_ms, state.start_ms or 0)
         deadline_ms = None if state.deadline_ms is None else state.deadline_ms - starts_ms
-        of_saga = _of_saga(deadline_ms, state.hard_deadline, state.format)
-        if (differ := _between(of_saga, _of_saga(begin.deadline_ms, begin.hard_deadline, begin.format))) is not None:
+        of_saga = _of_saga(deadline_ms, state.hard_deadline, state.format, state.attributes)
+        asked = _of_saga(begin.deadline_ms, begin.hard_deadline, begin.format, begin.attributes)
+        if (differ := _between(of_saga, asked)) is not None:
             return _told(differ), sealed
     differ = _between(_told_once(state), _told_once(begin)) or _between_inputs(state.input, begin.input, sealed)
     return None if differ is None else _told(differ), sealed
@@ -93,7 +95,7 @@ def _difference(state: SagaState, begin: Begin) -> tuple[_Difference | None, lis
 def _is_another_version(state: SagaState, begin: Begin) -> bool:
     """Whether the steps of the two were made from two versions of one definition. A saga keeps the version with which
     it began. So to begin it again when there is a newer one is the same begin, if its input is the same; what the
-    versions say of steps and deadlines does not count."""
+    versions say of steps, deadlines and attributes does not count."""
     there, here = state.definition, begin.definition
     return there is not None and here is not None and there.name == here.name and there.version != here.version
 
@@ -198,17 +200,17 @@ def _with_its_defaults(asked: StepDefinition, began: StepDefinition) -> StepDefi
     )
 
 
-def _of_saga(deadline_ms: int | None, hard: bool, number: int) -> dict[str, Any]:
+def _of_saga(deadline_ms: int | None, hard: bool, number: int, attributes: Attributes | None) -> dict[str, Any]:
     members: dict[str, Any] = {} if deadline_ms is None else {"deadline_ms": deadline_ms}
+    if attributes is not None:
+        members["attributes"] = attributes
     return members | ({"deadline": HARD} if hard else {}) | {"format": number}
 
 
 def _told_once(one: SagaState | Begin) -> dict[str, Any]:
-    """What counts whatever the version of its definition, besides its input: its attributes, and what only a graph has
-    besides its steps. A definition is told by its name, and by its steps."""
+    """What counts whatever the version of its definition, besides its input: what only a graph has besides its steps. A
+    definition is told by its name, and by its steps."""
     members: dict[str, Any] = {} if one.definition is None else {"definition": one.definition.name}
-    if one.attributes is not None:
-        members["attributes"] = one.attributes
     return members if one.start_ms is None else members | {"start_at_ms": one.start_ms}
 
 
