@@ -40,7 +40,7 @@ def examine(broker: Broker, info: Mapping[str, Any]) -> Iterator[Finding]:
     yield from of_replicas(info, watched=watched)
     if watched:
         named = urls.sentinels(broker.url)
-        yield from of_sentinels({one: _asked(url, named.master) for one, url in named.sentinels.items()})
+        yield from of_sentinels({one: asked(url, named.master) for one, url in named.sentinels.items()})
 
 
 def of_replicas(info: Mapping[str, Any], *, watched: bool) -> Iterator[Finding]:
@@ -92,7 +92,7 @@ def of_sentinels(told: Mapping[Address, Told]) -> Iterator[Finding]:
         yield warning("sentinels", text, f"run at least {_FEWEST_SENTINELS}, each on a machine of its own")
 
 
-def _asked(url: str, master: str) -> Told:
+def asked(url: str, master: str) -> Told:
     """What the Sentinel of this url says."""
     try:
         answer = sentinel.ask(Ask(url, ("SENTINEL", "MASTER", master)))
@@ -101,6 +101,8 @@ def _asked(url: str, master: str) -> Told:
     found = sentinel.found_in(answer)
     facts = sentinel.facts(answer)
     trouble, cannot_act = "" if isinstance(found, Address) else found.text, ""
+    if not facts:
+        return Told(trouble=trouble)
     try:
         sentinel.ask(Ask(url, ("SENTINEL", "CKQUORUM", master)))
     except redis.exceptions.NoPermissionError as error:
@@ -109,8 +111,13 @@ def _asked(url: str, master: str) -> Told:
         cannot_act = describe(error)
     return Told(
         master=found if isinstance(found, Address) else None,
-        sentinels=int(facts["num-other-sentinels"]) + 1,
-        quorum=int(facts["quorum"]),
+        sentinels=_number(facts, "num-other-sentinels") + 1,
+        quorum=_number(facts, "quorum"),
         trouble=trouble,
         cannot_act=cannot_act,
     )
+
+
+def _number(facts: Mapping[str, str], name: str) -> int:
+    text = facts.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else 0

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from sagastream.broker import sentinel
 from sagastream.broker.urls import Address
 from sagastream_bridge.inspection.findings import OK, PROBLEM, WARNING, Finding
-from sagastream_bridge.inspection.succession_check import Told, of_replicas, of_sentinels
+from sagastream_bridge.inspection.succession_check import Told, asked, of_replicas, of_sentinels
 
 MASTER, OTHER = Address("10.0.0.1", 6379), Address("10.0.0.2", 6379)
 ONE, TWO, THREE = (Address(f"s{n}", 26379) for n in (1, 2, 3))
@@ -86,3 +87,10 @@ def test_sentinels_that_do_not_agree_and_those_that_are_too_few_are_told() -> No
     )
     assert found[1][0] == WARNING
     assert found[1][1].startswith("only 2 watch the master: if one of them dies, the others are no majority; run at")
+
+
+@pytest.mark.parametrize("answer", [b"OK", [], [b"ip", b"10.0.0.1"]])
+def test_what_no_sentinel_answers_ends_no_examination(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    monkeypatch.setattr(sentinel, "ask", lambda _: answer)
+    found = lines(of_sentinels({ONE: asked("redis://s1:26379", "mymaster")}))
+    assert found == [(WARNING, f"{ONE} gave an answer that names no address: is it a Sentinel?")]

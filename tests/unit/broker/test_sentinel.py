@@ -118,3 +118,28 @@ def test_a_login_that_the_master_refuses_is_told_at_once(sentinels: Sentinels) -
     no = redis.AuthenticationError("WRONGPASS invalid username-password pair")
     with pytest.raises(redis.AuthenticationError, match=r"^WRONGPASS"):
         search(sentinels, {"one": names(OLD)}, {OLD: no})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        5,
+        b"OK",
+        [],
+        [5, 6],
+        [[b"ip"], b"10.0.0.1"],
+        [b"ip", b"10.0.0.1"],
+        [b"ip", b"", b"port", b"6379"],
+        [b"ip", b"one..two", b"port", b"6379"],
+        [b"ip", b"one\0two", b"port", b"6379"],
+        [b"ip", b"10.0.0.1", b"port", b"many"],
+        [b"ip", b"10.0.0.1", b"port", b"99999"],
+    ],
+)
+def test_an_answer_that_no_sentinel_gives_is_told_and_the_others_are_asked(sentinels: Sentinels, answer: Any) -> None:
+    assert search(sentinels, {"one": answer, "two": names(NEW)}, {NEW: None}) == ["one", "two", str(NEW)]
+    sentinels = Sentinels(urls.sentinels(URL))
+    with pytest.raises(NoMaster, match="three:26379 gave an answer that names no address: is it a Sentinel") as caught:
+        search(sentinels, dict.fromkeys(("one", "two", "three"), answer), {})
+    assert is_outage(caught.value)

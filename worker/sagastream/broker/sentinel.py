@@ -32,6 +32,7 @@ _OPTIONS: Final[Mapping[str, Any]] = {
 }
 #: What a Sentinel says of a master that it would not send anybody to.
 _DOWN: Final = {"o_down": "said that it is down", "s_down": "said that it seems to be down"}
+_NO_ADDRESS: Final = "gave an answer that names no address: is it a Sentinel?"
 _log: Final = Log("broker", "broker")
 
 
@@ -114,7 +115,9 @@ class Sentinels:
 
 
 def facts(answer: Any) -> dict[str, str]:
-    """The fields of an answer to SENTINEL MASTER."""
+    """The fields of an answer to SENTINEL MASTER; none if a Sentinel would not answer so."""
+    if not isinstance(answer, list) or not all(isinstance(word, bytes) for word in answer):
+        return {}
     words = [word.decode(errors="replace") for word in answer]
     return dict(zip(words[::2], words[1::2], strict=False))
 
@@ -125,7 +128,10 @@ def found_in(answer: Any) -> Address | Said:
     flags = fields.get("flags", "").split(",")
     if down := next((text for flag, text in _DOWN.items() if flag in flags), None):
         return Said(None, down, redis.ConnectionError(down))
-    return Address(fields["ip"], int(fields["port"]))
+    host, port = fields.get("ip", ""), fields.get("port", "")
+    if not (urls.is_host(host) and urls.is_port(port)):
+        return Said(None, _NO_ADDRESS, redis.ConnectionError(_NO_ADDRESS))
+    return Address(host, int(port))
 
 
 def failed(error: redis.RedisError) -> Said:

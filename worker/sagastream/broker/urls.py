@@ -37,6 +37,7 @@ _SECRET: Final = ("password", "ssl_password", "sentinel_password")
 #: What a `wanted` of the tables above means.
 _ALLOWED: Final = {"true or false": ("true", "false"), "required or none": ("required", "none")}
 _ENCODE: Final = "characters of a password such as # / ? @ & % are written %23 %2F %3F %40 %26 %25"
+_NO_HOST: Final = f"no host can be called so: between two dots of a name stand 1 to 63 characters; {_ENCODE}"
 #: The port of a Sentinel that names none.
 _SENTINEL_PORT: Final = 26379
 #: One of the Sentinels in a url; and what follows them: the name of the master and, perhaps, a database.
@@ -82,6 +83,8 @@ def check(url: str) -> None:
     else:
         if not parts.hostname:
             raise ValueError(f"it names no host; {_ENCODE}")
+        if not is_host(parts.hostname):
+            raise ValueError(_NO_HOST)
         if port == 0:
             raise ValueError("port 0 leads to no server")
         if not (parts.path in ("", "/") or _is_number(parts.path[1:])):
@@ -98,6 +101,20 @@ def _check_socket(parts: SplitResult) -> None:
         raise ValueError("it names no socket: write unix:///path")
 
 
+def is_host(text: str) -> bool:
+    """Whether a host may be called so. Of any other name Python does not say that it is unknown: it raises another
+    error than for a server that is away."""
+    try:
+        return bool(text) and "\0" not in text and bool(text.encode("idna"))
+    except UnicodeError:
+        return False
+
+
+def is_port(text: str) -> bool:
+    """Whether it is the number of a port."""
+    return text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) < 2**16
+
+
 def names_sentinels(url: str) -> bool:
     """Whether the url names Sentinels, which know where the broker is."""
     return "sentinel" in url.partition("://")[0]
@@ -106,8 +123,10 @@ def names_sentinels(url: str) -> bool:
 def _check_sentinels(parts: SplitResult) -> None:
     for one in parts.netloc.rpartition("@")[2].split(","):
         found = _ONE_SENTINEL.fullmatch(one)
-        if found is None or not 0 < int(found[2] or _SENTINEL_PORT) < 2**16:
+        if found is None or not is_port(found[2] or str(_SENTINEL_PORT)):
             raise ValueError(f"its Sentinels must be HOST or HOST:PORT, with commas between them; {_ENCODE}")
+        if not is_host(found[1]):
+            raise ValueError(_NO_HOST)
     if _MASTER.fullmatch(parts.path) is None:
         what = "the name of the master and, if you like, the number of a database must follow the Sentinels"
         raise ValueError(f"{what}: redis+sentinel://HOST:26379,HOST:26379/mymaster/0; {_ENCODE}")
