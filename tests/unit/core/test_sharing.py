@@ -1,12 +1,14 @@
 """Who prefers which partition, for any processes and any number of partitions."""
 
 from collections import Counter
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagastream.core.sharing import Sharer, preferred, shares
+from sagastream.core import sharing
+from sagastream.core.sharing import Sharer, all_preferred, preferred, shares
 
 NAMES = st.sets(st.text(min_size=1, max_size=8), min_size=1, max_size=24)
 PARTITIONS = st.integers(1, 64)
@@ -100,3 +102,18 @@ def test_whatever_a_process_can_do_each_partition_is_preferred_by_one_that_can_d
     for able in sharers:
         of_those = [prefers[one.name] for one in sharers if one.stands_in_for(able)]
         assert frozenset().union(*of_those) == frozenset(range(partitions))
+
+
+@given(sharers=SHARERS, partitions=st.integers(1, 20), spares=st.booleans())
+def test_what_each_of_many_prefers_is_what_it_computes_itself(
+    sharers: list[Sharer], partitions: int, spares: bool
+) -> None:
+    found = all_preferred(sharers, partitions, spares=spares)
+    assert found == {one.name: preferred(one, sharers, partitions, spares=spares) for one in sharers}
+
+
+def test_what_many_prefer_is_computed_once_for_all_that_can_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = Mock(side_effect=shares)
+    monkeypatch.setattr(sharing, "shares", computed)
+    assert len(all_preferred([a_sharer(f"a{n}") for n in range(200)], 16, spares=False)) == 200
+    assert computed.call_count == 1

@@ -39,6 +39,18 @@ def preferred(own: Sharer, others: Collection[Sharer], partitions: int, *, spare
     return shares(names | {own.name}, partitions, spares=spares)[own.name]
 
 
+def all_preferred(sharers: Collection[Sharer], partitions: int, *, spares: bool) -> dict[str, frozenset[int]]:
+    """The numbers of the partitions that each of these processes prefers, by its name. `spares`: as for `shares`."""
+    # Processes that can do the same share among the same ones: usually that is all of them.
+    abilities = {(one.formats, one.commands): one for one in sharers}
+    among = {
+        ability: frozenset(other.name for other in sharers if other.stands_in_for(one))
+        for ability, one in abilities.items()
+    }
+    shared = {names: shares(names, partitions, spares=spares) for names in set(among.values())}
+    return {one.name: shared[among[one.formats, one.commands]][one.name] for one in sharers}
+
+
 def shares(names: Collection[str], partitions: int, *, spares: bool) -> Mapping[str, frozenset[int]]:
     """The partitions of each of these processes.
 

@@ -251,8 +251,7 @@ def preferred(among: Collection[Process], partitions: int) -> dict[str, frozense
         sharers = [
             Sharer(name=one.name, formats=frozenset(one.formats), commands=_names(one.commands)) for one in those
         ]
-        for one in sharers:
-            found[one.name] = sharing.preferred(one, sharers, partitions, spares=kind == Kind.WORKER)
+        found |= sharing.all_preferred(sharers, partitions, spares=kind == Kind.WORKER)
     return found
 
 
