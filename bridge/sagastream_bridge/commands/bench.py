@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--partitions",
     type=click.IntRange(1, 256),
-    help="Measure on a store of so many partitions, on an embedded broker that is thrown away.",
+    help="Measure on a store with this many partitions.",
 )
 @click.option(
     "--rounds",
@@ -50,7 +50,7 @@ def bench(*, sagas: int, workers: int, partitions: int | None, rounds: int, shap
     """Measure how fast sagas run here, against the bare stream traffic on the same server.
 
     It starts its own workers and services on the broker, which should be idle, and leaves its sagas there until they
-    expire; with --partitions, on an embedded broker of its own, of which nothing is left. Compare the ratios and the
+    expire. With --partitions it starts an embedded broker too, and deletes it afterwards. Compare the ratios and the
     CPU time per saga: on a shared machine, the other figures depend on the hour.
     """
     with opened() if partitions is None else _thrown_away(partitions) as broker:

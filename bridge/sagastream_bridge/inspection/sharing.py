@@ -21,9 +21,9 @@ def line(processes: Collection[Process], partitions: int) -> str | None:
     found = told(processes, partitions)
     if not found:
         return None
-    parts = [f"{name}: {numbers}" for name, numbers in sorted(found.items())[:_NAMED]]
-    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return f"who prefers which of the {partitions} partitions: {'; '.join(parts)}{more}"
+    parts = [f"{name} prefers {numbers}" for name, numbers in sorted(found.items())[:_NAMED]]
+    more = f"; and {len(found) - _NAMED} more processes" if len(found) > _NAMED else ""
+    return f"of {partitions} partitions, {'; '.join(parts)}{more}"
 
 
 def ranges(numbers: Iterable[int]) -> str:
