@@ -55,7 +55,7 @@ _LOOK_AGAIN_S: Final = 2.0
 @click.option(
     "--durable",
     type=click.Choice(["replica"]),
-    help="Accepted only once a replica of the broker has the saga, too. Exit code 1 if none confirms that in a second.",
+    help="Wait until a replica of the broker has the saga too. Exit code 1 if none confirms that within a second.",
 )
 @click.option("--wait", is_flag=True, help="Wait for the end. Exit code 3 if the saga was aborted or is parked.")
 @click.option(
