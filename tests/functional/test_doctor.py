@@ -206,15 +206,15 @@ def test_a_worker_that_begins_anew_looks_at_all_sagas_page_by_page(
     scene.redis.set(ONLY.saga("e4"), "x")
     warning, error = begun_anew(scene)
     for what in (
-        "1 of which each is live, and nobody would look at it again: it is in no timer",
-        "1 of which each has ended, and is still waited for",
-        "1 of which each was in no index",
-        "1 of which each was waited for, and is no saga",
-        "1 of which each was waited for, and is gone",
-        "4 of which each was in an index of which that is not so",
+        "1 (each is live, and nobody would look at it again: it is in no timer)",
+        "1 (each has ended, and is still waited for)",
+        "1 (each was in no index)",
+        "1 (each was waited for, and is not the id of a saga)",
+        "1 (each was waited for, and is gone)",
+        "4 (each was in an index where it does not belong)",
     ):
         assert what in warning
-    assert error.endswith("not set right: 2 of which each cannot be read; see sagastream doctor")
+    assert error.endswith("not set right: 2 (each cannot be read); see sagastream doctor")
     left = [text for text in found(scene) if not any(name in text for name in ("saga e3", "saga e4", "elsewhere"))]
     assert left == []
     assert not scene.redis.exists(ONLY.index("customer=x"))
@@ -315,7 +315,7 @@ def test_after_all_timers_were_lost_every_saga_moves_again(scene: Scene) -> None
     problems = [text for text in found(scene) if "in no timer" in text]
     assert len(problems) == 11
     assert problems[-1] == (
-        "problem: … and 20 more, of which each is live, and nobody would look at it again: it is in no timer"
+        "problem: … and 20 more: each is live, and nobody would look at it again: it is in no timer"
     )
     found(scene, repair=True)
     for number in range(30):

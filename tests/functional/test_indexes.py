@@ -254,8 +254,8 @@ def test_the_doctor_finds_what_is_wrong_in_the_indexes_and_sets_it_right(scene: 
     for text, level in {
         "sagas that are in no index, since an earlier release has begun them: 1": WARNING,
         "saga aborted is in other indexes than its hash says": PROBLEM,
-        "saga:{0}:begun has members of which that is not so: 1 (b'nobody')": PROBLEM,
-        "saga:{0}:index:customer=c9 has members of which that is not so: 2 (b'nobody', b'plain')": PROBLEM,
+        "saga:{0}:begun has members that do not belong there: 1 (b'nobody')": PROBLEM,
+        "saga:{0}:index:customer=c9 has members that do not belong there: 2 (b'nobody', b'plain')": PROBLEM,
     }.items():
         assert told.get(text) == level, text
     list(Doctor(scene.broker, repair=True).examine())

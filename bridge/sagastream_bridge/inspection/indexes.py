@@ -90,7 +90,7 @@ class SagaCheck:
         for what, times in self._wrong.items():
             if times > _SHOWN:
                 level = REPAIRED if self._repair else PROBLEM
-                yield Finding(level=level, about="sagas", text=f"… and {times - _SHOWN} more, of which each {what}")
+                yield Finding(level=level, about="sagas", text=f"… and {times - _SHOWN} more: each {what}")
         if self._overdue:
             text = f"{self._overdue} should have moved more than {LATE_MS // 1000} s ago: no worker sees to them"
             yield problem("sagas", text)

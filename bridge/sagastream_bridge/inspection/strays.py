@@ -47,7 +47,7 @@ def _examined(
     if not found:
         return
     named = ", ".join(f"{member[:64]!a}" for member in found[:_NAMED]) + (" …" if len(found) > _NAMED else "")
-    text = f"{printable(key)} has members of which that is not so: {len(found)} ({named})"
+    text = f"{printable(key)} has members that do not belong there: {len(found)} ({named})"
     if repair:
         for at in range(0, len(found), _PAGE):
             changes, no_ids, now_ms = run(client, places.without(keys, partition, name, found[at : at + _PAGE]))

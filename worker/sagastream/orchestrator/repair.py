@@ -4,8 +4,8 @@ It looks at all sagas and their places, as `sagastream doctor --repair` does, on
 set right and told.
 
 A failover of one server throws all of a partition back to one moment, and a commit is whole or not there. So there is
-usually nothing to set right. But nobody may have to rely on that: a file may be restored in part, and a saga that is in
-no timer would stand still for ever, and be in no list.
+usually nothing to set right. But nobody should have to rely on that: a file may be restored in part, and a saga that is
+in no timer would stand still for ever, and be in no list.
 """
 
 import time
@@ -29,15 +29,15 @@ from sagastream.telemetry import Log
 #: it 1.3 ms, and this process ten times as long.
 PAGE: Final = 64
 _LONG_S: Final = 0.01
-#: How many names of keys, or members of an index, one step looks at, about.
+#: About how many names of keys, or members of an index, one step looks at.
 _LOOKED_AT: Final = 256
 #: For how long a worker also looks at what it has left to others, if that becomes its own, in seconds: they may have
 #: died before they looked at it.
 _TAKES_OVER_S: Final = 600.0
-_STRAY: Final = "was in an index of which that is not so"
+_STRAY: Final = "was in an index where it does not belong"
 _IN_VAIN: Final = "was waited for, and is gone"
 _UNLISTED: Final = "was in no index"
-_NO_ID: Final = "was waited for, and is no saga"
+_NO_ID: Final = "was waited for, and is not the id of a saga"
 _UNREADABLE: Final = "cannot be read"
 
 
@@ -60,10 +60,10 @@ class Repair:
         self._looked_at = 0
         self._mended: Counter[str] = Counter()  # how often what was set right
         self._cannot: Counter[str] = Counter()  # … and what was not
-        self._indexes: list[tuple[Partition, str]] = []  # the indexes that it came by
+        self._indexes: list[tuple[Partition, str]] = []  # those that _sagas has found
 
     def begin(self, keys: StoreKeys) -> None:
-        """Look at all sagas. If it is at it already, it begins anew."""
+        """Look at all sagas. If a repair is under way, begin anew."""
         self._takes_over_until = time.monotonic() + _TAKES_OVER_S
         self._look_at(keys, frozenset(keys.partitions))
 
@@ -107,7 +107,7 @@ class Repair:
             if is_outage(error) or not isinstance(error, redis.ResponseError):
                 raise
             self._steps = None
-            text = f"cannot look whether each saga stands where it should: {error}"
+            text = f"cannot check whether each saga stands where it should: {error}"
             self._log.warning(f"{text}; sagastream doctor --repair does it")
         return self._steps is not None
 
@@ -136,7 +136,7 @@ class Repair:
                 yield
 
     def _sagas(self) -> Iterator[None]:
-        """All sagas. Of the same names of keys, it notes which indexes there are."""
+        """Look at all sagas, and note which indexes there are: one SCAN names both."""
         assert self._keys is not None
         cursor, has_more = 0, True
         while has_more:
@@ -216,4 +216,4 @@ class Repair:
 
 
 def _listed(counted: Counter[str]) -> str:
-    return ", ".join(f"{number:,} of which each {what}" for what, number in counted.items())
+    return "; ".join(f"{number:,} (each {what})" for what, number in counted.items())
