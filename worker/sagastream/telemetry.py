@@ -114,9 +114,9 @@ class Observer:
     # --- a worker
 
     def trace_for(self, *, request: "Begin") -> str | None:
-        """A saga is about to begin, and its request names no trace. Returns the trace within which it is to begin, as
-        W3C Trace Context writes a `traceparent`; None: within none. If several observers name one, that of the first
-        counts. This is the only method that returns something, and that is called before the thing has happened."""
+        """A saga is about to begin, and its request names no trace. Returns a `traceparent` of W3C Trace Context for
+        it; None: it belongs to no trace. If several observers return one, the first counts.
+        This is the only method that returns something."""
 
     def turn_committed(
         self, *, sagas: int, messages: int, commands: int, duration_s: float, moves: "Sequence[Move]"

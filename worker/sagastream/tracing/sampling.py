@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult
 
-#: So many traces are recorded in a second, in each process; and of what has failed, as many again. A recorded saga of
+#: How many traces a process records in a second; and of what has failed, as many again. A recorded saga of
 #: three steps costs about half a millisecond in all processes together, its export included. So this is half a percent
-#: of a core at most, at any load. And whoever tries something out sees all of it.
+#: of a core at most, at any load. Whoever tries something out sees all of it.
 PER_S: Final = 10
 
 
@@ -19,10 +19,10 @@ def default() -> Sampler:
 
 
 class SomeTraces(Sampler):
-    """So many traces in a second.
+    """At most `per_s` traces a second; and as many of what has failed.
 
-    Rejected: a share of them, as TraceIdRatioBased has it. It costs most when there is most to do, and hides from
-    somebody who tries out one saga what there is to see.
+    Rejected: a share of them, as TraceIdRatioBased has it. It costs most when there is most to do, and somebody who
+    tries out one saga sees nothing.
     """
 
     def __init__(self, per_s: int = PER_S, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,7 +46,7 @@ _DROPPED: Final = SamplingResult(Decision.DROP)
 
 
 class _Allowance:
-    """So many in a second. What was not taken of the last second may be taken at once. Safe for several threads."""
+    """At most `per_s` a second. What the last second left may be taken at once. Safe for several threads."""
 
     def __init__(self, per_s: int, clock: Callable[[], float]) -> None:
         self._per_s = per_s
