@@ -1,7 +1,7 @@
 """Connections to the dashboard: how long one may take, and how many there may be.
 
-uvicorn waits for ever for the rest of a request, and for a client that does not read its answer. Each of them would
-hold a descriptor until there are no more, and then nobody else is let in.
+uvicorn waits for ever for the rest of a request, and for a client that does not read its answer. Each such connection
+holds a descriptor; once there are no more, nobody else gets in.
 """
 
 import asyncio
@@ -13,21 +13,21 @@ from typing import Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-#: How long a request may take to come, all of it, in seconds; and an answer that nobody reads.
+#: How long a client may take to send a whole request, and to read an answer, in seconds.
 REQUEST_S: float = 15.0
 ANSWER_S: float = 15.0
-#: How many connections there may be. If there are more, that is closed which has been waited for the longest.
+#: At most how many connections there may be.
 MOST: int = 500
-#: So many descriptors are left for all else: the broker, files, the log.
+#: How many descriptors are left for everything else: the broker, files, the log.
 _LEFT: Final = 100
-#: While the client is in one of these, it has something to say.
+#: In these states, the client has to send something.
 _ITS_TURN: Final = (h11.IDLE, h11.SEND_BODY)
 
 
 class Connection(H11Protocol):
-    """A connection that is not waited for without a limit."""
+    """A connection whose client may keep the server waiting only so long."""
 
-    waiting_since: float | None = None  # whether and since when its client has something to say, by time.monotonic
+    waiting_since: float | None = None  # since when the client has to send something, by time.monotonic
     _request_timer: asyncio.TimerHandle | None = None
     _answer_timer: asyncio.TimerHandle | None = None
 
@@ -65,7 +65,7 @@ class Connection(H11Protocol):
         self.loop.call_later(ANSWER_S, self.transport.abort)  # if nobody reads what it still has to say
 
     def _look(self) -> None:
-        """Whose turn is it? The time of a request is not prolonged by what comes of it."""
+        """Start or stop the time of a request. A part of it that arrives does not start the time again."""
         if self.conn.their_state not in _ITS_TURN or self.transport.is_closing():
             self._wait_no_more()
         elif self._request_timer is None:
@@ -79,11 +79,11 @@ class Connection(H11Protocol):
             self._request_timer = None
 
     def _make_room(self) -> None:
-        """If there are too many, close the one that has been waited for the longest: who asks for something does so at
-        once."""
+        """If there are too many, close the one whose client has kept the server waiting for longest: an honest client
+        sends its request at once."""
         if len(self.connections) <= (limit := most()):
             return
-        # One that was closed just now still stands among them.
+        # A connection that was closed just now is still among them.
         those = [one for one in self.connections if isinstance(one, Connection) and not one.transport.is_closing()]
         if len(those) > limit:
             waited_for = [(one.waiting_since, one) for one in those if one.waiting_since is not None]
