@@ -63,7 +63,7 @@ class Sentinels:
         self._named = named
         self._order = list(named.sentinels)  # that which knew the master last comes first
         self._lock = threading.Lock()
-        #: Where the master was when it was found last; None: it was not found yet.
+        #: Where the master was found last; None: not yet.
         self.master: Address | None = None
 
     def __reduce__(self) -> Any:  # RQ sends the options of connections to processes that it starts

@@ -54,8 +54,8 @@ def all_preferred(sharers: Collection[Sharer], partitions: int, *, spares: bool)
 def shares(names: Collection[str], partitions: int, *, spares: bool) -> Mapping[str, frozenset[int]]:
     """The partitions of each of these processes.
 
-    Each has as many as any other, or one more. Whose a partition is goes by a hash of both (rendezvous hashing): if a
-    process comes or goes, most of the other partitions stay where they are.
+    Each has as many as any other, or one more. A hash of partition and name decides whose a partition is (rendezvous
+    hashing): if a process comes or goes, most of the other partitions stay where they are.
 
     Args:
         partitions: how many there are; they are numbered from 0.

@@ -1,9 +1,9 @@
 """Sets right what workers of an earlier release leave wrong in the indexes.
 
-Such a worker begins, moves and sweeps sagas, and knows nothing of indexes. It shows in the heartbeat; and in numbers:
-each saga is in timers or ended, and in begun, so if these differ, some are missing in begun, or too many are in it. As
-long as one shows, and once after that, a worker goes through the live sagas and those that have ended lately. Each
-call does a bounded part of that, between two turns.
+Such a worker begins, moves and sweeps sagas, and knows nothing of indexes. The heartbeat shows it. So do numbers: each
+saga is in `begun`, and in `timers` or `ended`; if the numbers differ, `begun` has too few or too many. While either shows
+such a worker, and once after that, this worker goes through the live sagas and those that ended lately. Each call does a
+bounded part of that, between two turns.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,12 +23,13 @@ from sagastream.store import heartbeat
 from sagastream.store.heartbeat import Kind
 from sagastream.store.keys import Partition, StoreKeys
 
-#: About how many members one step looks at whose places are counted; and how many whose hashes are read.
+#: About how many members of a zset one step looks at.
 _LOOKED_AT: Final = 500
+#: How many hashes one step reads.
 _READ: Final = 50
-#: A worker of an earlier release counts for so long after it was last heard, in milliseconds: it may have been killed.
+#: For how long a worker of an earlier release counts after it was last heard, in milliseconds: it may have been killed.
 _HEARD_MS: Final = 60_000
-#: If a worker starts beside one of an earlier release, it looks at sagas that have ended in this time before, too, in
+#: A worker that starts beside one of an earlier release also looks at sagas that ended this long before, in
 #: milliseconds: others of this release may have put them into indexes, and died.
 _BEFORE_MS: Final = 3_600_000
 #: … and in this time before its last look: a commit takes a moment, and has the time of its turn.

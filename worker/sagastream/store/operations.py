@@ -26,8 +26,8 @@ KEPT: Final = 10_000
 class Operation(Struct, frozen=True, kw_only=True):
     """What somebody did."""
 
-    verb: str  # pause, resume, "quarantine replay", "quarantine drop", drop-commands
-    what: str  # to what: a service, a command, a message
+    verb: str  # pause, resume, "quarantine replay", "quarantine drop", drop-commands, "bulk begin" and so on
+    what: str  # to what: a service, a command, a message, a bulk
     at_ms: int  # when, in milliseconds since the epoch by the broker's clock
     actor: str = ""  # who; empty: they did not say
     reason: str = ""  # why; empty: they did not say

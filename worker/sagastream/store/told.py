@@ -21,7 +21,7 @@ from sagastream.store.keys import ENDED_KEPT_MS, StoreKeys
 if TYPE_CHECKING:
     from sagastream.broker.wire import Words
 
-#: How many are written in one call.
+#: How many ends one HSET writes.
 _AT_ONCE: Final = 500
 
 
