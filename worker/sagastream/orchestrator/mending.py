@@ -1,9 +1,9 @@
 """Sets right what workers of an earlier release leave wrong in the indexes.
 
 Such a worker begins, moves and sweeps sagas, and knows nothing of indexes. The heartbeat shows it. So do numbers: each
-saga is in `begun`, and in `timers` or `ended`; if the numbers differ, `begun` has too few or too many. While either shows
-such a worker, and once after that, this worker goes through the live sagas and those that ended lately. Each call does a
-bounded part of that, between two turns.
+saga is in `begun`, and in `timers` or `ended`; if the numbers differ, `begun` has too few or too many. While either
+shows such a worker, and once after that, this worker goes through the live sagas and those that ended lately. Each call
+does a bounded part of that, between two turns.
 """
 
 from collections.abc import Iterator, Sequence
