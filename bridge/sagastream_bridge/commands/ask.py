@@ -80,7 +80,7 @@ def _verb(verb: str, help_text: str) -> click.Command:
     )
     @timeout_option
     @search_options
-    @click.option("--rate", type=click.IntRange(1, 2000), help="Of many: ask at most so many a second.  [default: 200]")
+    @click.option("--rate", type=click.IntRange(1, 2000), help="Ask at most this many a second.  [default: 200]")
     @click.option("--yes", is_flag=True, help="Of many: do not ask whether they are meant.")
     def command(
         *, saga_id: str | None, reason: str, actor: str, timeout: float, rate: int | None, yes: bool, **options: Any

@@ -71,7 +71,7 @@ def bench(*, sagas: int, workers: int, partitions: int | None, rounds: int, shap
 
 @contextmanager
 def _thrown_away(partitions: int) -> "Iterator[Broker]":
-    """An embedded broker with a store of so many partitions, in a folder that is deleted afterwards."""
+    """An embedded broker with a store of this many partitions, in a folder that is deleted afterwards."""
     with orderly(), TemporaryDirectory(prefix="sagastream-bench-") as home:
         from sagastream.broker import exchange
         from sagastream.broker.connection import Broker

@@ -146,13 +146,13 @@ def lint(source: str, as_json: bool, **options: Any) -> None:
     "--limit",
     type=click.IntRange(1),
     metavar="COUNT",
-    help="Look at no more than so many states.  [default: 100000]",
+    help="Look at no more than this many states.  [default: 100000]",
 )
 @click.option(
     "--seconds",
     type=click.IntRange(1),
     metavar="COUNT",
-    help="Look for no longer than so many seconds.  [default: 120]",
+    help="Look for no longer than this many seconds.  [default: 120]",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON, to compare with another version.")
 def explore(source: str, items: int | None, as_json: bool, **options: Any) -> None:

@@ -182,7 +182,7 @@ def operations(limit: int, as_json: bool) -> None:
     show_default=True,
     type=click.FloatRange(0, 24 * 365),
     callback=finite,
-    help="With --after-failover: look at what has changed in so many hours.",
+    help="With --after-failover: look at what has changed in this many hours.",
 )
 @click.option("--settled", is_flag=True, help="What is lost was dealt with: tell no more of it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
