@@ -1,4 +1,4 @@
-"""Has a reader known to be alive: its heartbeat goes along with its readings."""
+"""Writes the heartbeat of a reader along with its readings."""
 
 from typing import Protocol, TypeVar
 
@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 
 
 class Heartbeat(Protocol):
-    """Has a reader known to be alive; see store/heartbeat.py."""
+    """Tells others that a reader is alive; see store/heartbeat.py."""
 
     @property
     def due_s(self) -> float:
@@ -53,7 +53,7 @@ class Heard:
             yield from self.beat(self._heartbeat)
 
     def waits(self, block_ms: int) -> int:
-        """For how long a reading may wait that would wait so long: until the next heartbeat, if it depends on that."""
+        """For how long a reading may wait: `block_ms`, or until the next heartbeat if what it reads depends on that."""
         if self._heartbeat is None or self._heartbeat.is_alone:
             return block_ms
         return max(1, min(block_ms, round(self._heartbeat.due_s * 1000)))

@@ -7,7 +7,7 @@ from typing import Final
 #: has changed.
 Prefers = Callable[[], Collection[str] | None]
 
-#: In so many looks it has looked at all the streams that it does not prefer.
+#: After this many looks, it has looked at each stream that it does not prefer.
 _LOOKS: Final = 4
 
 
@@ -37,7 +37,7 @@ class PreferredStreams:
         return not before.issuperset(self.names)
 
     def and_others_in_turn(self) -> list[str]:
-        """Those that it prefers and some of the others, each time others."""
+        """Those that it prefers, and some of the others: different ones each time."""
         mine = set(self.names)
         others = [one for one in self._among if one not in mine]
         self._looks = (self._looks + 1) % _LOOKS

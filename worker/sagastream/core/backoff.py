@@ -11,12 +11,12 @@ LONGEST_S: Final = 2.0
 LONGEST_MS: Final = 60_000
 
 
-#: By the id of a saga, how much of its delays counts that chance may take off, from 0 to 1.
+#: From the id of a saga to the share of the random part of its delays that counts, from 0 to 1.
 Jitter = Callable[[str], float]
 
 
 def jitter(seed: int) -> Jitter:
-    """By chance, but for each saga always the same: so one drawing serves many sagas. `seed`: 32 bits, drawn."""
+    """Random, but always the same for one saga: so one random number serves many sagas. `seed`: 32 random bits."""
     return lambda saga_id: crc32(saga_id.encode(), seed) / 0xFFFF_FFFF
 
 

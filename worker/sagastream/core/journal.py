@@ -28,7 +28,7 @@ JOURNAL_BYTES: Final = 4096
 MAX_JOURNAL_BYTES: Final = 1 << 20
 #: Of a long error, a note keeps so many characters. The last error of a step stays whole, with the step.
 _ERROR_CHARS: Final = 300
-#: By so much, a step may have been held after the pause was over: a worker had not heard of its end.
+#: For how long a step may be held after the end of the pause, until a worker hears of that.
 _HEARD_LATE_MS: Final = 10_000
 #: Of this share of a full journal, the first notes are kept: they tell how the trouble began.
 _FIRST: Final = 4

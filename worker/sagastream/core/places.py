@@ -20,16 +20,16 @@ _FOR_EVER: Final = -1
 class Places(Struct, frozen=True, kw_only=True):
     """Where a saga stands."""
 
-    timer: float | None  # its score in timers; None: it is not there. So with the next
-    ended: float | None
-    begun: float | None
+    timer: float | None  # its score in `timers`; None: it is not there
+    ended: float | None  # … in `ended`
+    begun: float | None  # … in `begun`
     told: tuple[str, ...]  # the names of the indexes that `indexed` tells of it
     ttl_ms: int  # in how many ms its hash expires; -1: it does not
 
 
 def out_of_time(state: SagaState, places: Places, now_ms: int, lease_ms: int) -> str | None:
-    """What is wrong with when the saga is looked at again, or how long it is kept; None: nothing. `lease_ms`: for how
-    long a worker leases a saga that is due."""
+    """What is wrong with its timer, or with how long it is kept; None: nothing. `lease_ms`: for how long a worker
+    leases a saga that is due."""
     timer = places.timer
     if state.ended:
         if timer is not None:
@@ -54,7 +54,7 @@ def out_of_index(state: SagaState, places: Places) -> str | None:
 
 
 def is_unlisted(places: Places) -> bool:
-    """Whether the saga is in no index, as one is that an earlier release has begun."""
+    """Whether the saga is in no index, like one that an earlier release has begun."""
     return places.begun is None
 
 

@@ -13,7 +13,7 @@ from sagastream.store.keys import StoreKeys
 from sagastream.store.lineage import Loss
 from sagastream.store.told import End
 
-#: So many ends are remembered: some seconds of a busy worker. A replica lags by milliseconds, unless it is cut off.
+#: How many ends are remembered: some seconds of a busy worker. A replica lags by milliseconds, unless it is cut off.
 _MOST: Final = 16_384
 #: How much earlier than the first lost write an end may be that is kept, in milliseconds: what is known of that time is
 #: about a second old, and clocks of two servers differ. One that is not lost does not differ, and is not listed.

@@ -12,7 +12,7 @@ from msgspec import Struct
 from sagastream.core.sharing import Sharer, preferred
 from sagastream.core.steps import PLAIN
 
-#: A process that is not heard any more is noticed so long after the time within which it should have been, in ms.
+#: How long after the time within which a process should have been heard it is noticed that it was not, in ms.
 _LATE_MS: Final = 10
 
 
@@ -33,10 +33,10 @@ class Preference:
         """
         Args:
             own: the process.
-            kind: it shares with others of its kind …
-            service: … and of its service.
+            kind: it shares with others of this kind …
+            service: … and of this service.
             spares: whether a process may prefer none, see sharing.shares.
-            within_ms: the others were heard at most so many milliseconds ago.
+            within_ms: the others count if they were heard at most this many milliseconds ago.
         """
         self._own = own
         self._kind = kind
@@ -52,7 +52,7 @@ class Preference:
         self.look_in_ms: int | None = None
 
     def join(self, partitions: int) -> None:
-        """The store has so many."""
+        """Set how many partitions the store has."""
         self._partitions = partitions
         self.forget()
 
