@@ -12,6 +12,8 @@ import pytest
 import redis
 
 from sagastream import Context, Service
+from sagastream.broker import exchange
+from sagastream.broker.scripting import Script
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import heartbeat, keys, layout
@@ -206,6 +208,17 @@ def test_a_member_that_sagastream_did_not_write_hides_nobody(scene: Scene, membe
     at = time_now[0] * 1000 if score == "now" else float(score)
     scene.redis.zadd(KEYS.alive, {member: at})
     assert [process.name for process in heartbeat.processes(scene.redis, KEYS)] == [known(scene, scene.worker).name]
+
+
+def test_a_member_that_is_too_long_for_a_process_is_told_to_nobody(scene: Scene) -> None:
+    seconds, _ = scene.redis.time()
+    now_ms = seconds * 1000
+    text = '{"name":"%s","kind":"worker"}'
+    members = {text % ("x" * 32_768): now_ms, text % "other": now_ms}
+    scene.redis.zadd(KEYS.alive, members)
+    asks: list[bytes | str | int] = [text % "own", 60_000, 100, "own", "", '"kind":"worker"', 60_000]
+    _, *told = exchange.run(scene.redis, Script("beat").call([KEYS.alive, KEYS.running], asks))
+    assert [json.loads(member)["name"] for member in told[::2]] == ["other", "own"]
 
 
 def test_a_worker_whose_store_was_emptied_is_heard_again_at_once(scene: Scene) -> None:

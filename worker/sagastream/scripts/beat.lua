@@ -20,15 +20,17 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 local running = redis.call('TYPE', KEYS[2]).ok
 
--- Of very many, each beat removes 500 of each kind. Whatever stands there, each costs little: no process writes a member
--- of more than 32 kB.
+-- No process writes a longer member: whatever else stands there costs little.
+local most_bytes = 32768
+
+-- Of very many, each beat removes 500 of each kind.
 local function remove(members)
   if #members == 0 then
     return
   end
   redis.call('ZREM', KEYS[1], unpack(members))
   for _, member in ipairs(running == 'hash' and members or {}) do
-    local is_json, value = pcall(cjson.decode, #member <= 32768 and member or '')
+    local is_json, value = pcall(cjson.decode, #member <= most_bytes and member or '')
     if is_json and type(value) == 'table' and type(value.name) == 'string' then
       redis.call('HDEL', KEYS[2], value.name)
     end
@@ -54,7 +56,7 @@ end
 local found = {now}
 local heard = redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[7], now + ARGV[7], 'WITHSCORES')
 for i = 1, #heard, 2 do
-  if string.find(heard[i], ARGV[6], 1, true) then
+  if #heard[i] <= most_bytes and string.find(heard[i], ARGV[6], 1, true) then
     found[#found + 1] = heard[i]
     found[#found + 1] = heard[i + 1]
   end
