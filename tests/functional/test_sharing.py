@@ -18,6 +18,7 @@ from sagastream.core.sharing import shares
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import heartbeat
+from sagastream_bridge.inspection import doctor, sharing
 from sagastream_bridge.inspection.doctor import Doctor
 from support.faults import Process, Scale, World, world_of
 from support.processes import Commands
@@ -177,6 +178,25 @@ def test_doctor_says_who_prefers_which(crowd: Crowd) -> None:
     assert [finding.about for finding in found] == ["workers", "service work"]
     for worker in crowd.workers:
         assert worker.name.removeprefix("worker ") in found[0].text
+
+
+def test_doctor_tells_of_requests_that_those_who_prefer_their_partitions_do_not_read(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_UNREAD_MS", -1)
+    crowd.joined(workers=2)
+    first, second = crowd.workers
+
+    def told() -> list[str]:
+        return [one.text for one in Doctor(crowd.broker).examine() if "were not read for" in one.text]
+
+    assert told() == []
+    crowd.begin_in(numbers := crowd.numbers(second))
+    first.turn(block_ms=1)
+    (text,) = told()
+    assert text.startswith(f"requests in partitions {sharing.ranges(numbers)} were not read for ")
+    assert "the workers that prefer these partitions do not run" in text
+    crowd.turns_until(lambda: told() == [], second)
 
 
 # --- real processes

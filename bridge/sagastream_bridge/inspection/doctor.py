@@ -36,6 +36,8 @@ from sagastream_bridge.inspection.streams import StreamCheck
 
 #: How far the broker's clock may be behind what was written before that is told, in milliseconds.
 _AHEAD_MS: Final = 1_000
+#: For how long a request may be unread, in milliseconds. A worker that prefers its partition takes it at once.
+_UNREAD_MS: Final = 10_000
 #: A worker notes at least this often that it goes on with a bulk, in milliseconds, unless all are very busy.
 _BULK_MOVES_WITHIN_MS: Final = 30_000
 
@@ -121,6 +123,7 @@ class Doctor:
         elif dead is None:
             at_work = sum(worker.is_alive for worker in workers)
             yield ok("workers", f"at work: {at_work}; entries waiting or in flight: {waiting}")
+            yield from self._unread(evidence.now_ms)
         elif waiting or self._sagas.live:
             yield problem_of("workers", f"{dead.text}; requests that wait: {waiting}", dead)
         elif workers:
@@ -131,6 +134,20 @@ class Doctor:
         yield from self._sharing("workers", workers)
         for stream in streams:
             yield from self._streams.examine(stream, ORCHESTRATOR_GROUP)
+
+    def _unread(self, now_ms: int) -> Iterator[Finding]:
+        """Partitions of which nobody reads the requests, although workers are said to be alive."""
+        since: dict[int, int] = {}
+        for one in self._keys.partitions:
+            for stream in (one.requests, one.interventions):
+                added_ms = self._streams.unread_since(stream, ORCHESTRATOR_GROUP)
+                if added_ms is not None and now_ms - added_ms > _UNREAD_MS:
+                    since[one.number] = min(added_ms, since.get(one.number, added_ms))
+        if since:
+            waits_ms = now_ms - min(since.values())
+            text = f"requests in partitions {sharing.ranges(since)} were not read for {spoken(waits_ms)}"
+            why = "more come than workers can do, or the workers that prefer these partitions do not run"
+            yield warning("workers", f"{text}: {why}")
 
     def _sharing(self, about: str, processes: Sequence[Process]) -> Iterator[Finding]:
         """Who prefers which partitions."""

@@ -95,6 +95,18 @@ class StreamCheck:
             text = f"it takes {size // 2**20} MiB of memory with {self._client.xlen(stream)} entries"
             yield warning(stream, f"{text}: what is added is not worked off as fast, or is never dealt with")
 
+    def unread_since(self, stream: str, group: str) -> int | None:
+        """When the first entry was added that this group has not read yet, in ms; None: it has read all."""
+        try:
+            groups: Any = self._client.xinfo_groups(stream)
+        except redis.ResponseError as error:
+            if is_no_group(error):
+                return None
+            raise
+        read_up_to = next((one["last-delivered-id"] for one in groups if one["name"] == group.encode()), b"0-0")
+        first: Any = self._client.xrange(stream, b"(" + read_up_to, count=1)
+        return time_of(first[0][0]) if first else None
+
     def examine(self, stream: str, group: str) -> Iterator[Finding]:
         """A stream that entries are read from by this group."""
         try:
