@@ -173,6 +173,8 @@ def test_a_service_of_one_release_keeps_no_partition_from_another_that_has_more(
 
 
 def test_doctor_says_who_prefers_which(crowd: Crowd) -> None:
+    crowd.joined(workers=1, runners=1)
+    assert not [finding for finding in Doctor(crowd.broker).examine() if "prefer" in finding.text]
     crowd.joined(workers=2, runners=2)
     found = [finding for finding in Doctor(crowd.broker).examine() if "prefer" in finding.text]
     assert [finding.about for finding in found] == ["workers", "service work"]

@@ -30,7 +30,7 @@ _SOME_REASON: Final = "-"
 
 
 class BulkPages:
-    """The pages."""
+    """The pages about many sagas at once."""
 
     def __init__(self, page: Page) -> None:
         self._page = page

@@ -16,7 +16,7 @@ from sagastream_bridge.definitions.drawing import Form, Node
 
 
 class DefinitionPages:
-    """The pages."""
+    """The list of definitions, and the page of each."""
 
     def __init__(self, page: Page) -> None:
         self._page = page

@@ -12,7 +12,7 @@ from sagastream_bridge.dashboard.reading import MOST_QUARANTINED
 
 
 class QuarantinePages:
-    """The pages."""
+    """The list of what was set aside, and each message."""
 
     def __init__(self, page: Page) -> None:
         self._page = page

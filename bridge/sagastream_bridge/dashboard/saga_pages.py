@@ -25,7 +25,7 @@ _NOTHING: Final = FoundPage(sagas=[], cursor=None, total=0, total_is_exact=True)
 
 
 class SagaPages:
-    """The pages."""
+    """The list of sagas, and the page of each."""
 
     def __init__(self, page: Page) -> None:
         self._page = page

@@ -11,7 +11,7 @@ from sagastream_bridge.inspection import sharing
 
 
 class ServicePages:
-    """The page."""
+    """The page of services."""
 
     def __init__(self, page: Page) -> None:
         self._page = page

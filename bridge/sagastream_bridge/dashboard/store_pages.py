@@ -13,7 +13,7 @@ _OF_A_GROUP: Final = 20
 
 
 class StorePages:
-    """The pages."""
+    """The overview, and the list of what is parked."""
 
     def __init__(self, page: Page) -> None:
         self._page = page

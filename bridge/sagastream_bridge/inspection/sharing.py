@@ -17,9 +17,9 @@ def told(processes: Collection[Process], partitions: int) -> Mapping[str, str]:
 
 
 def line(processes: Collection[Process], partitions: int) -> str | None:
-    """Who prefers which, of the processes of one kind and service; None: none of them shares."""
+    """Who prefers which, of the processes of one kind and service; None: it shares with nobody."""
     found = told(processes, partitions)
-    if not found:
+    if len(found) < 2:
         return None
     parts = [f"{name} prefers {numbers}" for name, numbers in sorted(found.items())[:_NAMED]]
     more = f"; and {len(found) - _NAMED} more processes" if len(found) > _NAMED else ""
