@@ -21,6 +21,7 @@ from sagastream.client.blocking import SagaClient
 from sagastream.client.event_loop import AsyncSagaClient
 from sagastream.core.saga import SagaState
 from sagastream.core.steps import STANDING
+from sagastream.orchestrator.commit import missing
 from sagastream.store import heartbeat, lineage, published
 from sagastream.store import told as ends
 from sagastream.store.keys import ORCHESTRATOR_GROUP
@@ -354,6 +355,22 @@ def test_an_end_that_may_have_been_told_is_compared_with_the_saga(
     assert ends.kept(scene.redis, KEYS) == []
     scene.worker._lineage.changes += 1
     scene.worker.turn(block_ms=1)
+
+
+def test_a_saga_that_has_begun_and_ended_in_the_lost_time_is_missing_until_it_may_have_expired(server: Server) -> None:
+    scene = Scene(server.broker())
+    scene.begin("s-1", do(1))
+    scene.play("s-1")
+    state = scene.worker._committed[-1].written
+    assert isinstance(state, SagaState)
+
+    def gone(after_ms: int) -> list[str]:
+        return run(scene.redis, missing(scene.worker._committed, state.updated_ms + after_ms, 1_000))
+
+    assert gone(0) == []
+    scene.redis.delete(ONLY.saga("s-1"))
+    assert gone(999) == [f"saga s-1 was at version {state.version}, and is at 0"]
+    assert gone(1_000) == []
 
 
 OTHERWISE = "it may have been told to have ended COMPLETED, and {}"

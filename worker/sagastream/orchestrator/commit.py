@@ -12,6 +12,7 @@ from sagastream.broker.wire import execute, or_raise
 from sagastream.core.indexing import index_names
 from sagastream.core.messages import is_id
 from sagastream.core.saga import Found, SagaState
+from sagastream.core.steps import STANDING
 from sagastream.orchestrator.change import Change, filled, swept
 from sagastream.orchestrator.packing import ABORTED, COMPLETED, CommitArguments
 from sagastream.store.columns import iso
@@ -196,8 +197,14 @@ def _sent_bytes(changes: Sequence[Change]) -> int:
     return sum([one.size for change in changes for one in change.commands if one.input is not None])
 
 
-def missing(committed: Sequence[Change]) -> Exchange[list[str]]:
-    """Which of these sagas the store no longer has as they were committed, as far as can be told."""
+def _asks(state: SagaState) -> bool:
+    """Whether it asks a service which effects stand: whoever has begun it deletes it once it has the answer."""
+    return any(step.definition.transaction == STANDING for step in state.steps)
+
+
+def missing(committed: Sequence[Change], now_ms: int, kept_ms: int) -> Exchange[list[str]]:
+    """Which of these sagas the store no longer has as they were committed, as far as can be told. `kept_ms`: how long
+    after its end a saga cannot have expired yet."""
     written = [
         (change.partition.saga(state.saga_id), state)
         for change in committed
@@ -211,6 +218,7 @@ def missing(committed: Sequence[Change]) -> Exchange[list[str]]:
         version, updated_at = or_raise(answer)
         there = int(version) if version is not None and version.isdigit() else 0
         is_back = there < state.version or (there == state.version and updated_at != iso(state.updated_ms).encode())
-        if is_back and (there or not state.ended):  # an ended saga may have expired
+        may_be_gone = state.ended and (now_ms - state.updated_ms >= kept_ms or _asks(state))
+        if is_back and (there or not may_be_gone):
             gone.append(f"saga {state.saga_id} was at version {state.version}, and is at {there}")
     return gone

@@ -102,7 +102,10 @@ class Orchestrator:
         self._report = TurnReport(self.name, self._observer)
         self._store = Store(broker.client, retention_ms=retention_ms, aborted_retention_ms=aborted_retention_ms)
         self._lineage = Lineage(
-            self.name, area="worker", observer=self._observer, missing=lambda _: missing(self._committed)
+            self.name,
+            area="worker",
+            observer=self._observer,
+            missing=lambda now_ms: missing(self._committed, now_ms, self._store.least_kept_ms),
         )
         self._seen_changes = 0  # of the lineage, for which it has begun anew
         self._room = Room(self.name, max_unread)
