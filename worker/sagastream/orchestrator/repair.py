@@ -138,32 +138,35 @@ class Repair:
     def _sagas(self) -> Iterator[None]:
         """Look at all sagas, and note which indexes there are: one SCAN names both."""
         assert self._keys is not None
+        collected: dict[Partition, list[str]] = {}  # a page of SCAN has sagas of all partitions, a few of each
         cursor, has_more = 0, True
         while has_more:
             page: Any = self._client.scan(cursor, match=f"{self._keys.prefix}:{{*}}:[si]*", count=_LOOKED_AT)
             cursor, names = page
             has_more = cursor != 0
-            by_partition: dict[Partition, list[str]] = {}
             for name in dict.fromkeys(key.decode(errors="backslashreplace") for key in names):
                 partition = self._keys.partition_of(name)
                 if partition is None or not self._is_mine(partition):
                     continue
-                if name.startswith(partition.saga("")):
-                    by_partition.setdefault(partition, []).append(partition.saga_id(name))
-                elif name.startswith(partition.index("")):
+                if name.startswith(partition.index("")):
                     self._indexes.append((partition, name.removeprefix(partition.index(""))))
-            for partition, saga_ids in by_partition.items():
-                those = [saga_id for saga_id in saga_ids if is_id(saga_id)]
-                while those:
-                    some, those = those[: self._size], those[self._size :]
-                    began = time.monotonic()
-                    self._page(partition, some)
-                    is_long = time.monotonic() - began > _LONG_S
-                    self._size = max(1, len(some) // 2) if is_long else min(2 * self._size, PAGE)
+                elif name.startswith(partition.saga("")) and is_id(saga_id := partition.saga_id(name)):
+                    collected.setdefault(partition, []).append(saga_id)
+            yield
+            for partition, saga_ids in collected.items():
+                while len(saga_ids) >= self._size or (saga_ids and not has_more):
+                    some = saga_ids[: self._size]
+                    del saga_ids[: self._size]
+                    self._timed_page(partition, some)
                     yield
-            if not by_partition:
-                yield
         self._indexes = list(dict.fromkeys(self._indexes))
+
+    def _timed_page(self, partition: Partition, saga_ids: Sequence[str]) -> None:
+        """Look at these. If that takes long, the next page is smaller."""
+        began = time.monotonic()
+        self._page(partition, saga_ids)
+        is_long = time.monotonic() - began > _LONG_S
+        self._size = max(1, len(saga_ids) // 2) if is_long else min(2 * self._size, PAGE)
 
     def _page(self, partition: Partition, saga_ids: Sequence[str]) -> None:
         now_ms, page = run(self._client, examined(partition, saga_ids, self._lease_ms))

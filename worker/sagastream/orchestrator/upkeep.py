@@ -49,12 +49,14 @@ class Upkeep:
         """Do the next part in these partitions, if it is time. `now_ms`: the broker's time. `maxmemory`: as for
         `Store.trim`. Returns whether there is more to do soon."""
         now = time.monotonic()
+        is_repairing = self._repair.step(partitions)
         if now >= self._tidy_at:
             self._tidy_at = now + _TIDY_EVERY_S
             self._sweep.sweep(keys, partitions)
-            self._mending.look(keys, partitions, now_ms)
+            if not is_repairing:  # a repair looks at all that mending would look at
+                self._mending.look(keys, partitions, now_ms)
             self._report.trimmed(keys, self._store.trim(keys, partitions, maxmemory))
-        if self._mending.goes_on and now >= self._mend_at:
+        if self._mending.goes_on and now >= self._mend_at and not is_repairing:
             self._mend_at = now + _MEND_EVERY_S
             self._mending.step()
-        return self._repair.step(partitions)
+        return is_repairing
