@@ -73,7 +73,8 @@ def said_at_its_end(process: "subprocess.Popen[bytes]") -> str:
 
 
 def test_a_worker_that_saw_what_is_lost_says_so_and_doctor_and_show_tell_it(pair: Pair, commands: Commands) -> None:
-    worker = commands.start("worker", env={"REDIS_URL": pair.url})
+    with (log := commands.folder / "log").open("w") as stderr:
+        worker = commands.start("worker", env={"REDIS_URL": pair.url}, stderr=stderr)
     lose_one(pair)
     pair.promote()
     with connect(pair.url) as store:
@@ -86,10 +87,13 @@ def test_a_worker_that_saw_what_is_lost_says_so_and_doctor_and_show_tell_it(pair
     assert "the store has lost what was written after" in commands.run("show", "kept", REDIS_URL=pair.url).stdout
     assert commands.run("doctor", "--settled", REDIS_URL=pair.url).returncode == 0
     assert "has lost" not in commands.run("doctor", REDIS_URL=pair.url).stdout
+    mended = "since the store has another history: each stands where it should"
+    until(lambda: mended in log.read_text(), what="the worker has looked at all sagas")
     worker.terminate()
-    said = said_at_its_end(worker)
+    worker.wait(60)
+    said = log.read_text()
     assert said.count("the store has lost what was written after") == 1
-    assert said.count("since the store has another history: each stands where it should") == 1
+    assert said.count(mended) == 1
 
 
 def test_a_switch_that_loses_nothing_is_no_loss(pair: Pair, commands: Commands) -> None:
