@@ -111,6 +111,44 @@ def test_a_switch_that_loses_nothing_is_no_loss(pair: Pair, commands: Commands) 
         assert lineage.losses(store, KEYS) == []
 
 
+def both_look(heard: Any) -> None:
+    """Wait until a worker and a bridge have looked how far the store is. Only the bridge seeks the newest heartbeat."""
+    looked = {"ZSCORE saga:alive": 0, "ZRANGE saga:alive": 0}
+    while not looked["ZSCORE saga:alive"] > looked["ZRANGE saga:alive"] > 0:
+        what = " ".join(heard.next_command()["command"].split()[:2])
+        if what in looked:
+            looked[what] += 1
+
+
+def test_what_sentinels_write_while_the_former_master_refuses_all_else_is_no_loss(
+    pair: Pair, commands: Commands
+) -> None:
+    """As in a planned switch: they tell the former master last, and until then each publishes a message there."""
+    with connect(pair.master.url) as old, connect(pair.replica.url) as new, SagaClient(pair.url) as client:
+        processes = [commands.start(one, env={"REDIS_URL": pair.url}) for one in ("worker", "bridge")]
+        begin(client, "kept")
+        until(lambda: looks(old) > 4, what="both know how far the store is")
+        old.config_set("min-replicas-to-write", 1)
+        pair.wait()
+        new.replicaof("NO", "ONE")
+        with pytest.raises(redis.ResponseError, match="NOREPLICAS"):
+            old.set("support:refused", "1")
+        with old.monitor() as heard:
+            old.publish("__sentinel__:hello", "127.0.0.1,26379,mymaster")
+            both_look(heard)
+        pair.promote()
+        assert pair.lost_bytes > 0
+        with new.monitor() as heard:
+            both_look(heard)
+        begin(client, "more")
+        assert lineage.losses(new, KEYS) == []
+    for process in processes:
+        process.terminate()
+        said = said_at_its_end(process)
+        assert "lost what was written" not in said
+        assert f"{pair.lost_bytes} bytes that came later are not there" in said
+
+
 def test_a_service_that_saw_what_is_lost_says_so(pair: Pair, commands: Commands, tmp_path: Path) -> None:
     support = str(Path(tills.__file__).parents[1])
     env = {"REDIS_URL": pair.url, "TILLS": str(tmp_path), "PYTHONPATH": support}

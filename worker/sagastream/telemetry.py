@@ -75,9 +75,9 @@ class Observer:
         """The broker answers again."""
 
     def writes_lost(self, *, since_ms: int | None, evidence: str) -> None:
-        """The store has lost what it had accepted, as after a failover to a replica that lagged: what was written after
-        `since_ms`, in ms by the broker's clock; None: nobody knows since when. Each process that notices tells it.
-        `evidence`: what went back, for people. Workers, services and the bridge tell it."""
+        """The store has lost what it had accepted, or may have, as after a failover to a replica that lagged: what was
+        written after `since_ms`, in ms by the broker's clock; None: nobody knows since when. Each process that notices
+        tells it. `evidence`: what went back, for people. Workers, services and the bridge tell it."""
 
     def entry_quarantined(self, *, stream: str, entry_id: str, reason: str) -> None:
         """A message was set aside, for a person to look at. `stream`: the key of the stream from which it came."""

@@ -1,5 +1,6 @@
 """Has the store lost writes? What is compared, and what is said of it."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -70,12 +71,63 @@ def test_a_new_master_that_has_all_is_a_switch() -> None:
     assert found(now) == Switch(since_ms=T)
 
 
-def test_a_new_master_that_lacks_a_byte_is_a_loss_since_the_last_look_that_it_has() -> None:
-    seen = [a_sight(T - 20, offset=900), a_sight(T - 10, offset=999), a_sight(T, offset=1000)]
+def test_a_new_master_that_lacks_a_byte_may_have_lost_something_since_the_last_look_that_it_has() -> None:
+    """No heartbeat tells how far it went."""
+    seen = [a_sight(T - 20, offset=900), a_sight(T - 10, offset=999), a_sight(T, offset=1000, beat_ms=None)]
     loss = found(a_sight(T + 9, history=NEW, before=OLD, taken_over_at=999), *seen)
     assert isinstance(loss, Loss)
     assert loss.since_ms == T - 10
     assert "1 bytes" in loss.evidence
+    assert not loss.certain
+    assert "the store may have lost what was written after" in loss.text
+
+
+def test_bytes_that_came_after_a_heartbeat_that_is_there_are_no_loss() -> None:
+    """Messages of Sentinels, for example. The new master has all that came before the heartbeat."""
+    seen = [a_sight(T - 20, offset=900, beat_ms=T - 600), a_sight(T - 10, offset=1134), a_sight(T + 1000, offset=1402)]
+    now = a_sight(T + 1100, history=NEW, before=OLD, taken_over_at=1000)
+    assert found(now, *seen) == Switch(since_ms=T - 20, lacking=402)
+
+
+@pytest.mark.parametrize("beat_ms", [None, T - 400, T - 501])
+def test_another_heartbeat_than_the_one_that_was_written_proves_nothing(beat_ms: int | None) -> None:
+    """It was removed, or written to the new master, or is an older one."""
+    loss = found(a_sight(T + 9, history=NEW, before=OLD, taken_over_at=999, beat_ms=beat_ms))
+    assert isinstance(loss, Loss)
+    assert loss.certain is (beat_ms == T - 501)
+
+
+@pytest.mark.parametrize("beat_ms", [T - 60_000, T + 60_000])
+def test_a_heartbeat_from_long_before_the_bytes_that_lack_proves_nothing(beat_ms: int) -> None:
+    """Others may have written much since; or the clock was set back."""
+    now = a_sight(T + 9, history=NEW, before=OLD, taken_over_at=999, beat_ms=beat_ms)
+    loss = found(now, a_sight(beat_ms=beat_ms))
+    assert isinstance(loss, Loss)
+    assert not loss.certain
+
+
+def test_while_all_writes_are_refused_a_heartbeat_may_grow_old() -> None:
+    """As those of a former master are, by min-replicas-to-write. The first look that saw more than the new master has
+    counts."""
+    seen = [a_sight(T - 9), a_sight(T, offset=1134), a_sight(T + 20_000, offset=9000)]
+    now = a_sight(T + 20_009, history=NEW, before=OLD, taken_over_at=1000)
+    assert found(now, *seen) == Switch(since_ms=T - 9, lacking=8000)
+
+
+@pytest.mark.parametrize(
+    ("now", "missing"),
+    [
+        ({"read": {"s": (T - 7, 3)}}, None),
+        ({"beat_ms": T - 9000}, None),
+        ({}, "saga s-1 was at version 3, and is at 2"),
+    ],
+)
+def test_with_other_evidence_bytes_that_lack_are_a_loss(now: dict[str, Any], missing: str | None) -> None:
+    loss = found(a_sight(T + 9, history=NEW, before=OLD, taken_over_at=999, **now), missing=missing)
+    assert isinstance(loss, Loss)
+    assert loss.certain
+    assert "1 bytes" in loss.evidence
+    assert "the store has lost what was written" in loss.text
 
 
 def test_the_latest_moment_that_is_whole_counts() -> None:
@@ -125,8 +177,8 @@ GROUPS = [[b"name", b"g", b"last-delivered-id", b"5-1"]]
 TIME = [b"1700000000", b"0"]
 
 
-def look(lineage: Lineage, answers: list[Any], beat_ms: int | None = None) -> list[Any]:
-    """Have it look; returns the commands that it sends after the first ones."""
+def look(lineage: Lineage, answers: list[Any], beat_ms: int | None = None, kept: Any = 1) -> list[Any]:
+    """Have it look; returns the commands that it sends after the first ones. `kept`: what they answer."""
     looking = lineage.look(KEYS, b"me", beat_ms)
     next(looking)
     try:
@@ -134,7 +186,7 @@ def look(lineage: Lineage, answers: list[Any], beat_ms: int | None = None) -> li
     except StopIteration:
         return []
     with pytest.raises(StopIteration):
-        looking.send([1])
+        looking.send([kept])
     return more
 
 
@@ -149,6 +201,18 @@ def test_a_loss_is_told_once_and_kept_under_the_replication_id() -> None:
     assert watching.lost == [T - 1000]
     assert look(lineage, lost, beat_ms=T - 1000) == []
     assert watching.lost == [T - 1000]
+
+
+def test_a_loss_that_a_new_master_refuses_to_keep_is_kept_at_the_next_look(caplog: pytest.LogCaptureFixture) -> None:
+    """With min-replicas-to-write it takes no writes until it has a replica."""
+    lineage = Lineage("worker w", area="worker", service="g")
+    look(lineage, [TIME, info(), None, GROUPS])
+    lost = [TIME, info(NEW, before=OLD, taken_over=6), b"1699999999000", GROUPS]
+    refused = redis.ResponseError("NOREPLICAS Not enough good replicas to write.")
+    (first,) = look(lineage, lost, beat_ms=T, kept=refused)
+    assert look(lineage, lost, beat_ms=T) == [first]
+    assert look(lineage, lost, beat_ms=T) == []
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # of the loss alone
 
 
 def test_it_counts_how_often_the_store_has_another_history_or_has_lost_writes() -> None:
@@ -166,6 +230,55 @@ def test_it_counts_how_often_the_store_has_another_history_or_has_lost_writes() 
         look(lineage, answers, beat_ms=beat_ms)
         counted.append(lineage.changes)
     assert counted == [0, 0, 1, 2, 3, 3]
+
+
+NEWEST = [b"another", b"1700000000000"]
+
+
+def as_bridge(lineage: Lineage, answers: list[Any], watched: bytes) -> None:
+    """A process that writes no heartbeat looks. `watched`: at whose heartbeat."""
+    looking = lineage.look(KEYS, b"", None)
+    assert ("ZSCORE", KEYS.alive, watched) in next(looking)
+    with contextlib.suppress(StopIteration):
+        looking.send(answers)
+        looking.send([1])  # it keeps a loss
+
+
+@pytest.mark.parametrize(
+    ("score", "level", "told"),
+    [
+        (b"1700000000000", "INFO", "it has all that this process saw until 2023"),
+        (
+            b"1700000009000",
+            "INFO",
+            "it has all that this process saw until 2023",
+        ),  # the other one has compared by itself
+        (b"1699999999000", "WARNING", "the store may have lost what was written after 2023"),
+        (None, "WARNING", "the store may have lost what was written after 2023"),
+    ],
+)
+def test_who_writes_no_heartbeat_looks_at_the_newest_one_of_others(
+    score: bytes | None, level: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    lineage = Lineage("bridge", area="bridge", service="g")
+    as_bridge(lineage, [TIME, info(), None, GROUPS, NEWEST], b"")
+    as_bridge(lineage, [TIME, info(offset=144), b"1700000000000", GROUPS, NEWEST], b"another")
+    as_bridge(lineage, [TIME, info(NEW, before=OLD, taken_over=11), score, GROUPS, NEWEST], b"another")
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert told in record.getMessage()
+    assert "134 bytes" in record.getMessage()
+
+
+@pytest.mark.parametrize("newest", [[], redis.ResponseError("NOPERM"), [b"another", b"nan"]])
+def test_there_may_be_no_heartbeat_to_look_at(newest: Any) -> None:
+    lineage = Lineage("bridge", area="bridge", service="g")
+    as_bridge(lineage, [TIME, info(), None, GROUPS, newest], b"")
+    as_bridge(lineage, [TIME, info(offset=144), None, GROUPS, newest], b"")
+    as_bridge(lineage, [TIME, info(NEW, before=OLD, taken_over=11), None, GROUPS, newest], b"")
+    assert lineage.loss is not None
+    assert not lineage.loss.certain
 
 
 def test_a_replica_is_not_compared() -> None:

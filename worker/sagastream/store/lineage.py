@@ -7,6 +7,10 @@ streams were read, and its own heartbeat. If any of these goes back, the store h
 
 Rejected: the newest ids of the streams alone. Others write to the new master too, so after a moment the ids are as
 high as before. Nobody else writes the heartbeat of this process, and the new master goes on telling where it took over.
+
+Rejected: to call it a loss whenever the new master lacks bytes. Each Sentinel publishes a message at the master every
+two seconds, and a master pings its replicas. Both move the offset, even of a former master that refuses all writes. But
+a replica gets everything in order. So if the last heartbeat is there, all that was written before it is there too.
 """
 
 from collections import deque
@@ -18,8 +22,8 @@ import redis
 from msgspec import Struct
 
 from sagastream.broker import wire
-from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import is_wrong_type
+from sagastream.broker.exchange import Exchange, together
+from sagastream.broker.failures import is_outage, is_wrong_type
 from sagastream.broker.scripting import even_if_full
 from sagastream.broker.server import facts
 from sagastream.broker.wire import or_raise
@@ -31,6 +35,10 @@ from sagastream.telemetry import Log, Observer
 _REMEMBERED: Final = 120
 #: The groups of at most this many streams are looked at. All streams of one server go back together.
 _STREAMS: Final = 16
+
+#: How old the last heartbeat may be at the first look that saw what the new master lacks. If it is older, much may have
+#: been written since. A process that waits for an answer is silent for at most 5.5 s.
+_FRESH_MS: Final = 6000
 
 _YEAR_5138_MS: Final = 10**14
 
@@ -46,7 +54,9 @@ class Sight(Struct, frozen=True, kw_only=True):
     offset: int = 0  # how many bytes this history has
     before: str = ""  # the replication id that this history continues; "": none
     taken_over_at: int = 0  # how many bytes that one had, for this server, when this server became the master
-    beat_ms: int | None = None  # the heartbeat of this process: of what was seen, as it was acknowledged; None: none
+    #: The heartbeat of this process: of what was seen, as it was acknowledged; None: none. If this process writes none,
+    #: the newest one of another.
+    beat_ms: int | None = None
     read: Mapping[str, EntryId] = {}  # by stream: how far its group was read
 
 
@@ -57,18 +67,36 @@ class Loss(Struct, frozen=True, kw_only=True):
     evidence: str
     found_ms: int
     found_by: str = ""  # the name of the process
+    certain: bool = True  # False: the new master lacks bytes, and nobody can tell whether they were writes
 
     @property
     def text(self) -> str:
         """What is told to people."""
         since = "at a time that nobody knows" if self.since_ms is None else f"after {_when(self.since_ms)}"
-        return f"the store has lost what was written {since}, as {self.found_by} found at {_when(self.found_ms)}"
+        return f"{self.what} {since}, as {self.found_by} found at {_when(self.found_ms)}"
+
+    @property
+    def what(self) -> str:
+        """The beginning of a sentence."""
+        return f"the store {'has' if self.certain else 'may have'} lost what was written"
 
 
 class Switch(Struct, frozen=True, kw_only=True):
-    """Another server is the master now. It has all that this process saw, until `since_ms`."""
+    """Another server is the master now. It has all that was written until `since_ms`, and what this process wrote."""
 
     since_ms: int
+    lacking: int = 0  # how many bytes that came later are not there
+
+    @property
+    def text(self) -> str:
+        """What is told to people."""
+        told = f"the broker has a new master; it has all that this process saw until {_when(self.since_ms)}"
+        if not self.lacking:
+            return told
+        return (
+            f"{told}. {self.lacking} bytes that came later are not there: mostly they are messages of Sentinels, but a "
+            "client may have written at that moment"
+        )
 
 
 def compare(seen: Sequence[Sight], now: Sight, missing: str | None = None) -> Loss | Switch | None:
@@ -85,20 +113,33 @@ def compare(seen: Sequence[Sight], now: Sight, missing: str | None = None) -> Lo
     evidence: list[str] = []
     # A group that was made anew, by this process or another, has read nothing.
     if last.beat_ms is not None and now.beat_ms is None and _has_read(last) and not _has_read(now):
-        evidence.append("none of its streams is there as it was, nor its heartbeat")
+        evidence.append("none of its streams is there as it was, nor the heartbeat")
     if now.history != last.history:  # else a person has set something back: nothing is lost by that
         evidence += [] if missing is None else [missing]
         evidence += _gone_back(last, now, kept_ms)
-    continued = now.history != last.history and now.before == last.history != ""
-    if continued:
-        lacking = last.offset - now.taken_over_at
-        if lacking > 0:
-            evidence.append(f"the new master lacks {lacking} bytes of what the old one had written")
+    certain = bool(evidence)
+    lacking = 0
+    if continued := now.history != last.history and now.before == last.history != "":
         whole = [sight.at_ms for sight in seen if sight.history == last.history and sight.offset <= now.taken_over_at]
         kept_ms += whole[-1:]
+        lacking = max(0, last.offset - now.taken_over_at)
+    if lacking and not certain and whole and _has_beat(seen, now):
+        return Switch(since_ms=whole[-1], lacking=lacking)
+    if lacking:
+        evidence.append(f"the new master lacks {lacking} bytes of what the old one had written")
     if evidence:
-        return Loss(since_ms=max(kept_ms, default=None), evidence="; ".join(evidence), found_ms=now.at_ms)
+        since_ms = max(kept_ms, default=None)
+        return Loss(since_ms=since_ms, evidence="; ".join(evidence), found_ms=now.at_ms, certain=certain)
     return Switch(since_ms=last.at_ms) if continued else None
+
+
+def _has_beat(seen: Sequence[Sight], now: Sight) -> bool:
+    """Whether the new master has the last heartbeat, from just before the bytes that it lacks."""
+    beat_ms = seen[-1].beat_ms
+    if beat_ms is None or now.beat_ms != beat_ms:
+        return False
+    later_ms = next(sight.at_ms for sight in seen if sight.history == now.before and sight.offset > now.taken_over_at)
+    return abs(later_ms - beat_ms) <= _FRESH_MS  # one in the future was written before the clock was set back
 
 
 def _has_read(sight: Sight) -> bool:
@@ -108,7 +149,7 @@ def _has_read(sight: Sight) -> bool:
 def _gone_back(last: Sight, now: Sight, kept_ms: list[int]) -> Iterator[str]:
     """What is less far than it was. Adds to `kept_ms` how far it is."""
     if last.beat_ms is not None and now.beat_ms is not None and now.beat_ms < last.beat_ms:
-        yield f"the heartbeat that it wrote at {_when(last.beat_ms)} is the one of {_when(now.beat_ms)}"
+        yield f"the heartbeat of {_when(last.beat_ms)} is not there, but the one of {_when(now.beat_ms)}"
         kept_ms.append(now.beat_ms)
     for stream, reached in last.read.items():
         if (found := now.read.get(stream)) is not None and found < reached:
@@ -144,6 +185,7 @@ class Lineage:
         self._service = service
         self._seen: deque[Sight] = deque(maxlen=_REMEMBERED)
         self._gone: list[str] = []  # what was missing when it looked last
+        self._heard: tuple[bytes, int] | None = None  # the newest heartbeat of others, if it writes none
         self.reached: dict[str, EntryId] = {}  # by stream: the furthest that its group was seen; never changed in place
         #: How often the store went on from another moment or in another place than this process saw: its server has
         #: another replication id, or it has lost writes. Each server that starts gives itself a new replication id, and
@@ -158,13 +200,20 @@ class Lineage:
         """Look how far the store is, compare, tell and remember. Before the next heartbeat is written.
 
         Args:
-            member: of this process, in the heartbeat; empty: it writes none.
+            member: of this process, in the heartbeat; empty: it writes none, and looks at the newest one of another.
             beat_ms: the time that its last heartbeat had, as it was acknowledged; None: it wrote none yet.
         """
         try:
-            now = yield from _look(keys, member, self._streams(keys))
+            heard = None
+            if member:
+                now = yield from _look(keys, member, self._streams(keys))
+            else:
+                member, beat_ms = self._heard or (b"", None)
+                now, heard = yield from together(_look(keys, member, self._streams(keys)), _newest_beat(keys))
+                now = now and _of_another(now, beat_ms)
             if now is None:
                 return  # a replica: it may lag, and the process cannot work with it anyway
+            self._heard = heard
             if self._seen:
                 last = msgspec.structs.replace(self._seen[-1], beat_ms=beat_ms)
                 gone = [] if self._missing is None else (yield from self._missing(now.at_ms))
@@ -183,10 +232,10 @@ class Lineage:
             if self._to_keep is not None:
                 # All processes find the same loss: the first one keeps it.
                 (answer,) = yield [even_if_full(keys.losses, "HSETNX", keys.losses, *self._to_keep)]
+                or_raise(answer)  # a new master may refuse writes until it has a replica; the next look keeps it
                 self._to_keep = None
-                or_raise(answer)
         except redis.ResponseError as error:
-            if str(error) != self._refused:
+            if not is_outage(error) and str(error) != self._refused:
                 self._refused = str(error)
                 self._log.warning(f"cannot look whether the store has lost writes: {error}")
 
@@ -199,13 +248,11 @@ class Lineage:
 
     def _tell(self, found: Loss | Switch, now: Sight) -> None:
         if isinstance(found, Switch):
-            self._log.info(
-                f"the broker has a new master; it has all that this process saw until {_when(found.since_ms)}"
-            )
+            self._log.info(found.text)
             return
         since = "" if found.since_ms is None else f" after {_when(found.since_ms)}"
         self._log.warning(
-            f"the store has lost what was written{since}: {found.evidence}; to see which sagas say other than what was "
+            f"{found.what}{since}: {found.evidence}; to see which sagas say other than what was "
             "done: sagastream doctor --after-failover"
         )
         self.loss = found
@@ -258,6 +305,22 @@ def _look(keys: StoreKeys, member: bytes, streams: Sequence[tuple[str, str]]) ->
         beat_ms=_milliseconds(score),
         read=read,
     )
+
+
+def _of_another(now: Sight, seen_ms: int | None) -> Sight:
+    """The heartbeat of another process, which was of `seen_ms`, may be newer: that process lives, and has compared
+    before it wrote it. An older one proves nothing: another server may have another clock."""
+    is_there = seen_ms is not None and now.beat_ms is not None and now.beat_ms >= seen_ms
+    return msgspec.structs.replace(now, beat_ms=seen_ms if is_there else None)
+
+
+def _newest_beat(keys: StoreKeys) -> Exchange[tuple[bytes, int] | None]:
+    """Whose heartbeat is the newest, and of when it is."""
+    (answer,) = yield [("ZRANGE", keys.alive, 0, 0, "REV", "WITHSCORES")]
+    if not answer or isinstance(answer, redis.ResponseError):
+        return None
+    member, score = answer
+    return None if (beat_ms := _milliseconds(score)) is None else (member, beat_ms)
 
 
 def _number(text: str | None) -> int:
