@@ -18,11 +18,13 @@ from sagastream.broker.connection import connect
 from sagastream.broker.failures import is_outage
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
+from sagastream.store import lineage
 from sagastream.store.roles import Role
 from support.processes import Commands, Talk
 from support.scenes import do
 from support.sentinels import SentinelSet
 from support.servers import KINDS, free_port
+from support.stores import KEYS
 from support.users import Users
 from support.waiting import until
 
@@ -204,6 +206,8 @@ def test_all_other_programs_go_on_after_a_planned_switch(watched: SentinelSet, c
     assert "COMPLETED" in done.stdout, (look, done)
     assert "  after\n" in commands.run("list", **env).stdout
     assert f"the master is at {watched.new_master}; 3 watch it, quorum 2" in commands.run("doctor", **env).stdout
+    with connect(watched.replica.url) as store:
+        assert lineage.losses(store, KEYS) == []
     for number in range(3):
         watched.kill_sentinel(number)
     done = commands.run("show", "after", **env)
