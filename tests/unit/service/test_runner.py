@@ -32,6 +32,7 @@ from sagastream.service.inbox import CommandInbox
 from sagastream.service.outbox import Outbox, _Quarantined
 from sagastream.service.records import Records
 from sagastream.service.runner import ServiceRunner
+from sagastream.store.lineage import Lineage
 from sagastream_bridge.commands.main import cli
 from support.stores import ONLY
 from support.values import a_charge
@@ -86,6 +87,7 @@ class Post(CommandInbox):
             for number, command in enumerate(commands, 1)
         ]
         self._observer = None
+        self._lineage = Lineage("service payment", area="service")
         self.outbox = outbox = Sent(overrules)
         self.sent = outbox.sent
         self._records = Records.__new__(Records)
