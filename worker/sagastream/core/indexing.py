@@ -17,7 +17,7 @@ _RARE: Final = (SagaStatus.COMPENSATING, SagaStatus.ABORTED)
 
 def index_names(state: SagaState | None) -> tuple[str, ...]:
     """The names of its indexes, each once. None: there is no such saga."""
-    if state is None or _is_usual(state):
+    if state is None:
         return ()
     names: list[str] = []
     if state.definition is not None:
@@ -34,14 +34,18 @@ def index_names(state: SagaState | None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _is_usual(state: SagaState) -> bool:
-    """Whether it is a plain saga that completes, or waits for an answer: it is in no index. This is asked twice for
-    every commit. So it compares by identity: an enum of strings compares as strings."""
-    if state.format != PLAIN or state.attributes is not None or state.definition is not None:
+def stays_out(before: SagaState | None, after: SagaState | None) -> bool:
+    """Whether this is a plain saga that is in no index, and was in none: as are most, at most of their commits. If not,
+    `index_names` says in which it is. Written out: this is asked for every commit."""
+    if after is None or after.format != PLAIN or after.attributes is not None or after.definition is not None:
         return False
-    if state.status is SagaStatus.PENDING:
-        return state.steps[state.current_step - 1].phase is Phase.OUT
-    return state.status is SagaStatus.COMPLETED
+    if before is not None and not (
+        before.status is SagaStatus.PENDING and before.steps[before.current_step - 1].phase is Phase.OUT
+    ):
+        return False
+    if after.status is SagaStatus.PENDING:
+        return after.steps[after.current_step - 1].phase is Phase.OUT
+    return after.status is SagaStatus.COMPLETED
 
 
 def held_names(state: SagaState) -> list[str]:

@@ -85,7 +85,7 @@ def send_transaction(state: SagaState, number: int, step: Step, now_ms: int) -> 
         compensation=definition.compensation,
         input=state.input,
         definition=None if state.definition is None else state.definition.name,
-        traceparent=_traceparent(state),
+        traceparent=None if state.traceparent is None else _traceparent(state, state.traceparent),
         tracestate=state.tracestate,
     )
     return sent, command
@@ -114,13 +114,11 @@ def send_compensation(state: SagaState, number: int, step: Step, now_ms: int) ->
         undo=step.built_undo,
         input=state.input,
         definition=None if state.definition is None else state.definition.name,
-        traceparent=_traceparent(state),
+        traceparent=None if state.traceparent is None else _traceparent(state, state.traceparent),
         tracestate=state.tracestate,
     )
     return sent, command
 
 
-def _traceparent(state: SagaState) -> str | None:
-    if state.traceparent is None:
-        return None
-    return within_saga(state.traceparent, state.saga_id, state.begun_ms)
+def _traceparent(state: SagaState, begun_within: str) -> str:
+    return within_saga(begun_within, state.saga_id, state.begun_ms)

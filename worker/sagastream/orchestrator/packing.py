@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sagastream.broker import wire
-from sagastream.core.indexing import index_names
+from sagastream.core.indexing import index_names, stays_out
 from sagastream.core.messages import Fields
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.sending import GivenUp
@@ -77,6 +77,8 @@ class CommitArguments:
             self._begun_changes = True
         if change.given_up:
             packed.append([word for one in change.given_up for word in self._given_up(partition, one)])
+        if fields and stays_out(before, after):
+            return packed
         if places := self._places(partition, before, after) if fields else self._places_of_unmoved(change):
             packed += ([], *places) if len(packed) == _WITHOUT_GIVEN_UP else places
             self._tells = True
