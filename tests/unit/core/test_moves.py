@@ -15,6 +15,7 @@ from sagastream.core.commands import Command, Reply
 from sagastream.core.decision import Event, decide
 from sagastream.core.history import history
 from sagastream.core.history_events import HistoryKind
+from sagastream.core.indexing import index_names, stays_out
 from sagastream.core.journal import MAX_JOURNAL_BYTES
 from sagastream.core.messages import Begin, Due, Intervene, Verb
 from sagastream.core.phases import STEP, Phase
@@ -908,6 +909,9 @@ class Run:
         self._check_state(after)
         self._check_it_goes_on(after)
         self._check_history(event, after)
+        # The quick look of a commit says what the names say.
+        usual = stays_out(before, after)
+        assert not usual or index_names(before) == index_names(after) == ()
         self.state = after
 
     def _check_history(self, happened: Event, after: SagaState) -> None:
