@@ -59,37 +59,37 @@ INVALID: Final[dict[str, str]] = {
 }
 
 
-#: What the calculation in `_busy` costs on an idle machine, in milliseconds.
-_REFERENCE_MS: Final = 28.0
+#: What the calculation in `_pace` costs on the machine in whose milliseconds costs are told. It is an idle one.
+_REFERENCE_MS: Final = 14.0
 
 
 def cpu_ms(call: Callable[[], object], *, enough_ms: float = 20) -> float:
-    """The CPU time that a call takes on an idle machine, in milliseconds: the least of some tries. On a busy machine,
-    whose caches others use too, it takes up to four times as much, and so does a calculation before and after it."""
+    """The CPU time that a call takes on that machine, in milliseconds: the least of some tries. A slower machine, and a
+    busy one, whose caches others use too, takes several times as much; so does a calculation before and after it."""
     return least_cpu_ms(lambda: _once(call), enough_ms=enough_ms)
 
 
 def least_cpu_ms(measured: Callable[[], float], *, enough_ms: float) -> float:
-    """The least of fifty measurements of a CPU time, each as it would be on an idle machine, in milliseconds.
+    """The least of fifty measurements of a CPU time, each as it would be on that machine, in milliseconds.
     `enough_ms`: if one is less, there are no more. So only what is dear, or tried at a bad time, is tried so often."""
     least = float("inf")
     gc.freeze()  # what other tests have left behind is not collected again and again meanwhile
     try:
-        busy = _busy()
+        pace = _pace()
         for _ in range(50):
             took = measured()
-            busy_then = _busy()
-            least = min(least, took / max(1.0, (busy + busy_then) / 2))
+            pace_then = _pace()
+            least = min(least, 2 * took / (pace + pace_then))
             if least < enough_ms:
                 break
-            busy = busy_then
+            pace = pace_then
     finally:
         gc.unfreeze()
     return least
 
 
-def _busy() -> float:
-    """How many times as much CPU time as on an idle machine something takes that allocates as much as the dearest text
+def _pace() -> float:
+    """How many times as much CPU time as on that machine something takes that allocates as much as the dearest text
     does, as the standard library reads it."""
     gc.disable()
     try:
@@ -99,6 +99,6 @@ def _busy() -> float:
 
 
 def _once(call: Callable[[], object]) -> float:
-    began = time.process_time()
+    began = time.thread_time()
     call()
-    return (time.process_time() - began) * 1000
+    return (time.thread_time() - began) * 1000
