@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +12,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sagastream.broker import exchange, sentinel, server, urls
+from sagastream.broker import exchange, sentinel, server, to_cluster, urls
 from sagastream.broker.embedded import EmbeddedServer
+from sagastream.broker.failures import is_outage
 from sagastream.broker.home import (
     FORMER_IS_OPEN,
     HOME_VARIABLE,
@@ -136,10 +138,22 @@ class Broker:
         connection.on_connect()  # as redis-py has it by default
         connection.send_command("HELLO")
         with suppress(redis.ResponseError):  # a user may not be allowed to ask
-            if (why := server.unusable(server.mode_of(connection.read_response()))) is not None:
+            mode = server.mode_of(connection.read_response())
+            if isinstance(connection, to_cluster.ToBroker):
+                connection.serves(mode)
+            if (why := server.unusable(mode, is_cluster=self.is_cluster)) is not None:
                 connection.disconnect()
                 raise BrokerError(f"{self.shown_url} {why}")
         self.connections += 1
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the url leads to a cluster. Only the server knows: before it has answered, this is False."""
+        return to_cluster.nodes_of(self.client) is not None
+
+    def servers(self) -> dict[str, redis.Redis]:
+        """A client for each server, by its address: of each master of a cluster, or of the one server ("")."""
+        return to_cluster.clients(self.client)
 
     @property
     def shown_url(self) -> str:
@@ -151,32 +165,52 @@ class Broker:
 
         Raises BrokerError if it cannot be used, redis.RedisError if it is away, or is a replica by now.
         """
-        info: Any = self.client.info()
-        found = server.Server.read(info)
-        if (problem := found.problem) is not None:
-            raise BrokerError(f"{self.shown_url} {problem}")
-        if found.is_replica:
-            raise redis.ReadOnlyError("this server is a replica: nothing can be written to it")
-        self._warn(found.may_drop)
+        for where, client in self._answering():
+            info: Any = client.info()
+            found = server.Server.read(info)
+            if (problem := found.problem(is_cluster=self.is_cluster)) is not None:
+                raise BrokerError(f"{self.shown_url} {problem}")
+            if found.is_replica:
+                raise redis.ReadOnlyError("this server is a replica: nothing can be written to it")
+            self._warn(where, found.may_drop)
 
     def check_durability(self) -> None:
-        """Warn if a crash of the server takes what it has accepted. Raises redis.RedisError if the server is away."""
-        info: Any = self.client.info("persistence")
-        self.lost_by_crash = server.lost_by_crash(info, self.appendfsync())
-        self._warn(self.lost_by_crash)
+        """Warn if a crash of a server takes what it has accepted. Raises redis.RedisError if the server is away."""
+        self.lost_by_crash = None
+        for where, client in self._answering():
+            info: Any = client.info("persistence")
+            lost = server.lost_by_crash(info, self.appendfsync(client))
+            self.lost_by_crash = self.lost_by_crash or lost
+            self._warn(where, lost)
 
-    def appendfsync(self) -> str | None:
+    def appendfsync(self, client: redis.Redis | None = None) -> str | None:
         """When the server writes to its disk what it has accepted: always, everysec or no; None: it does not tell.
-        Raises redis.RedisError if it is away."""
+        `client`: one of `servers`; by default any of them. Raises redis.RedisError if it is away."""
         if self.embedded is not None:
             return "always"
-        return exchange.run(self.client, server.settings("appendfsync")).get("appendfsync")
+        return exchange.run(client or self.client, server.settings("appendfsync")).get("appendfsync")
 
-    def _warn(self, text: str | None) -> None:
+    def _answering(self) -> Iterator[tuple[str, redis.Redis]]:
+        """The servers that answer. Raises redis.RedisError if none does."""
+        servers = self.servers()
+        errors: list[redis.RedisError] = []
+        for where, client in servers.items():
+            try:
+                client.ping()
+            except redis.RedisError as error:
+                if not is_outage(error):
+                    raise
+                errors.append(error)
+            else:
+                yield where or self.shown_url, client
+        if len(errors) == len(servers):
+            raise errors[0]
+
+    def _warn(self, where: str, text: str | None) -> None:
         """Once of each: it is looked at again after every outage."""
-        if text is not None and text not in self._said:
-            self._said.add(text)
-            _log.warning(f"{self.shown_url}: {text}")
+        if text is not None and (said := f"{where}: {text}") not in self._said:
+            self._said.add(said)
+            _log.warning(said)
 
     def restore(self) -> None:
         """Start an embedded server again that has died. With REDIS_URL, this does nothing.
@@ -190,6 +224,8 @@ class Broker:
     def close(self) -> None:
         """Close the connections. The last process to leave an embedded server stops it."""
         self.client.close()
+        if (nodes := to_cluster.nodes_of(self.client)) is not None:
+            nodes.waits.close()
         if self.embedded is not None:
             self.embedded.leave()
 
@@ -233,11 +269,19 @@ def connect_async(url: str) -> "ConnectionPool":
     from redis.asyncio.connection import parse_url
     from redis.asyncio.retry import Retry
 
+    from sagastream.broker import to_cluster_in_loop
+
+    def is_cluster() -> bool:
+        return "nodes" in options and bool(options["nodes"].map.is_cluster)
+
     async def connected(connection: Any) -> None:
         await connection.on_connect()
         await connection.send_command("HELLO")
         with suppress(redis.ResponseError):
-            if (why := server.unusable(server.mode_of(await connection.read_response()))) is not None:
+            mode = server.mode_of(await connection.read_response())
+            if isinstance(connection, to_cluster_in_loop.ToBrokerInLoop):
+                connection.serves(mode)
+            if (why := server.unusable(mode, is_cluster=is_cluster())) is not None:
                 await connection.disconnect()
                 raise BrokerError(f"{urls.shown(url)} {why}")
 
@@ -245,8 +289,10 @@ def connect_async(url: str) -> "ConnectionPool":
     # Not from_url: it would put its own class of connections in the place of that of `options_in_loop`.
     if urls.names_sentinels(url):
         options |= parse_url(urls.sentinels(url).server) | sentinel.options_in_loop(url)
-    else:
+    elif url.startswith("unix"):
         options |= parse_url(url)
+    else:
+        options |= parse_url(url) | to_cluster_in_loop.options_in_loop(url)
     return BlockingConnectionPool(**options, retry=Retry(NoBackoff(), 0))
 
 
@@ -289,6 +335,8 @@ def _client(url: str, named: str, **options: Any) -> redis.Redis:
         if urls.names_sentinels(url):
             options |= sentinel.options(url)
             url = urls.sentinels(url).server
+        elif not url.startswith("unix"):
+            options |= to_cluster.options(url)
         return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **(_OPTIONS | options))
     except ValueError as error:
         raise BrokerError(f"{named} is not usable: {error}") from None

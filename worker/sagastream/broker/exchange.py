@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.exceptions import RedisError, ResponseError
 
 from sagastream.broker import wire
+from sagastream.broker.failures import NodeAway
 
 if TYPE_CHECKING:
     import redis
@@ -26,7 +27,8 @@ Exchange = Generator[Sequence[wire.Words], list[Any], _T]
 
 def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U]]:
     """Both at once, in the same round trips: the commands of the first, then those of the second. If one of them
-    raises what the broker has answered, the other goes on to its end; but its result is lost."""
+    raises what the broker has answered, or that a node is away, the other goes on to its end; but its result is lost.
+    """
     exchanges: list[Exchange[Any]] = [first, second]
     found = yield from all_of(exchanges)
     return found[0], found[1]
@@ -35,7 +37,7 @@ def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U
 def all_of(exchanges: Sequence[Exchange[_T]]) -> Exchange[list[_T]]:
     """All at once, as `together`."""
     found: list[Any] = [None] * len(exchanges)
-    refused: ResponseError | None = None
+    refused: ResponseError | NodeAway | None = None
     asked: dict[int, Sequence[wire.Words]] = {}
     for number, one in enumerate(exchanges):
         try:
@@ -50,7 +52,7 @@ def all_of(exchanges: Sequence[Exchange[_T]]) -> Exchange[list[_T]]:
             except StopIteration as end:
                 found[number] = end.value
                 del asked[number]
-            except ResponseError as error:
+            except (ResponseError, NodeAway) as error:
                 refused = refused or error
                 del asked[number]
     if refused is not None:
@@ -133,7 +135,10 @@ async def run_async(pool: "ConnectionPool", exchange: Exchange[_T]) -> _T:
 async def _round_trip(pool: "ConnectionPool", commands: Sequence[wire.Words]) -> list[Any]:
     connection: Any = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py has no type for it
     try:
-        await connection.send_packed_command([wire.pack(commands)])
+        if (send_words := getattr(connection, "send_words", None)) is not None:  # it may lead to a cluster
+            await send_words(commands)
+        else:
+            await connection.send_packed_command([wire.pack(commands)])
         return [await _answer(connection) for _ in commands]
     except BaseException:
         await connection.disconnect(nowait=True)  # an answer may still be on its way
@@ -147,6 +152,6 @@ async def _round_trip(pool: "ConnectionPool", commands: Sequence[wire.Words]) ->
 async def _answer(connection: Any) -> Any:
     try:
         return await connection.read_response()
-    except ResponseError as error:
+    except (ResponseError, NodeAway) as error:
         wire.note(connection, error)
         return error

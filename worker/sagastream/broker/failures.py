@@ -15,6 +15,15 @@ class NoMaster(redis.ConnectionError):
     """No Sentinel leads to a master that answers: nothing was sent to anybody."""
 
 
+class NodeAway(redis.ConnectionError):
+    """One node of a cluster is away. The others are not, so this is an answer in its place, and is not raised there."""
+
+    def __init__(self, text: str, *, was_sent: bool) -> None:
+        """`was_sent`: whether the node may have done what it was asked."""
+        super().__init__(text)
+        self.was_sent = was_sent
+
+
 #: Errors that pass: the server is gone, loads its data, is a replica by now, has no master, is full …
 _AWAY: Final = (
     redis.ConnectionError,
@@ -24,6 +33,7 @@ _AWAY: Final = (
     redis.exceptions.MasterDownError,
     redis.exceptions.ClusterDownError,
     redis.exceptions.TryAgainError,
+    redis.exceptions.AskError,  # of which MovedError is one; in a transaction, they are not followed
 )
 #: … or cannot write to its disk, has no replicas, runs a long script, has ended a blocking read. redis-py has no
 #: classes for these. In a pipeline it puts the command before the text. EXEC tells why a transaction was refused.
@@ -172,6 +182,8 @@ def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text:
 
 
 def _is_unreached(error: BaseException) -> bool:
+    if isinstance(error, NodeAway):
+        return not error.was_sent
     return isinstance(error, NoMaster) or isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
 
 

@@ -10,16 +10,17 @@ from sagastream.broker.exchange import Exchange
 
 #: The least version; Valkey names the version of Redis that it is like.
 OLDEST: Final = 7
-#: Servers that cannot be used yet, by their mode.
+#: Servers that cannot be used, by their mode.
 _UNUSABLE: Final = {
-    "cluster": "names a node of a cluster, which sagastream cannot use yet; name a single server",
+    "cluster": "names a node of a cluster by its socket: name it by its host and port",
     "sentinel": "names a Sentinel: it is asked for the master with a url like redis+sentinel://HOST:26379/mymaster",
 }
 
 
-def unusable(mode: str) -> str | None:
-    """Why a server that works in this mode cannot be used; None: it can."""
-    return _UNUSABLE.get(mode)
+def unusable(mode: str, *, is_cluster: bool) -> str | None:
+    """Why a server that works in this mode cannot be used; None: it can. `is_cluster`: whether the url leads to a
+    cluster."""
+    return None if is_cluster and mode == "cluster" else _UNUSABLE.get(mode)
 
 
 def mode_of(hello: Any) -> str:
@@ -77,12 +78,11 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
             maxmemory_policy=str(info.get("maxmemory_policy", "noeviction")),
         )
 
-    @property
-    def problem(self) -> str | None:
+    def problem(self, *, is_cluster: bool) -> str | None:
         """Why it cannot be used at all; None: it can. The text follows the name of the server."""
         if int(self.version.split(".", maxsplit=1)[0]) < OLDEST:
             return f"names a server that is too old: {self.version}; sagastream needs Redis 7.0 or Valkey 8 or later"
-        return unusable(self.mode)
+        return unusable(self.mode, is_cluster=is_cluster)
 
     @property
     def may_drop(self) -> str | None:

@@ -11,7 +11,7 @@ from msgspec import Raw, msgpack
 from redis.client import Pipeline
 from redis.exceptions import ResponseError
 
-from sagastream.broker.failures import is_demoted, may_be_former
+from sagastream.broker.failures import NodeAway, is_demoted, may_be_former
 
 if TYPE_CHECKING:
     import redis
@@ -22,7 +22,8 @@ _PACKER: Final = msgpack.Encoder()
 
 
 def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
-    """The answers to these commands, as the server gives them. An error that it answers is returned, not raised."""
+    """The answers to these commands, as the server gives them. An error that it answers is returned, not raised; and so
+    is NodeAway, in the place of the answer of a node of a cluster."""
     with connection(client) as one:
         send(one, commands)
         return answers(one, len(commands))
@@ -32,7 +33,7 @@ def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
 def connection(client: "redis.Redis") -> Iterator[Any]:
     """A connection of the client, lent for the `with` block. If that raises, the connection is closed: an answer may
     still be on its way. It is also closed, and all that are idle with it, if the server is the master no more."""
-    pool = client.connection_pool  # only here: a client of a cluster has none
+    pool = client.connection_pool
     one: Any = pool.get_connection()
     try:
         yield one
@@ -53,7 +54,10 @@ def close_idle(client: "redis.Redis") -> None:
 
 def send(connection: Any, commands: Sequence[Words]) -> None:
     """Send these commands; read no answer."""
-    connection.send_packed_command([pack(commands)])
+    if (send_words := getattr(connection, "send_words", None)) is not None:  # it may lead to a cluster
+        send_words(commands)
+    else:
+        connection.send_packed_command([pack(commands)])
 
 
 def answers(connection: Any, count: int) -> list[Any]:
@@ -101,12 +105,12 @@ def or_raise(answer: Any) -> Any:
 def _answer(connection: Any) -> Any:
     try:
         return connection.read_response()
-    except ResponseError as error:
+    except (ResponseError, NodeAway) as error:
         note(connection, error)
         return error
 
 
-def note(connection: Any, error: ResponseError) -> None:
+def note(connection: Any, error: ResponseError | NodeAway) -> None:
     """Have the connection closed when it is given back, if this error says that it leads to a replica, or may lead to a
     former master."""
     if is_demoted(error) or may_be_former(error):

@@ -45,6 +45,9 @@ in each index is when it began; the score in alive is when the process was last 
 bulk began, that in bulks:open when it was opened. indexed says of a saga in which
 indexes it is, as a JSON list of their names, so that it can be taken out of them once its hash has expired. `saga` is
 the prefix of the store: several stores on one server have several prefixes.
+
+On a cluster a call may touch only keys of one slot. So the keys of the whole store have a hash tag there too, that of
+the first partition: saga:{0}:alive. Only saga:store has none, since it is what says so.
 """
 
 from binascii import crc_hqx
@@ -161,22 +164,31 @@ class Place(NamedTuple):
 class StoreKeys:
     """The names of all keys of a store."""
 
-    def __init__(self, prefix: str, tags: Sequence[str]) -> None:
-        """`tags`: the hash tag of each partition, as layout reads them from the store."""
+    def __init__(self, prefix: str, tags: Sequence[str], shared: str | None = None) -> None:
+        """
+        Args:
+            tags: the hash tag of each partition, as layout reads them from the store.
+            shared: the hash tag of the keys of the whole store, if it is on a cluster; None: they have none.
+        """
         self.prefix = prefix
         self.tags = tuple(tags)
+        self.shared = shared
+        #: Whether each call must keep to the keys of one partition, or to those of the whole store.
+        self.apart = shared is not None
         self.store = store(prefix)
-        self.alive = f"{prefix}:alive"
-        self.losses = f"{prefix}:losses"
-        self.told = f"{prefix}:told"
-        self.paused = f"{prefix}:paused"
-        self.operations = f"{prefix}:operations"
-        self.bulks = f"{prefix}:bulks"
-        self.bulks_open = f"{prefix}:bulks:open"
-        self.running = f"{prefix}:running"
-        self.services = f"{prefix}:services"
-        self.definitions = f"{prefix}:definitions"
-        self.samples = f"{prefix}:samples"
+        whole = prefix if shared is None else f"{prefix}:{{{shared}}}"
+        self.alive = f"{whole}:alive"
+        self.losses = f"{whole}:losses"
+        self.told = f"{whole}:told"
+        self.paused = f"{whole}:paused"
+        self.operations = f"{whole}:operations"
+        self.bulks = f"{whole}:bulks"
+        self.bulks_open = f"{whole}:bulks:open"
+        self.running = f"{whole}:running"
+        self.services = f"{whole}:services"
+        self.definitions = f"{whole}:definitions"
+        self.samples = f"{whole}:samples"
+        self._whole = whole
         self.partitions = tuple(Partition.of(prefix, number, tag) for number, tag in enumerate(tags))
         self._by_base = {partition.base: partition for partition in self.partitions}
 
@@ -190,7 +202,7 @@ class StoreKeys:
 
     def bulk(self, bulk_id: str) -> str:
         """What a bulk is, and how far it has come."""
-        return f"{self.prefix}:bulk:{bulk_id}"
+        return f"{self._whole}:bulk:{bulk_id}"
 
     def bulk_results(self, bulk_id: str) -> str:
         """What has come of its requests."""

@@ -1,7 +1,8 @@
 """How the store is laid out, and whether this release can work with it.
 
 The hash `saga:store` says it, for every language: `protocol`, `partitions`, and `tags`, the hash tag of each partition
-with blanks between them. The first process writes it. Nobody changes it after that: the number of partitions is fixed.
+with blanks between them; on a cluster also `shared`, the hash tag of the keys of the whole store. The first process
+writes it. Nobody changes it after that: the number of partitions is fixed.
 """
 
 import os
@@ -11,12 +12,13 @@ from itertools import product
 from string import ascii_lowercase
 from typing import Final
 
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from sagastream.broker import exchange
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
+from sagastream.broker.server import mode_of
 from sagastream.broker.wire import or_raise
 from sagastream.errors import SettingsError, StoreMismatch
 from sagastream.store.keys import StoreKeys, slot, store
@@ -58,10 +60,12 @@ def check_number(broker: Broker, partitions: int) -> None:
     many, by the streams that are there. Only for those who may SCAN; in a large store it takes seconds."""
     if broker.client.exists(store(broker.prefix)):
         return
+    pattern = f"{broker.prefix}:{{*}}:requests"
     tags = set(_fields(partitions)["tags"].split())
     found = {
         key.decode(errors="backslashreplace"): None
-        for key in broker.client.scan_iter(f"{broker.prefix}:{{*}}:requests", 10_000)
+        for client in broker.servers().values()
+        for key in client.scan_iter(pattern, 10_000)
     }
     for key in found:
         if key.partition("{")[2].partition("}")[0] not in tags:
@@ -86,7 +90,7 @@ class Layout:
         keys = yield from self._read()
         if keys is None:
             yield from self._check_new()
-            fields = _fields(self._partitions or 1)
+            fields = yield from _new_fields(self._partitions or 1)
             made = [("HSETNX", store(self._prefix), name, value) for name, value in fields.items()]
             for answer in (yield [("MULTI",), *made, ("EXEC",)]):
                 if isinstance(answer, NoPermissionError):
@@ -102,7 +106,9 @@ class Layout:
         keys = yield from self._read()
         if keys is None:
             yield from self._check_new()
-        return keys or StoreKeys(self._prefix, _fields(self._partitions or 1)["tags"].split())
+            fields = yield from _new_fields(self._partitions or 1)
+            keys = _keys(self._prefix, fields, None)
+        return keys
 
     def _check_new(self) -> Exchange[None]:
         """Raises StoreMismatch if there is a store, and only the key is gone that says how many partitions it has. With
@@ -156,11 +162,24 @@ def _keys(prefix: str, found: Mapping[str, str], wanted: int | None) -> StoreKey
         text = f"{name} has {has}, not {wanted}, as {PARTITIONS_VARIABLE} or --partitions says"
         move = "sagastream export and import move what is in it into another one"
         raise StoreMismatch(f"{text}: their number is fixed when a store is made; {move}")
-    return StoreKeys(prefix, tags)
+    shared = found.get("shared")
+    if shared not in (None, tags[0]):
+        raise StoreMismatch(f"{name} is damaged: it says that all of the store share the tag {shared[:20]!a}")
+    return StoreKeys(prefix, tags, shared)
 
 
 def _are_tags(tags: Sequence[str]) -> bool:
     return len(set(tags)) == len(tags) <= MAX_PARTITIONS and all(map(_TAG.fullmatch, tags))
+
+
+def _new_fields(partitions: int) -> Exchange[dict[str, str]]:
+    """What says how a new store is laid out on this broker."""
+    fields = _fields(partitions)
+    (hello,) = yield [("HELLO",)]
+    # A user who may not ask is refused by the servers of a cluster anyway.
+    if not isinstance(hello, ResponseError) and mode_of(hello) == "cluster":
+        fields["shared"] = fields["tags"].split()[0]
+    return fields
 
 
 def _fields(partitions: int) -> dict[str, str]:

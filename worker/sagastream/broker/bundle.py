@@ -1,0 +1,249 @@
+"""One connection to a whole cluster: a bundle of connections, one to each node, which is used like one connection.
+
+It sends the commands of a round trip to all nodes at once, and gives the answers in the order of the commands. It
+follows slots that have moved. If a node is away, the answers to its commands are errors, and the others are there.
+
+Here is what it does, without the transport: each method is a generator that yields what to do next with one node, and
+is sent what has come of it. to_cluster.py does it for callers that block, to_cluster_in_loop.py in an event loop.
+"""
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import Any, Final, NamedTuple
+
+import redis
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
+
+from sagastream.broker.cluster_map import ClusterMap
+from sagastream.broker.failures import NodeAway, is_outage
+from sagastream.broker.routes import Command, Part, routed
+from sagastream.broker.urls import Address
+from sagastream.broker.wire import Words
+
+#: A slot that moves to and fro is followed so often.
+_MOST_MOVES: Final = 5
+
+
+class Send(NamedTuple):
+    """Send these commands to a node. What comes of it: None, or the error."""
+
+    node: Address
+    commands: list[Words]
+
+
+class Read(NamedTuple):
+    """Read the next answer of a node. What comes of it: the answer, or the error."""
+
+    node: Address
+
+
+class AskForMap(NamedTuple):
+    """Ask this node for the map, over a connection of its own. What comes of it: the answer, or the error."""
+
+    node: Address
+
+
+class Probe(NamedTuple):
+    """See whether a node that was away answers within a moment. What comes of it: None, or the error."""
+
+    node: Address
+
+
+class Wait(NamedTuple):
+    """Wait until one of the readings has something, at most for so long. What comes of it: the answers that there are,
+    errors among them."""
+
+    command: Command
+    block_ms: int
+
+
+class Collect(NamedTuple):
+    """Take what former readings of this consumer, which still wait, have got. What comes of it: the answers, by slot;
+    and the slots that still wait with the same words."""
+
+    command: Command
+
+
+ToDo = Send | Read | AskForMap | Probe | Wait | Collect
+Steps = Generator[ToDo, Any, Any]
+
+
+class Bundle:
+    def __init__(self, cluster: ClusterMap) -> None:
+        self._map = cluster
+        self._commands: deque[Command] = deque()  # sent, and not read yet
+        self._asked: dict[Address, deque[Part]] = {}  # by node: what it has not answered yet
+        self._late: dict[int, list[Any]] = {}  # by command: what former readings have got
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all answers were read."""
+        return not self._commands and not any(self._asked.values())
+
+    def expects(self, node: Address) -> bool:
+        """Whether a node has still to answer something."""
+        return bool(self._asked.get(node))
+
+    def open(self) -> Steps:
+        """Have the map. Raises the error of the node that was asked last, if there is none."""
+        if not self._map.masters or self._map.wants_asking():
+            yield from self._ask_for_map(must=not self._map.masters)
+
+    def send(self, commands: Sequence[Words]) -> Steps:
+        """Send these commands to their nodes."""
+        if self._map.wants_asking():
+            yield from self._ask_for_map()
+        these = routed(commands)
+        for command in these:
+            if command.reading is not None and command.reading.consumer is not None:
+                yield from self._collect(command)
+        self._commands.extend(these)
+        yield from self._send([part for command in these for part in command.parts if not part.is_answered])
+
+    def read(self) -> Steps:
+        """The answer to the next command, errors among them."""
+        command = self._commands.popleft()
+        for part in command.parts:
+            yield from self._answered(part)
+        answer = command.answer()
+        reading = command.reading
+        if reading is None:
+            return answer
+        late = self._late.pop(id(command), [])
+        if late:
+            answer = [*(answer if isinstance(answer, list) else []), *late]
+        if not answer and reading.block_ms is not None:
+            answer = reading.merged((yield Wait(command, reading.block_ms)))
+            yield from self._what_time_is_it()
+        return answer
+
+    def forget(self) -> None:
+        """All connections are closed: no answer comes any more."""
+        self._commands.clear()
+        self._asked.clear()
+        self._late.clear()
+
+    def _collect(self, command: Command) -> Steps:
+        reading = command.reading
+        assert reading is not None
+        got, waiting = yield Collect(command)
+        for part in command.parts:
+            if part.slot in waiting and part.slot not in got:
+                part.ends(None)  # nothing, until that reading has something
+        late = [stream for answer in got.values() if isinstance(answer, list) for stream in answer]
+        if late:
+            self._late[id(command)] = late
+
+    def _what_time_is_it(self) -> Steps:
+        """It was asked before the waiting. So ask again."""
+        for command in self._commands:
+            if command.name == "TIME":
+                (part,) = command.parts
+                yield from self._answered(part)
+                again = Part(part.words, part.slot)
+                command.parts = [again]
+                yield from self._send([again])
+
+    def _send(self, parts: Sequence[Part]) -> Steps:
+        by_node: dict[Address, list[Part]] = {}
+        for part in parts:
+            node = self._map.anybody() if part.slot is None else self._map.node_of(part.slot)
+            if node is None:
+                self._map.is_out_of_date()
+                part.ends(NodeAway(f"slot {part.slot} of the cluster has no node", was_sent=False))
+            elif (error := (yield from self._unreachable(node))) is None:
+                by_node.setdefault(node, []).append(part)
+            elif part.may_go_elsewhere and (other := self._map.anybody()) not in (None, node):
+                assert other is not None
+                by_node.setdefault(other, []).append(part)
+            else:
+                part.ends(_away(node, error, was_sent=False))
+        for node, those in by_node.items():
+            error = yield Send(node, [part.words for part in those])
+            if error is None:
+                self._asked.setdefault(node, deque()).extend(those)
+            else:
+                self._cut(node, error, those)
+
+    def _unreachable(self, node: Address) -> Generator[ToDo, Any, RedisError | None]:
+        """Why a node cannot be asked now; None: it can."""
+        if not self._map.is_away(node):
+            return None
+        if not self._map.may_try(node):
+            return self._map.why_away(node)
+        error: RedisError | None = yield Probe(node)
+        if error is None:
+            self._map.answered(node)
+        elif not is_outage(error):
+            raise error
+        return error
+
+    def _answered(self, part: Part) -> Steps:
+        """Read until this part is answered."""
+        while not part.is_answered:
+            node = next(node for node, parts in self._asked.items() if part in parts)
+            answer = yield Read(node)
+            asked = self._asked.get(node)
+            if asked is None or not asked:  # the node was cut off meanwhile
+                continue
+            if isinstance(answer, redis.ConnectionError | redis.TimeoutError):
+                self._cut(node, answer, ())
+            else:
+                yield from self._came(node, asked.popleft(), answer)
+
+    def _came(self, node: Address, part: Part, answer: Any) -> Steps:
+        if isinstance(answer, MovedError | AskError) and not part.is_in_transaction and part.moves < _MOST_MOVES:
+            part.moves += 1
+            to = Address(answer.host or node.host, answer.port)  # without a host: where this node listens
+            if isinstance(answer, MovedError):
+                self._map.moved(answer.slot_id, to)
+            yield from self._ask_there(part, to, asking=isinstance(answer, AskError))
+            return
+        if isinstance(answer, ClusterDownError):
+            self._map.is_out_of_date()
+        part.ends(answer)
+
+    def _ask_there(self, part: Part, node: Address, *, asking: bool) -> Steps:
+        error = yield from self._unreachable(node)
+        if error is not None:
+            part.ends(_away(node, error, was_sent=False))
+            return
+        error = yield Send(node, [("ASKING",), part.words] if asking else [part.words])
+        if error is not None:
+            self._cut(node, error, [part])
+            return
+        asked = self._asked.setdefault(node, deque())
+        if asking:
+            asked.append(Part(("ASKING",), None))
+        asked.append(part)
+
+    def _cut(self, node: Address, error: RedisError, sending: Sequence[Part]) -> None:
+        """The connection to a node has ended. `sending`: what was being sent."""
+        if not is_outage(error):
+            raise error
+        self._map.failed(node, error)
+        for part in self._asked.pop(node, ()):
+            part.ends(_away(node, error, was_sent=True))
+        for part in sending:
+            part.ends(_away(node, error, was_sent=False))
+
+    def _ask_for_map(self, *, must: bool = False) -> Steps:
+        """Ask the nodes for the map, until one has it. `must`: raise the last error if none has it."""
+        error: Any = None
+        for node in self._map.to_ask():
+            answer = yield AskForMap(node)
+            if not isinstance(answer, RedisError):
+                if self._map.is_now(answer, node):
+                    return
+                answer = redis.ConnectionError(f"the node {node} of the cluster knows no node that has slots")
+            if not is_outage(answer):
+                raise answer
+            error = answer
+        if must:
+            raise error
+
+
+def _away(node: Address, error: RedisError | None, *, was_sent: bool) -> NodeAway:
+    away = NodeAway(f"the node {node} of the cluster is away ({error})", was_sent=was_sent)
+    away.__cause__ = error
+    return away

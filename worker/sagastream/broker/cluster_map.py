@@ -1,0 +1,201 @@
+"""Which node of a cluster has which slots, as far as this process knows; and which nodes are away.
+
+One map serves all connections of a client. It is asked for anew if a node says that a slot has moved, or if one does
+not answer. A node that did not answer is not tried again at once: it may hang, and whoever waits for it does nothing
+for the partitions of the others.
+"""
+
+import threading
+import time
+from binascii import crc_hqx
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from redis.exceptions import RedisError
+
+from sagastream.broker.urls import Address
+from sagastream.core import backoff
+from sagastream.telemetry import Log
+
+SLOTS: Final = 16384
+#: The least time between two requests for the map, in seconds.
+_ASK_EVERY_S: Final = 0.25
+#: The longest time until a node that was away is tried again, in seconds.
+_TRY_EVERY_S: Final = 1.0
+#: At most so many slots of keys are remembered.
+_REMEMBERED: Final = 4096
+_log: Final = Log("broker", "broker")
+_slots: dict[Any, int] = {}
+
+
+def slot_of(key: Any) -> int:
+    """The slot of a key: of its hash tag, if it has one."""
+    data = key.encode() if isinstance(key, str) else bytes(key)
+    opening = data.find(b"{")
+    if opening >= 0 and (closing := data.find(b"}", opening + 1)) > opening + 1:
+        data = data[opening + 1 : closing]
+    if (slot := _slots.get(data)) is None:
+        if len(_slots) >= _REMEMBERED:
+            _slots.clear()
+        slot = _slots[data] = crc_hqx(data, 0) % SLOTS
+    return slot
+
+
+class _Away:
+    """A node that did not answer."""
+
+    def __init__(self, error: RedisError) -> None:
+        self.error = error
+        self.since_s = time.monotonic()
+        self.tries = 0
+        self.next_try_s = 0.0
+
+    def failed(self) -> None:
+        self.tries += 1
+        self.next_try_s = time.monotonic() + min(backoff.delay(self.tries), _TRY_EVERY_S)
+
+
+class ClusterMap:
+    """The map of one cluster. All of it may be used by several threads."""
+
+    def __init__(self, seed: Address, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`seed`: the node that the url names. It is asked first, and if no other answers."""
+        self.seed = seed
+        #: Whether the url leads to a cluster. False: it does not, or nobody has asked yet.
+        self.is_cluster = False
+        self._lock = threading.Lock()
+        self._clock = clock
+        self._nodes: list[Address] = []  # the masters
+        self._replicas: list[Address] = []
+        self._by_slot: list[Address | None] = [None] * SLOTS
+        self._is_stale = True
+        self._asked_s = float("-inf")
+        self._away: dict[Address, _Away] = {}
+        #: How often a node was cut off, or has come back: what was known of what it holds may be wrong.
+        self.cuts = 0
+        self._cut: dict[Address, int] = {}  # by node: which of them was its last
+
+    @property
+    def masters(self) -> Sequence[Address]:
+        """The nodes that have slots."""
+        return self._nodes
+
+    def node_of(self, slot: int) -> Address | None:
+        """The node that has a slot; None: there is none."""
+        return self._by_slot[slot]
+
+    def anybody(self) -> Address | None:
+        """A node that can be asked what any node can answer; None: none that is known answers."""
+        return next((node for node in self._nodes if node not in self._away), next(iter(self._nodes), None))
+
+    def wants_asking(self) -> bool:
+        """Whether it is time to ask for the map. It is asked for by whoever is told so."""
+        if not self._is_stale:
+            return False
+        with self._lock:
+            now_s = self._clock()
+            if not self._is_stale or now_s - self._asked_s < _ASK_EVERY_S:
+                return False
+            self._asked_s = now_s
+            return True
+
+    def to_ask(self) -> list[Address]:
+        """Whom to ask for the map, one after the other: those that were heard last come first."""
+        nodes = [node for node in self._nodes if node not in self._away]
+        replicas = [node for node in self._replicas if node not in self._away]
+        return list(dict.fromkeys([*nodes, *replicas, self.seed, *self._nodes, *self._replicas]))
+
+    def is_now(self, answer: Any, asked: Address) -> bool:
+        """The map, as a node gives it by CLUSTER SLOTS. Returns False if it is none, or an empty one."""
+        by_slot: list[Address | None] = [None] * SLOTS
+        masters: dict[Address, None] = {}
+        replicas: dict[Address, None] = {}
+        try:
+            for first, last, *nodes in answer:
+                addresses = [_address(node, asked) for node in nodes]
+                by_slot[first : last + 1] = [addresses[0]] * (last + 1 - first)
+                masters[addresses[0]] = None
+                replicas |= dict.fromkeys(addresses[1:])
+        except (TypeError, ValueError, IndexError, AttributeError):
+            return False
+        if not masters or len(by_slot) != SLOTS:
+            return False
+        with self._lock:
+            for before, node in set(zip(self._by_slot, by_slot, strict=True)):
+                if before != node and before is not None and node is not None:
+                    self._is_cut(node)  # it may be a replica that is behind what the node before has answered
+            self._by_slot, self._nodes, self._replicas = by_slot, list(masters), list(replicas)
+            self._is_stale = None in by_slot
+            for gone in self._away.keys() - masters.keys():
+                del self._away[gone]
+                _log.warning(f"the node {gone} of the cluster has no slots any more; the others have them")
+        return True
+
+    def moved(self, slot: int, node: Address) -> None:
+        """A node has said that a slot is at this one by now."""
+        with self._lock:
+            self._by_slot[slot] = node
+            self._is_stale = True
+
+    def is_out_of_date(self) -> None:
+        """Ask for the map again soon."""
+        self._is_stale = True
+
+    def may_try(self, node: Address) -> bool:
+        """Whether to try to reach a node: it is not away, or it is time to try again. Whoever is told so tries it."""
+        if node not in self._away:  # it is a look without the lock: nearly always no node is away
+            return True
+        with self._lock:
+            away = self._away.get(node)
+            if away is None:
+                return True
+            if self._clock() < away.next_try_s:
+                return False
+            away.failed()  # until it has answered; nobody else tries it meanwhile
+            return True
+
+    def is_away(self, node: Address) -> bool:
+        """Whether a node did not answer when it was asked last."""
+        return node in self._away
+
+    def why_away(self, node: Address) -> RedisError | None:
+        """The error with which a node went away."""
+        away = self._away.get(node)
+        return None if away is None else away.error
+
+    def failed(self, node: Address, error: RedisError) -> None:
+        """A node does not answer, or a connection to it has ended with answers on their way."""
+        with self._lock:
+            self._is_stale = True
+            self._is_cut(node)
+            away = self._away.get(node)
+            is_news = away is None
+            if away is None:
+                away = self._away[node] = _Away(error)
+            away.failed()
+        if is_news:
+            _log.warning(f"the node {node} of the cluster is away ({error}); the others go on")
+
+    def answered(self, node: Address) -> None:
+        """A node that was away answers again."""
+        with self._lock:
+            if self._away.pop(node, None) is None:
+                return
+            self._is_cut(node)
+        _log.warning(f"the node {node} of the cluster is back")
+
+    def _is_cut(self, node: Address) -> None:
+        self.cuts += 1
+        self._cut[node] = self.cuts
+
+    def was_cut(self, key: str, since: int) -> bool:
+        """Whether the node of this key was cut off, or has come back, since `cuts` was so much."""
+        node = self._by_slot[slot_of(key)]
+        return node is None or self._cut.get(node, 0) > since
+
+
+def _address(node: Sequence[Any], asked: Address) -> Address:
+    """Where a node listens, as CLUSTER SLOTS has it. Without a host: where the node that was asked listens."""
+    host, port = node[0], int(node[1])
+    text = host.decode() if isinstance(host, bytes) else host
+    return Address(text or asked.host, port)

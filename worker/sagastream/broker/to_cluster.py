@@ -1,0 +1,251 @@
+"""Connections of a client that blocks, to a server or, if that is a node of a cluster, to all nodes.
+
+What the url names, only the server knows: so the first connection asks it, and becomes a bundle if it is a node.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Final
+
+import redis
+from redis.connection import Connection, SSLConnection, parse_url
+
+from sagastream.broker import wire
+from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait
+from sagastream.broker.cluster_map import ClusterMap
+from sagastream.broker.urls import Address
+from sagastream.broker.waits import Waits
+
+#: How long a node may take to give the map, in seconds. Usually there are others to ask.
+PATIENCE_S: Final = 1.0
+#: … and one that was away, to show that it is back. Everybody waits for it so long.
+PROBE_S: Final = 0.3
+
+
+class Nodes:
+    """The nodes of the cluster that a url leads to, for all connections of a client."""
+
+    def __init__(self, seed: Address, *, is_secure: bool) -> None:
+        """`seed`: the server that the url names."""
+        self._seed, self.is_secure = seed, is_secure
+        self.map = ClusterMap(seed)
+        self.waits = Waits(self.connected, self.map.node_of)
+        #: The options of each connection, as the client has them.
+        self.options: dict[str, Any] = {}
+
+    def __reduce__(self) -> Any:  # RQ sends the options of connections to processes that it starts
+        return _nodes, (self._seed, self.is_secure)
+
+    def connected(self, node: Address, **options: Any) -> Any:
+        """A connection to this node alone. Raises redis.RedisError."""
+        kind = _SSLToNode if self.is_secure else _ToNode
+        connection: Any = kind(**(self.options | {"host": node.host, "port": node.port} | options))
+        connection.connect()
+        return connection
+
+    def asked(self, node: Address, patience_s: float, *words: str) -> Any:
+        """What a node answers over a connection of its own; the error, if it does not."""
+        try:
+            connection = self.connected(node, socket_timeout=patience_s, socket_connect_timeout=patience_s)
+        except redis.RedisError as error:
+            return error
+        try:
+            connection.send_command(*words)
+            return connection.read_response()
+        except redis.RedisError as error:
+            return error
+        finally:
+            connection.disconnect()
+
+
+def _nodes(seed: Address, is_secure: bool) -> Nodes:
+    return Nodes(seed, is_secure=is_secure)
+
+
+class _ToNode(Connection):
+    """A connection to one node."""
+
+    def fileno(self) -> int:
+        """The number of its socket, for a selector."""
+        socket: Any = self._sock
+        return int(socket.fileno())
+
+
+class _SSLToNode(_ToNode, SSLConnection):
+    pass
+
+
+class ToBroker(Connection):
+    """A connection to a server, or to a cluster."""
+
+    def __init__(self, *, nodes: Nodes, **options: Any) -> None:
+        self._nodes = nodes
+        nodes.options = options
+        self._bundle: Bundle | None = None
+        self._by_node: dict[Address, Any] = {}
+        super().__init__(**options)  # type: ignore[no-untyped-call]  # redis-py has no type for it
+
+    def serves(self, mode: str) -> None:
+        """The server says that it works in this mode."""
+        self._nodes.map.is_cluster = mode == "cluster"
+
+    def connect(self) -> None:
+        if not self._nodes.map.is_cluster:
+            super().connect()  # type: ignore[no-untyped-call]
+        if self._nodes.map.is_cluster:  # it may be known by now
+            if self._bundle is None:
+                super().disconnect()  # type: ignore[no-untyped-call]
+                self._bundle = Bundle(self._nodes.map)
+            self._go(self._bundle.open())
+
+    @property
+    def is_connected(self) -> bool:
+        return self._bundle is not None or bool(super().is_connected)
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        if self._bundle is not None:
+            self._bundle.forget()
+            for connection in self._by_node.values():
+                connection.disconnect()
+            self._by_node.clear()
+            self._nodes.waits.give_up(id(self))
+        super().disconnect(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def can_read(self, timeout: float = 0) -> bool:
+        if self._bundle is not None:
+            return not self._bundle.is_idle
+        return bool(super().can_read(timeout))
+
+    def send_words(self, commands: Sequence[wire.Words]) -> None:
+        """Send these commands."""
+        if self._bundle is None:
+            self.send_packed_command([wire.pack(commands)])
+        else:
+            self._go(self._bundle.send(commands))
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        if self._bundle is None:
+            super().send_command(*args, **kwargs)  # type: ignore[no-untyped-call]
+        else:
+            self._go(self._bundle.send([args]))
+
+    def pack_commands(self, commands: Any) -> Any:
+        """What send_packed_command takes, for a pipeline of redis-py."""
+        return super().pack_commands(commands) if self._bundle is None else list(commands)  # type: ignore[no-untyped-call]
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if self._bundle is None:
+            super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
+        else:
+            self._go(self._bundle.send(command))
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        if self._bundle is None:
+            return super().read_response(*args, **kwargs)
+        return wire.or_raise(self._go(self._bundle.read()))
+
+    def _go(self, steps: Steps) -> Any:
+        try:
+            to_do = next(steps)
+            while True:
+                to_do = steps.send(self._do(to_do))
+        except StopIteration as end:
+            return end.value
+
+    def _do(self, to_do: ToDo) -> Any:
+        match to_do:
+            case Send(node, commands):
+                return self._send(node, commands)
+            case Read(node):
+                return self._read(node)
+            case AskForMap(node):
+                return self._nodes.asked(node, PATIENCE_S, "CLUSTER", "SLOTS")
+            case Probe(node):
+                answer = self._nodes.asked(node, PROBE_S, "PING")
+                return answer if isinstance(answer, redis.RedisError) else None
+            case Wait(command, block_ms):
+                return self._nodes.waits.wait(command, block_ms, id(self))
+            case Collect(command):
+                return self._nodes.waits.collect(command, id(self))
+
+    def _send(self, node: Address, commands: Sequence[wire.Words]) -> redis.RedisError | None:
+        try:
+            connection = self._by_node.get(node)
+            if connection is not None and self._is_spent(node, connection):
+                connection.disconnect()
+                connection = None
+            if connection is None:
+                connection = self._by_node[node] = self._nodes.connected(node)
+            wire.send(connection, commands)
+        except redis.RedisError as error:
+            self._drop(node)
+            return error
+        return None
+
+    def _is_spent(self, node: Address, connection: Any) -> bool:
+        """Whether the node has closed the connection since: it may have restarted. If it owes no answer, nothing else
+        can be read there."""
+        if not connection.is_connected:
+            return True
+        try:
+            return not (self._bundle is not None and self._bundle.expects(node)) and bool(connection.can_read())
+        except redis.RedisError:
+            return True
+
+    def _read(self, node: Address) -> Any:
+        try:
+            return self._by_node[node].read_response()
+        except redis.ResponseError as error:
+            return error
+        except redis.RedisError as error:
+            self._drop(node)
+            return error
+
+    def _drop(self, node: Address) -> None:
+        if (connection := self._by_node.pop(node, None)) is not None:
+            connection.disconnect()
+
+
+class SSLToBroker(ToBroker, SSLConnection):
+    pass
+
+
+def options(url: str) -> dict[str, Any]:
+    """What a client in redis-py needs besides a url that may lead to a cluster."""
+    parsed = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no type for it
+    seed = Address(parsed.get("host", "localhost"), parsed.get("port", 6379))
+    is_secure = url.startswith("rediss")
+    return {
+        "connection_class": SSLToBroker if is_secure else ToBroker,
+        "nodes": Nodes(seed, is_secure=is_secure),
+    }
+
+
+def clients(client: "redis.Redis") -> dict[str, "redis.Redis"]:
+    """A client for each server, by its address: of each master of a cluster, or of the one server. Raises
+    redis.RedisError if it is not known which they are."""
+    if nodes_of(client) is None:
+        client.ping()
+    if (nodes := nodes_of(client)) is None:
+        return {"": client}
+    kind = SSLConnection if nodes.is_secure else Connection
+    return {
+        str(node): redis.Redis(
+            connection_pool=redis.ConnectionPool(
+                connection_class=kind, **(nodes.options | {"host": node.host, "port": node.port})
+            )
+        )
+        for node in nodes.map.masters
+    }
+
+
+def nodes_of(client: "redis.Redis") -> Nodes | None:
+    """The nodes of the cluster that a client leads to; None: it leads to a single server, as far as is known."""
+    nodes: Nodes | None = client.get_connection_kwargs().get("nodes")
+    return nodes if nodes is not None and nodes.map.is_cluster else None
+
+
+def give_up_waiting(client: "redis.Redis", group: str, consumer: str) -> None:
+    """Let nothing wait for entries any more in the name of this consumer."""
+    whose: Hashable = (group, consumer)
+    if (nodes := nodes_of(client)) is not None:
+        nodes.waits.give_up(whose)

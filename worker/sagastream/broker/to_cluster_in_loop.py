@@ -1,0 +1,230 @@
+"""Connections of a client in an event loop, to a server or, if that is a node of a cluster, to all nodes: what
+to_cluster.py is for a client that blocks.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import redis
+from redis.asyncio.connection import Connection, SSLConnection, parse_url
+
+from sagastream.broker import wire
+from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait
+from sagastream.broker.cluster_map import ClusterMap
+from sagastream.broker.failures import NodeAway
+from sagastream.broker.routes import Command, Reading
+from sagastream.broker.to_cluster import PATIENCE_S, PROBE_S
+from sagastream.broker.urls import Address
+
+
+class NodesInLoop:
+    """The nodes of the cluster that a url leads to, for all connections of a pool."""
+
+    def __init__(self, seed: Address, *, is_secure: bool) -> None:
+        """`seed`: the server that the url names."""
+        self._is_secure = is_secure
+        self.map = ClusterMap(seed)
+        #: The options of each connection, as the pool has them.
+        self.options: dict[str, Any] = {}
+
+    async def connected(self, node: Address, **options: Any) -> Any:
+        """A connection to this node alone. Raises redis.RedisError."""
+        kind = SSLConnection if self._is_secure else Connection
+        connection: Any = kind(**(self.options | {"host": node.host, "port": node.port} | options))
+        await connection.connect()
+        return connection
+
+    async def asked(self, node: Address, patience_s: float, *words: str) -> Any:
+        """What a node answers over a connection of its own; the error, if it does not."""
+        try:
+            connection = await self.connected(node, socket_timeout=patience_s, socket_connect_timeout=patience_s)
+        except redis.RedisError as error:
+            return error
+        try:
+            await connection.send_command(*words)
+            return await connection.read_response()
+        except redis.RedisError as error:
+            return error
+        finally:
+            await connection.disconnect(nowait=True)
+
+
+class _Waiting(NamedTuple):
+    connection: Any
+    node: Address
+    words: wire.Words
+    answer: "asyncio.Task[Any]"
+
+
+class ToBrokerInLoop(Connection):
+    """A connection to a server, or to a cluster."""
+
+    def __init__(self, *, nodes: NodesInLoop, **options: Any) -> None:
+        self._nodes = nodes
+        nodes.options = options
+        self._bundle: Bundle | None = None
+        self._by_node: dict[Address, Any] = {}
+        self._waiting: dict[int, _Waiting] = {}  # by slot
+        self._idle: dict[Address, list[Any]] = {}  # connections on which nothing waits
+        super().__init__(**options)
+
+    def serves(self, mode: str) -> None:
+        """The server says that it works in this mode."""
+        self._nodes.map.is_cluster = mode == "cluster"
+
+    async def connect(self) -> None:
+        if not self._nodes.map.is_cluster:
+            await super().connect()  # type: ignore[no-untyped-call]  # redis-py has no type for it
+        if self._nodes.map.is_cluster:  # it may be known by now
+            await super().disconnect()
+            self._bundle = self._bundle or Bundle(self._nodes.map)
+            await self._go(self._bundle.open())
+
+    @property
+    def is_connected(self) -> bool:
+        return self._bundle is not None or bool(super().is_connected)
+
+    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        if self._bundle is not None:
+            self._bundle.forget()
+            waiting, self._waiting = self._waiting, {}
+            connections = [*self._by_node.values(), *(one.connection for one in waiting.values())]
+            connections += [connection for those in self._idle.values() for connection in those]
+            self._by_node, self._idle = {}, {}
+            for one in waiting.values():
+                one.answer.cancel()
+            for connection in connections:
+                await connection.disconnect(nowait=True)
+        await super().disconnect(*args, **kwargs)
+
+    async def can_read(self) -> bool:
+        if self._bundle is not None:
+            return not self._bundle.is_idle
+        return bool(await super().can_read())
+
+    async def send_words(self, commands: Sequence[wire.Words]) -> None:
+        """Send these commands."""
+        if self._bundle is None:
+            await self.send_packed_command([wire.pack(commands)])
+        else:
+            await self._go(self._bundle.send(commands))
+
+    async def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        if self._bundle is None:
+            return await super().read_response(*args, **kwargs)
+        return wire.or_raise(await self._go(self._bundle.read()))
+
+    async def _go(self, steps: Steps) -> Any:
+        try:
+            to_do = next(steps)
+            while True:
+                to_do = steps.send(await self._do(to_do))
+        except StopIteration as end:
+            return end.value
+
+    async def _do(self, to_do: ToDo) -> Any:
+        match to_do:
+            case Send(node, commands):
+                return await self._send(node, commands)
+            case Read(node):
+                return await self._read(node)
+            case AskForMap(node):
+                return await self._nodes.asked(node, PATIENCE_S, "CLUSTER", "SLOTS")
+            case Probe(node):
+                answer = await self._nodes.asked(node, PROBE_S, "PING")
+                return answer if isinstance(answer, redis.RedisError) else None
+            case Wait(command, block_ms):
+                return await self._wait(command, block_ms)
+            case Collect():
+                raise AssertionError("no consumer of a group reads in an event loop")
+
+    async def _send(self, node: Address, commands: Sequence[wire.Words]) -> redis.RedisError | None:
+        try:
+            connection = self._by_node.get(node)
+            if connection is not None and await self._is_spent(node, connection):
+                await connection.disconnect(nowait=True)
+                connection = None
+            if connection is None:
+                connection = self._by_node[node] = await self._nodes.connected(node)
+            await connection.send_packed_command([wire.pack(commands)])
+        except redis.RedisError as error:
+            await self._drop(node)
+            return error
+        return None
+
+    async def _is_spent(self, node: Address, connection: Any) -> bool:
+        """Whether the node has closed the connection since: it may have restarted. If it owes no answer, nothing else
+        can be read there."""
+        if not connection.is_connected:
+            return True
+        try:
+            owes = self._bundle is not None and self._bundle.expects(node)
+            return not owes and bool(await connection.can_read())
+        except (redis.RedisError, OSError):
+            return True
+
+    async def _read(self, node: Address) -> Any:
+        try:
+            return await self._by_node[node].read_response()
+        except redis.ResponseError as error:
+            return error
+        except redis.RedisError as error:
+            await self._drop(node)
+            return error
+
+    async def _drop(self, node: Address) -> None:
+        if (connection := self._by_node.pop(node, None)) is not None:
+            await connection.disconnect(nowait=True)
+
+    async def _wait(self, command: Command, block_ms: int) -> list[Any]:
+        """See Wait, and waits.py."""
+        reading = command.reading
+        assert reading is not None
+        answers: list[Any] = []
+        for slot in reading.by_slot:
+            if slot not in self._waiting and (error := await self._begin(reading, slot, block_ms)) is not None:
+                answers.append(error)
+        tasks = {one.answer: slot for slot, one in self._waiting.items()}
+        if tasks:
+            ready, _ = await asyncio.wait(tasks, timeout=block_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
+            for task in ready:
+                one = self._waiting.pop(tasks[task])
+                if task.exception() is None:
+                    self._idle.setdefault(one.node, []).append(one.connection)
+                else:
+                    await one.connection.disconnect(nowait=True)
+                is_of_now = tasks[task] in reading.by_slot and one.words == reading.words(tasks[task])
+                answers.append(task.exception() or task.result() if is_of_now else [])
+        return answers
+
+    async def _begin(self, reading: Reading, slot: int, block_ms: int) -> redis.RedisError | None:
+        node = self._nodes.map.node_of(slot)
+        if node is None:
+            return NodeAway(f"slot {slot} of the cluster has no node", was_sent=False)
+        try:
+            idle = self._idle.get(node)
+            connection = idle.pop() if idle else None
+            if connection is None or not connection.is_connected:
+                connection = await self._nodes.connected(node)
+            await connection.send_packed_command([wire.pack([reading.words(slot, block_ms=block_ms)])])
+        except redis.RedisError as error:
+            return error
+        answer = asyncio.ensure_future(connection.read_response())
+        self._waiting[slot] = _Waiting(connection, node, reading.words(slot), answer)
+        return None
+
+
+class SSLToBrokerInLoop(ToBrokerInLoop, SSLConnection):
+    pass
+
+
+def options_in_loop(url: str) -> dict[str, Any]:
+    """What a pool in an event loop needs besides a url that may lead to a cluster."""
+    parsed = parse_url(url)
+    seed = Address(str(parsed.get("host", "localhost")), int(parsed.get("port", 6379)))
+    is_secure = url.startswith("rediss")
+    return {
+        "connection_class": SSLToBrokerInLoop if is_secure else ToBrokerInLoop,
+        "nodes": NodesInLoop(seed, is_secure=is_secure),
+    }

@@ -1,0 +1,150 @@
+"""Readings that wait for entries in several slots of a cluster. A node lets one connection wait for one reading, in one
+slot. So each slot is waited for over a connection of its own.
+
+A reading that has got nothing when another one has cannot be taken back: the node may give it entries a moment later,
+and those are then this consumer's. So it goes on to wait, and what it gets is taken along with the next reading.
+"""
+
+import selectors
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from redis.exceptions import RedisError
+
+from sagastream.broker import wire
+from sagastream.broker.failures import NodeAway
+from sagastream.broker.routes import Command, Reading
+from sagastream.broker.urls import Address
+from sagastream.broker.wire import Words
+
+
+class _Waiting(NamedTuple):
+    connection: Any
+    node: Address
+    words: Words  # without for how long it waits
+    block_ms: int
+
+
+class Waits:
+    """The readings of one client that wait."""
+
+    def __init__(self, connect: Callable[[Address], Any], node_of: Callable[[int], Address | None]) -> None:
+        """`connect`: opens a connection to a node. `node_of`: the node of a slot."""
+        self._connect = connect
+        self._node_of = node_of
+        self._lock = threading.Lock()
+        self._waiting: dict[tuple[Hashable, int], _Waiting] = {}  # by who waits, and the slot
+        self._idle: dict[Address, list[Any]] = {}  # connections on which nobody waits
+
+    def collect(self, command: Command, who: Hashable) -> tuple[dict[int, Any], set[int]]:
+        """See Collect. `who`: who reads, if it is no consumer of a group."""
+        reading, whose = _reading_of(command), _whose(command, who)
+        got: dict[int, Any] = {}
+        waiting: set[int] = set()
+        for slot, one in self._of(whose):
+            if _has_answer(one):
+                got[slot] = self._taken(whose, slot, one)
+            elif slot in reading.by_slot and one.words == reading.words(slot):
+                waiting.add(slot)
+        return got, waiting
+
+    def wait(self, command: Command, block_ms: int, who: Hashable) -> list[Any]:
+        """See Wait."""
+        reading, whose = _reading_of(command), _whose(command, who)
+        until_s = time.monotonic() + block_ms / 1000
+        answers: list[Any] = []
+        with selectors.DefaultSelector() as selector:
+            there = dict(self._of(whose))
+            for slot in reading.by_slot:
+                if slot not in there:
+                    begun = self._begin(reading, slot, block_ms)
+                    if isinstance(begun, RedisError):
+                        answers.append(begun)
+                        continue
+                    with self._lock:
+                        self._waiting[whose, slot] = there[slot] = begun
+            for slot, one in there.items():
+                selector.register(one.connection, selectors.EVENT_READ, (slot, one))
+            while there and not any(isinstance(answer, list) for answer in answers):
+                left_s = until_s - time.monotonic()
+                ready = selector.select(max(0.0, left_s))
+                for key, _ in ready:
+                    slot, one = key.data
+                    selector.unregister(key.fileobj)
+                    del there[slot]
+                    answer = self._taken(whose, slot, one)
+                    # A look from before only tells that there is more.
+                    is_of_now = reading.consumer is not None or one.words == reading.words(slot)
+                    answers.append(answer if is_of_now else [])
+                if not ready and left_s <= 0:
+                    break
+        return answers
+
+    def give_up(self, whose: Hashable) -> None:
+        """Close the connections on which this consumer waits, if any. It looks for what they got among its own."""
+        for slot, one in self._of(whose):
+            with self._lock:
+                self._waiting.pop((whose, slot), None)
+            one.connection.disconnect()
+
+    def close(self) -> None:
+        """Close all connections."""
+        with self._lock:
+            connections = [one.connection for one in self._waiting.values()]
+            connections += [connection for those in self._idle.values() for connection in those]
+            self._waiting.clear()
+            self._idle.clear()
+        for connection in connections:
+            connection.disconnect()
+
+    def _of(self, whose: Hashable) -> list[tuple[int, _Waiting]]:
+        with self._lock:
+            return [(slot, one) for (other, slot), one in self._waiting.items() if other == whose]
+
+    def _begin(self, reading: Reading, slot: int, block_ms: int) -> "_Waiting | RedisError":
+        node = self._node_of(slot)
+        if node is None:
+            return NodeAway(f"slot {slot} of the cluster has no node", was_sent=False)
+        with self._lock:
+            idle = self._idle.get(node)
+            connection = idle.pop() if idle else None
+        try:
+            if connection is None or not connection.is_connected or connection.can_read():
+                if connection is not None:
+                    connection.disconnect()
+                connection = self._connect(node)
+            wire.send(connection, [reading.words(slot, block_ms=block_ms)])
+        except RedisError as error:
+            return error
+        return _Waiting(connection, node, reading.words(slot), block_ms)
+
+    def _taken(self, whose: Hashable, slot: int, one: _Waiting) -> Any:
+        """Its answer. The connection is free for another one then."""
+        with self._lock:
+            self._waiting.pop((whose, slot), None)
+        try:
+            (answer,) = wire.answers(one.connection, 1)
+        except RedisError as error:
+            one.connection.disconnect()
+            return error
+        with self._lock:
+            self._idle.setdefault(one.node, []).append(one.connection)
+        return answer
+
+
+def _reading_of(command: Command) -> Reading:
+    assert command.reading is not None
+    return command.reading
+
+
+def _whose(command: Command, who: Hashable) -> Hashable:
+    return _reading_of(command).consumer or who
+
+
+def _has_answer(one: _Waiting) -> bool:
+    try:
+        return bool(one.connection.can_read())
+    except RedisError:
+        return True  # reading it will say why
