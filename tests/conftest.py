@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.clusters import Cluster
 from support.needs import missing
 from support.postgres import Postgres, find_binaries
 from support.processes import Commands
@@ -46,6 +47,32 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = start_server("redis", tmp_path_factory.mktemp("redis"), Server)
     yield started
     started.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes for the whole run. Tests take `cluster`, which clears it for them."""
+    started = Cluster("valkey", tmp_path_factory.mktemp("valkey-cluster"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes for the whole run. Tests take `cluster`, which clears it for them."""
+    started = Cluster("redis", tmp_path_factory.mktemp("redis-cluster"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(params=KINDS)
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """An empty cluster of three nodes without replicas. Tests share it, so its nodes and slots stay as they are; a test
+    that changes them makes a `Cluster` of its own."""
+    shared: Cluster = request.getfixturevalue(f"{request.param}_cluster")
+    shared.clear()
+    yield shared
+    shared.close_brokers()
 
 
 @pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.redis] if kind == "redis" else []) for kind in KINDS])

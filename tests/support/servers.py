@@ -26,7 +26,7 @@ from support.waiting import until
 KINDS: Final = ("valkey", "redis")
 
 
-@dataclass
+@dataclass(eq=False)
 class Server:
     """One server, reached over a unix socket."""
 
@@ -36,13 +36,14 @@ class Server:
     process: "subprocess.Popen[bytes] | None" = None
     brokers: list[Broker] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)  # that it gets besides that of the test
-    _settings: dict[Any, Any] = field(default_factory=dict)  # those with which it starts
+    _settings: dict[Any, Any] = field(default_factory=dict, repr=False)  # those with which it starts
 
     def start(self) -> None:
         self.process = subprocess.Popen(
             [
                 self.binary,
-                *("--port", "0", "--unixsocket", self.url.removeprefix("unix://"), "--dir", str(self.folder)),
+                *self._listens(),
+                *("--dir", str(self.folder)),
                 *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
                 *("--maxmemory-policy", "noeviction", "--enable-debug-command", "yes"),
             ],
@@ -52,8 +53,15 @@ class Server:
         )
         until(self._answers, what="the server answers")
 
+    def _listens(self) -> tuple[str, ...]:
+        return ("--port", "0", "--unixsocket", self.url.removeprefix("unix://"))
+
+    def connect(self) -> redis.Redis:
+        """A connection of the test to this very server."""
+        return connect(self.url)
+
     def _answers(self) -> bool:
-        with contextlib.suppress(redis.RedisError), connect(self.url) as client:
+        with contextlib.suppress(redis.RedisError), self.connect() as client:
             client.ping()  # it refuses this until it has read its data, but reports its settings before
             self._settings = dict(client.config_get("*"))
             return True
@@ -70,7 +78,7 @@ class Server:
     def clear(self) -> None:
         """Bring it back to its state at the start: settings, users, clients, data, scripts, counters, and the log of
         what was refused to users."""
-        with connect(self.url) as client:
+        with self.connect() as client:
             now: Any = client.config_get("*")
             for name, value in self._settings.items():
                 if now[name] != value:
@@ -90,7 +98,8 @@ class Server:
             self.process.send_signal(signal.SIGCONT)  # it may be paused
             self.process.kill()
             self.process.wait()
-        shutil.rmtree(Path(self.url.removeprefix("unix://")).parent, ignore_errors=True)
+        if self.url.startswith("unix://"):
+            shutil.rmtree(Path(self.url.removeprefix("unix://")).parent, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -118,18 +127,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def binary_of(kind: str) -> str:
+    """The program of this kind of server."""
+    if kind == "redis" and shutil.which("redis-server") is None:
+        missing("redis-server is not on the path: Debian has it in the package redis-server")
+    return "redis-server" if kind == "redis" else str(get_binary_path())
+
+
 S = TypeVar("S", bound=Server)
 
 
 def start_server(kind: str, folder: Path, make: type[S]) -> S:
     """Start a server of this kind, with its data in `folder`."""
-    if kind == "redis" and shutil.which("redis-server") is None:
-        missing("redis-server is not on the path: Debian has it in the package redis-server")
+    binary = binary_of(kind)
     data = folder / "server"
     data.mkdir()
     # Not in `folder`: the path of a socket must be short.
     path = Path(tempfile.mkdtemp(prefix="sgs-")) / "s.sock"
-    binary = "redis-server" if kind == "redis" else str(get_binary_path())
     server = make(binary=binary, folder=data, url=f"unix://{path}")
     server.start()
     return server
