@@ -2,7 +2,7 @@
 
 import threading
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 import redis
@@ -64,7 +64,7 @@ class Counting:
 
 
 @kinds
-@pytest.mark.slow
+@pytest.mark.soak  # other tests use all of this, too
 def test_slots_move_while_they_are_used_and_nodes_come_and_go(kind: str, tmp_path: Path) -> None:
     cluster = Cluster(kind, tmp_path)
     try:
@@ -91,7 +91,7 @@ def test_slots_move_while_they_are_used_and_nodes_come_and_go(kind: str, tmp_pat
 
 
 @kinds
-@pytest.mark.slow
+@pytest.mark.soak  # other tests use all of this, too
 def test_a_replica_takes_over_from_a_master_that_dies_or_hangs(kind: str, tmp_path: Path) -> None:
     cluster = Cluster(kind, tmp_path, 3, 1)
     try:
@@ -117,3 +117,39 @@ def test_a_replica_takes_over_from_a_master_that_dies_or_hangs(kind: str, tmp_pa
         assert cluster.replicas_of(master) == [replica]
     finally:
         cluster.stop()
+
+
+@kinds
+@pytest.mark.soak  # other tests use all of this, too
+def test_a_master_that_is_parted_from_the_others_loses_what_it_accepts(kind: str, tmp_path: Path) -> None:
+    cluster = Cluster(kind, tmp_path, 3, 1, gates=True)
+    try:
+        master = cluster.nodes[0]
+        (replica,) = cluster.replicas_of(master)
+        key = next(key for n in range(99) if cluster.node_of(key := f"key-{n}") is master)
+        soon: Any = {"socket_timeout": 0.3}
+        with redis.Redis.from_url(master.url, **soon) as client, redis.Redis.from_url(replica.url, **soon) as other:
+            client.set(key, "kept")
+            cluster.wait_for_replicas(master)
+            with cluster.parted(master, clients=False):
+                client.set(key, "lost")
+                until(lambda: _says(client, key) == "CLUSTERDOWN", what="it finds that it is alone")
+                until(lambda: _says(other, key) == b"kept", what="its replica takes over")
+            cluster.wait_ok()
+            assert cluster.replicas_of(replica) == [master]
+            assert _says(client, key) == "MOVED"
+            with cluster.parted(replica, clients=True), pytest.raises(redis.TimeoutError):
+                other.get(key)
+            assert _says(other, key) == b"kept"
+    finally:
+        cluster.stop()
+
+
+def _says(client: redis.Redis, key: str) -> object:
+    """The value of a key, or why the node does not tell it."""
+    try:
+        return client.get(key)
+    except redis.exceptions.MovedError:
+        return "MOVED"
+    except redis.exceptions.ClusterDownError:
+        return "CLUSTERDOWN"

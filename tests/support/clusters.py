@@ -15,6 +15,7 @@ from redis.crc import key_slot
 from redis.retry import Retry
 
 from sagastream.broker.connection import Broker
+from support.gates import CLIENTS, Gates
 from support.servers import OwnServer, binary_of
 from support.waiting import until
 
@@ -35,6 +36,8 @@ class Node(OwnServer):
     port: int = 0
     bus: int = 0  # the port at which the other nodes reach it
     settings: tuple[str, ...] = ()  # besides those of all nodes
+    source: str = ""  # the address that it comes from, if there are gates …
+    gates: tuple[int, int] | None = None  # … and the ports of its own
     _id: str = ""
 
     def _listens(self) -> tuple[str, ...]:
@@ -44,8 +47,15 @@ class Node(OwnServer):
             *("--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--cluster-config-file", "nodes.conf"),
             # If a node is down, only its own slots are; and a replica takes over, whatever it lacks.
             *("--cluster-require-full-coverage", "no", "--cluster-replica-validity-factor", "0"),
+            *self._behind_gates(),
             *self.settings,
         )
+
+    def _behind_gates(self) -> tuple[str, ...]:
+        if self.gates is None:
+            return ()
+        port, bus = map(str, self.gates)
+        return ("--cluster-announce-port", port, "--cluster-announce-bus-port", bus, "--bind-source-addr", self.source)
 
     def connect(self) -> redis.Redis:
         """Not of `sagastream`, whose clients ask the other nodes, too. A node that hangs fails soon."""
@@ -78,9 +88,13 @@ class Cluster:
     """`nodes`: all that belong to it, also those that are dead or paused. At first, the masters are at the front, and
     node `n` of them has the n-th part of the slots; then come the replicas, in the same order."""
 
-    def __init__(self, kind: str, folder: Path, masters: int = 3, replicas: int = 0, *settings: str) -> None:
-        """`replicas`: of each master. `settings`: arguments of each node."""
+    def __init__(
+        self, kind: str, folder: Path, masters: int = 3, replicas: int = 0, *settings: str, gates: bool = False
+    ) -> None:
+        """`replicas`: of each master. `settings`: arguments of each node. `gates`: have all, clients and nodes, reach
+        each other through gates, which is slower."""
         self._kind, self._folder, self._settings = kind, folder, settings
+        self._gates = Gates() if gates else None
         self._brokers: list[Broker] = []
         self.nodes: list[Node] = []
         try:
@@ -108,14 +122,12 @@ class Cluster:
         folder = self._folder / f"node-{len(self.nodes) + 1}"
         folder.mkdir()
         port, bus = free_ports(2)
-        node = Node(
-            binary=binary_of(self._kind),
-            folder=folder,
-            url=f"redis://127.0.0.1:{port}",
-            port=port,
-            bus=bus,
-            settings=self._settings,
-        )
+        node = Node(binary_of(self._kind), folder, f"redis://127.0.0.1:{port}", port=port, bus=bus)
+        node.settings = self._settings
+        if self._gates is not None:
+            node.source = f"127.0.0.{len(self.nodes) + 2}"
+            node.gates = (self._gates.open(node.source, port), self._gates.open(node.source, bus))
+            node.url = f"redis://127.0.0.1:{node.gates[0]}"
         try:
             node.start()
         except BaseException:
@@ -231,6 +243,16 @@ class Cluster:
             for replica in replicas:
                 replica.resume()
 
+    @contextlib.contextmanager
+    def parted(self, *nodes: Node, clients: bool) -> Iterator[None]:
+        """Within this, nothing goes between these nodes and the others. `clients`: nor between these and clients; what
+        tests themselves ask the nodes reaches all."""
+        assert self._gates is not None, "this cluster has no gates"
+        ones = {node.source for node in nodes}
+        others = {node.source for node in self.nodes} - ones
+        with self._gates.cut(ones, others | ({CLIENTS} if clients else set())):
+            yield
+
     def move_slots(self, what: Iterable[int | str | bytes], to: Node) -> None:
         """Move slots, or those of keys, with all keys in them, as the tools of the servers do. They may be in use."""
         slots = sorted({one if isinstance(one, int) else slot_of(one) for one in what})
@@ -296,6 +318,8 @@ class Cluster:
         self.close_brokers()
         for node in self.nodes:
             node.stop()
+        if self._gates is not None:
+            self._gates.close()
 
 
 def slot_of(key: str | bytes) -> int:
@@ -314,7 +338,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _meet(node: Node, other: Node) -> None:
-    node.ask("CLUSTER", "MEET", "127.0.0.1", other.port, other.bus)
+    node.ask("CLUSTER", "MEET", "127.0.0.1", *(other.gates or (other.port, other.bus)))
 
 
 def _replicates(node: Node, master: Node) -> bool:
