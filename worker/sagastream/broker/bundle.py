@@ -86,7 +86,7 @@ class Bundle:
 
     def open(self) -> Steps:
         """Have the map. Raises the error of the node that was asked last, if there is none."""
-        if not self._map.masters or self._map.wants_asking():
+        if self._map.wants_asking() or not self._map.masters:
             yield from self._ask_for_map(must=not self._map.masters)
 
     def send(self, commands: Sequence[Words]) -> Steps:
@@ -197,7 +197,8 @@ class Bundle:
             to = Address(answer.host or node.host, answer.port)  # without a host: where this node listens
             if isinstance(answer, MovedError):
                 self._map.moved(answer.slot_id, to)
-            yield from self._ask_there(part, to, asking=isinstance(answer, AskError))
+            # A MovedError is an AskError, too.
+            yield from self._ask_there(part, to, asking=not isinstance(answer, MovedError))
             return
         if isinstance(answer, ClusterDownError):
             self._map.is_out_of_date()

@@ -46,13 +46,12 @@ class _Away:
 
     def __init__(self, error: RedisError) -> None:
         self.error = error
-        self.since_s = time.monotonic()
-        self.tries = 0
         self.next_try_s = 0.0
+        self._tries = 0
 
-    def failed(self) -> None:
-        self.tries += 1
-        self.next_try_s = time.monotonic() + min(backoff.delay(self.tries), _TRY_EVERY_S)
+    def failed(self, now_s: float) -> None:
+        self._tries += 1
+        self.next_try_s = now_s + backoff.delay(self._tries, longest_s=_TRY_EVERY_S)
 
 
 class ClusterMap:
@@ -149,9 +148,10 @@ class ClusterMap:
             away = self._away.get(node)
             if away is None:
                 return True
-            if self._clock() < away.next_try_s:
+            now_s = self._clock()
+            if now_s < away.next_try_s:
                 return False
-            away.failed()  # until it has answered; nobody else tries it meanwhile
+            away.failed(now_s)  # until it has answered; nobody else tries it meanwhile
             return True
 
     def is_away(self, node: Address) -> bool:
@@ -172,7 +172,7 @@ class ClusterMap:
             is_news = away is None
             if away is None:
                 away = self._away[node] = _Away(error)
-            away.failed()
+            away.failed(self._clock())
         if is_news:
             _log.warning(f"the node {node} of the cluster is away ({error}); the others go on")
 

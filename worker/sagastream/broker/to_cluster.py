@@ -15,6 +15,9 @@ from sagastream.broker.cluster_map import ClusterMap
 from sagastream.broker.urls import Address
 from sagastream.broker.waits import Waits
 
+#: How long a node may take to answer at most, in seconds: half a second to wait for entries, and this. A single server
+#: has more time; but the other nodes must not wait for one that hangs.
+LONGEST_S: Final = 0.5 + 2.0
 #: How long a node may take to give the map, in seconds. Usually there are others to ask.
 PATIENCE_S: Final = 1.0
 #: … and one that was away, to show that it is back. Everybody waits for it so long.
@@ -38,7 +41,8 @@ class Nodes:
     def connected(self, node: Address, **options: Any) -> Any:
         """A connection to this node alone. Raises redis.RedisError."""
         kind = _SSLToNode if self.is_secure else _ToNode
-        connection: Any = kind(**(self.options | {"host": node.host, "port": node.port} | options))
+        limits = {"socket_timeout": min(self.options["socket_timeout"], LONGEST_S)}
+        connection: Any = kind(**(self.options | limits | {"host": node.host, "port": node.port} | options))
         connection.connect()
         return connection
 

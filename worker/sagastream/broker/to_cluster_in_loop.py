@@ -3,6 +3,7 @@ to_cluster.py is for a client that blocks.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Se
 from sagastream.broker.cluster_map import ClusterMap
 from sagastream.broker.failures import NodeAway
 from sagastream.broker.routes import Command, Reading
-from sagastream.broker.to_cluster import PATIENCE_S, PROBE_S
+from sagastream.broker.to_cluster import LONGEST_S, PATIENCE_S, PROBE_S
 from sagastream.broker.urls import Address
 
 
@@ -31,7 +32,8 @@ class NodesInLoop:
     async def connected(self, node: Address, **options: Any) -> Any:
         """A connection to this node alone. Raises redis.RedisError."""
         kind = SSLConnection if self._is_secure else Connection
-        connection: Any = kind(**(self.options | {"host": node.host, "port": node.port} | options))
+        limits = {"socket_timeout": min(self.options["socket_timeout"], LONGEST_S)}
+        connection: Any = kind(**(self.options | limits | {"host": node.host, "port": node.port} | options))
         await connection.connect()
         return connection
 
@@ -181,22 +183,41 @@ class ToBrokerInLoop(Connection):
         """See Wait, and waits.py."""
         reading = command.reading
         assert reading is not None
-        answers: list[Any] = []
-        for slot in reading.by_slot:
-            if slot not in self._waiting and (error := await self._begin(reading, slot, block_ms)) is not None:
-                answers.append(error)
-        tasks = {one.answer: slot for slot, one in self._waiting.items()}
-        if tasks:
-            ready, _ = await asyncio.wait(tasks, timeout=block_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
+        until_s = time.monotonic() + block_ms / 1000
+        answers: list[Any] = []  # those that are not nothing
+        failed: set[int] = set()
+        while not any(isinstance(answer, list) for answer in answers) and (left_s := until_s - time.monotonic()) > 0:
+            for slot in reading.by_slot.keys() - self._waiting.keys() - failed:
+                if (error := await self._begin(reading, slot, max(1, round(left_s * 1000)))) is not None:
+                    answers.append(error)
+                    failed.add(slot)
+            slots = {one.answer: slot for slot, one in self._waiting.items()}
+            if not slots:
+                break
+            ready, _ = await asyncio.wait(slots, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             for task in ready:
-                one = self._waiting.pop(tasks[task])
-                if task.exception() is None:
-                    self._idle.setdefault(one.node, []).append(one.connection)
-                else:
-                    await one.connection.disconnect(nowait=True)
-                is_of_now = tasks[task] in reading.by_slot and one.words == reading.words(tasks[task])
-                answers.append(task.exception() or task.result() if is_of_now else [])
+                slot = slots[task]
+                one = self._waiting[slot]
+                answer = await self._taken(slot)
+                # A look from before only tells that there is more.
+                is_of_now = slot in reading.by_slot and one.words == reading.words(slot)
+                if answer is not None:
+                    answers.append(answer if is_of_now or isinstance(answer, redis.RedisError) else [])
+                if isinstance(answer, redis.RedisError):
+                    failed.add(slot)
         return answers
+
+    async def _taken(self, slot: int) -> Any:
+        """The answer that has come to what waits in this slot. The connection is free for another one then."""
+        one = self._waiting.pop(slot)
+        error = one.answer.exception()
+        if error is None:
+            self._idle.setdefault(one.node, []).append(one.connection)
+            return one.answer.result()
+        await one.connection.disconnect(nowait=True)
+        if not isinstance(error, redis.RedisError):
+            raise error
+        return error
 
     async def _begin(self, reading: Reading, slot: int, block_ms: int) -> redis.RedisError | None:
         node = self._nodes.map.node_of(slot)

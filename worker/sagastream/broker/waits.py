@@ -24,7 +24,6 @@ class _Waiting(NamedTuple):
     connection: Any
     node: Address
     words: Words  # without for how long it waits
-    block_ms: int
 
 
 class Waits:
@@ -54,32 +53,29 @@ class Waits:
         """See Wait."""
         reading, whose = _reading_of(command), _whose(command, who)
         until_s = time.monotonic() + block_ms / 1000
-        answers: list[Any] = []
-        with selectors.DefaultSelector() as selector:
-            there = dict(self._of(whose))
-            for slot in reading.by_slot:
-                if slot not in there:
-                    begun = self._begin(reading, slot, block_ms)
-                    if isinstance(begun, RedisError):
-                        answers.append(begun)
-                        continue
-                    with self._lock:
-                        self._waiting[whose, slot] = there[slot] = begun
-            for slot, one in there.items():
-                selector.register(one.connection, selectors.EVENT_READ, (slot, one))
-            while there and not any(isinstance(answer, list) for answer in answers):
-                left_s = until_s - time.monotonic()
-                ready = selector.select(max(0.0, left_s))
-                for key, _ in ready:
-                    slot, one = key.data
-                    selector.unregister(key.fileobj)
-                    del there[slot]
-                    answer = self._taken(whose, slot, one)
-                    # A look from before only tells that there is more.
-                    is_of_now = reading.consumer is not None or one.words == reading.words(slot)
-                    answers.append(answer if is_of_now else [])
-                if not ready and left_s <= 0:
-                    break
+        answers: list[Any] = []  # those that are not nothing
+        failed: set[int] = set()
+        while not any(isinstance(answer, list) for answer in answers) and (left_s := until_s - time.monotonic()) > 0:
+            waiting = dict(self._of(whose))
+            for slot in reading.by_slot.keys() - waiting.keys() - failed:
+                begun = self._begin(reading, slot, max(1, round(left_s * 1000)))
+                if isinstance(begun, RedisError):
+                    answers.append(begun)
+                    failed.add(slot)
+                    continue
+                with self._lock:
+                    self._waiting[whose, slot] = waiting[slot] = begun
+            if not waiting:
+                break
+            for slot in _ready(waiting, left_s):
+                one = waiting[slot]
+                answer = self._taken(whose, slot, one)
+                # A look from before only tells that there is more.
+                is_of_now = reading.consumer is not None or one.words == reading.words(slot)
+                if answer is not None:
+                    answers.append(answer if is_of_now or isinstance(answer, RedisError) else [])
+                if isinstance(answer, RedisError):
+                    failed.add(slot)
         return answers
 
     def give_up(self, whose: Hashable) -> None:
@@ -118,7 +114,7 @@ class Waits:
             wire.send(connection, [reading.words(slot, block_ms=block_ms)])
         except RedisError as error:
             return error
-        return _Waiting(connection, node, reading.words(slot), block_ms)
+        return _Waiting(connection, node, reading.words(slot))
 
     def _taken(self, whose: Hashable, slot: int, one: _Waiting) -> Any:
         """Its answer. The connection is free for another one then."""
@@ -132,6 +128,14 @@ class Waits:
         with self._lock:
             self._idle.setdefault(one.node, []).append(one.connection)
         return answer
+
+
+def _ready(waiting: dict[int, _Waiting], left_s: float) -> list[int]:
+    """The slots whose readings have an answer, as soon as one has."""
+    with selectors.DefaultSelector() as selector:
+        for slot, one in waiting.items():
+            selector.register(one.connection, selectors.EVENT_READ, slot)
+        return [key.data for key, _ in selector.select(left_s)]
 
 
 def _reading_of(command: Command) -> Reading:

@@ -1,0 +1,273 @@
+"""What a bundle of connections asks which node, and what it makes of the answers; the nodes here are scripted."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Wait
+from sagastream.broker.cluster_map import SLOTS, ClusterMap, slot_of
+from sagastream.broker.failures import NodeAway, is_outage, is_refusal
+from sagastream.broker.urls import Address
+from sagastream.broker.wire import Words
+
+ONE, TWO, SEED = Address("10.0.0.1", 1), Address("10.0.0.2", 2), Address("10.0.0.9", 9)
+#: `a` is in a slot of the second node, `b` in one of the first.
+HALF = SLOTS // 2
+GONE = redis.ConnectionError("gone")
+
+
+def slots_of(*nodes: Address) -> list[Any]:
+    """An answer of CLUSTER SLOTS: these share the slots out evenly."""
+    bounds = [SLOTS * number // len(nodes) for number in range(len(nodes) + 1)]
+    return [
+        [first, end - 1, [node.host.encode(), node.port]]
+        for node, first, end in zip(nodes, bounds[:-1], bounds[1:], strict=True)
+    ]
+
+
+class Scripted:
+    """The nodes: what each answers, and what each was asked."""
+
+    def __init__(self, *nodes: Address) -> None:
+        self.now_s = 0.0
+        self.map = ClusterMap(SEED, clock=lambda: self.now_s)
+        self.bundle = Bundle(self.map)
+        self.maps: dict[Address, Any] = dict.fromkeys([*nodes, SEED], slots_of(*nodes))
+        self.answers: dict[Address, Callable[[Words], Any]] = {}
+        self.waits: list[Any] = []
+        self.collected: Any = ({}, set())
+        self.asked: list[tuple[str, Address, Any]] = []
+        self._owed: dict[Address, deque[Words]] = {}
+
+    def go(self, steps: Any) -> Any:
+        outcome: Any = None
+        while True:
+            try:
+                to_do = steps.send(outcome)
+            except StopIteration as end:
+                return end.value
+            outcome = self._do(to_do)
+
+    def trip(self, *commands: Words) -> list[Any]:
+        self.go(self.bundle.open())
+        self.go(self.bundle.send(commands))
+        return [self.go(self.bundle.read()) for _ in commands]
+
+    def sent(self, node: Address) -> list[Any]:
+        return [words for what, to, commands in self.asked if what == "send" and to == node for words in commands]
+
+    def _do(self, to_do: Any) -> Any:
+        match to_do:
+            case Send(node, commands):
+                self.asked.append(("send", node, list(commands)))
+                if isinstance(self.answers.get(node), redis.RedisError):
+                    return self.answers[node]
+                self._owed.setdefault(node, deque()).extend(commands)
+                return None
+            case Read(node):
+                says: Any = self.answers.get(node, lambda words: (str(node.port), words[-1]))
+                answer = says(self._owed[node].popleft())
+                if isinstance(answer, redis.ConnectionError):
+                    self._owed[node].clear()
+                return answer
+            case AskForMap(node):
+                self.asked.append(("map", node, None))
+                return self.maps[node]
+            case Probe(node):
+                self.asked.append(("probe", node, None))
+                return GONE if isinstance(self.answers.get(node), redis.RedisError) else None
+            case Wait(_, block_ms):
+                self.asked.append(("wait", ONE, block_ms))
+                return self.waits
+            case Collect():
+                return self.collected
+            case _:
+                raise AssertionError(to_do)
+
+
+def by(answers: dict[Any, Any], *, otherwise: Any = b"OK") -> Callable[[Words], Any]:
+    """Answers by the last word of a command."""
+    return lambda words: answers.get(words[-1], otherwise)
+
+
+def away(answer: Any, *, was_sent: bool) -> bool:
+    return isinstance(answer, NodeAway) and answer.was_sent is was_sent
+
+
+@pytest.fixture
+def nodes() -> Scripted:
+    assert slot_of("b") < HALF <= slot_of("a")
+    return Scripted(ONE, TWO)
+
+
+def test_answers_come_in_the_order_of_the_commands_and_each_node_is_asked_once(nodes: Scripted) -> None:
+    got = nodes.trip(("GET", "a"), ("GET", "b"), ("SET", "a", 1), ("TIME",))
+    assert got == [("2", "a"), ("1", "b"), ("2", 1), ("2", "TIME")]
+    assert [(what, node) for what, node, _ in nodes.asked] == [("map", SEED), ("send", TWO), ("send", ONE)]
+    assert nodes.bundle.is_idle
+
+
+def test_several_sendings_may_come_before_the_first_answer_is_read(nodes: Scripted) -> None:
+    nodes.go(nodes.bundle.open())
+    nodes.go(nodes.bundle.send([("GET", "a")]))
+    nodes.go(nodes.bundle.send([("GET", "b"), ("GET", "a")]))
+    assert [nodes.go(nodes.bundle.read()) for _ in range(3)] == [("2", "a"), ("1", "b"), ("2", "a")]
+
+
+def test_a_slot_that_has_moved_is_followed_and_remembered(nodes: Scripted) -> None:
+    nodes.answers[TWO] = lambda _: redis.exceptions.MovedError(f"{slot_of('a')} {ONE.host}:{ONE.port}")
+    assert nodes.trip(("GET", "a"), ("GET", "b")) == [("1", "a"), ("1", "b")]
+    nodes.maps = dict.fromkeys(nodes.maps, slots_of(ONE))
+    nodes.now_s += 1
+    nodes.asked.clear()
+    assert nodes.trip(("GET", "a")) == [("1", "a")]
+    assert [(what, node) for what, node, _ in nodes.asked] == [("map", ONE), ("send", ONE)]
+
+
+def test_one_key_that_has_moved_is_asked_for_there_once(nodes: Scripted) -> None:
+    nodes.answers[TWO] = by({"a": redis.exceptions.AskError(f"{slot_of('a')} {ONE.host}:{ONE.port}")})
+    nodes.answers[ONE] = lambda words: b"OK" if words == ("ASKING",) else ("1", words[-1])
+    assert nodes.trip(("GET", "a"), ("GET", "b"), ("GET", "{a}2")) == [("1", "a"), ("1", "b"), b"OK"]
+    assert nodes.sent(ONE) == [("GET", "b"), ("ASKING",), ("GET", "a")]
+    assert nodes.map.node_of(slot_of("a")) == TWO
+
+
+def test_a_slot_that_moves_to_and_fro_is_not_followed_for_ever(nodes: Scripted) -> None:
+    nodes.answers[TWO] = lambda _: redis.exceptions.MovedError(f"{slot_of('a')} {ONE.host}:{ONE.port}")
+    nodes.answers[ONE] = lambda _: redis.exceptions.MovedError(f"{slot_of('a')} {TWO.host}:{TWO.port}")
+    (answer,) = nodes.trip(("GET", "a"))
+    assert isinstance(answer, redis.exceptions.MovedError)
+    assert is_outage(answer)
+
+
+def test_a_move_without_a_host_is_to_the_host_that_was_asked(nodes: Scripted) -> None:
+    nodes.answers[TWO] = lambda _: redis.exceptions.MovedError(f"{slot_of('a')} :5")
+    assert nodes.trip(("GET", "a")) == [("5", "a")]
+    assert nodes.sent(Address(TWO.host, 5)) == [("GET", "a")]
+
+
+def test_a_transaction_is_not_followed(nodes: Scripted) -> None:
+    moved = redis.exceptions.MovedError(f"{slot_of('a')} {ONE.host}:{ONE.port}")
+    nodes.answers[TWO] = lambda words: moved if words[-1] == 1 else b"x"
+    assert nodes.trip(("MULTI",), ("SET", "a", 1), ("EXEC",)) == [b"x", moved, b"x"]
+    assert nodes.sent(ONE) == []
+
+
+@pytest.mark.parametrize("when", ["sending", "reading"])
+def test_a_node_that_is_away_answers_its_own_commands_with_that_and_no_others(nodes: Scripted, when: str) -> None:
+    nodes.answers[TWO] = GONE if when == "sending" else (lambda _: GONE)  # type: ignore[assignment]
+    first, second, third = nodes.trip(("GET", "a"), ("GET", "b"), ("SET", "a", 1))
+    assert second == ("1", "b")
+    assert away(first, was_sent=when == "reading")
+    assert away(third, was_sent=when == "reading")
+    assert is_outage(first)
+    assert is_refusal(first) is (when == "sending")  # else nobody knows whether it was done
+
+
+def test_a_node_that_is_away_is_not_tried_again_for_a_moment(nodes: Scripted) -> None:
+    nodes.answers[TWO] = GONE  # type: ignore[assignment]
+    nodes.trip(("GET", "a"))
+    nodes.asked.clear()
+    first, second = nodes.trip(("GET", "a"), ("GET", "b"))
+    assert (away(first, was_sent=False), second) == (True, ("1", "b"))
+    assert nodes.sent(TWO) == []
+    assert ("probe", TWO, None) not in nodes.asked
+
+
+def test_a_node_that_is_back_is_asked_after_a_probe(nodes: Scripted) -> None:
+    nodes.answers[TWO] = GONE  # type: ignore[assignment]
+    nodes.trip(("GET", "a"))
+    cuts = nodes.map.cuts
+    del nodes.answers[TWO]
+    nodes.now_s += 10
+    nodes.asked.clear()
+    assert nodes.trip(("GET", "a")) == [("2", "a")]
+    assert [what for what, _, _ in nodes.asked] == ["map", "probe", "send"]
+    assert nodes.map.was_cut("a", cuts)
+    assert not nodes.map.was_cut("b", cuts)
+
+
+def test_what_any_node_can_answer_is_asked_of_another_one(nodes: Scripted) -> None:
+    nodes.answers[ONE] = GONE  # type: ignore[assignment]
+    nodes.trip(("GET", "b"))
+    assert nodes.trip(("PING",)) == [("2", "PING")]
+    first, clock = nodes.trip(("GET", "b"), ("TIME",))
+    assert (away(first, was_sent=False), clock) == (True, ("2", "TIME"))
+
+
+def test_a_map_that_names_other_nodes_is_followed(nodes: Scripted) -> None:
+    nodes.trip(("GET", "a"))
+    nodes.answers[TWO] = GONE  # type: ignore[assignment]
+    nodes.trip(("GET", "a"))
+    new = Address("10.0.0.3", 3)
+    nodes.maps = dict.fromkeys(nodes.maps, slots_of(ONE, new))
+    cuts = nodes.map.cuts
+    nodes.now_s += 1
+    assert nodes.trip(("GET", "a")) == [("3", "a")]
+    assert nodes.map.was_cut("a", cuts)
+
+
+def test_without_any_map_the_error_of_the_last_node_is_raised(nodes: Scripted) -> None:
+    nodes.maps = {SEED: GONE}
+    with pytest.raises(redis.ConnectionError, match="gone"):
+        nodes.go(nodes.bundle.open())
+
+
+def test_a_node_that_knows_no_slots_gives_no_map(nodes: Scripted) -> None:
+    nodes.maps = {SEED: []}
+    with pytest.raises(redis.ConnectionError, match="knows no node that has slots"):
+        nodes.go(nodes.bundle.open())
+
+
+def test_what_waiting_does_not_mend_is_raised(nodes: Scripted) -> None:
+    nodes.maps = {SEED: redis.AuthenticationError("wrong password")}
+    with pytest.raises(redis.AuthenticationError):
+        nodes.go(nodes.bundle.open())
+
+
+def test_a_slot_without_a_node_is_an_outage_of_its_keys_alone(nodes: Scripted) -> None:
+    nodes.maps = dict.fromkeys(nodes.maps, slots_of(ONE, TWO)[:1])
+    first, second = nodes.trip(("GET", "a"), ("GET", "b"))
+    assert (away(first, was_sent=False), second) == (True, ("1", "b"))
+
+
+def read(*streams: str, block_ms: int | None = None) -> Sequence[Any]:
+    block = () if block_ms is None else ("BLOCK", block_ms)
+    return ("XREADGROUP", "GROUP", "g", "c", *block, "STREAMS", *streams, *(">" for _ in streams))
+
+
+FOUND = {"a": [[b"a", []]], "b": [[b"b", []]]}
+
+
+def entries(words: Words) -> Any:
+    return FOUND[str(words[words.index("STREAMS") + 1])]
+
+
+def nothing(words: Words) -> Any:
+    return [b"1", b"2"] if words[0] == "TIME" else None
+
+
+def test_a_reading_of_two_nodes_brings_what_both_have(nodes: Scripted) -> None:
+    nodes.answers = {ONE: entries, TWO: entries}
+    assert nodes.trip(read("a", "b", block_ms=5)) == [[*FOUND["a"], *FOUND["b"]]]
+    assert all(what != "wait" for what, _, _ in nodes.asked)
+
+
+def test_a_reading_that_finds_nothing_waits_and_the_time_is_asked_for_after_that(nodes: Scripted) -> None:
+    nodes.answers = {ONE: nothing, TWO: nothing}
+    nodes.waits = [FOUND["b"]]
+    got = nodes.trip(read("a", "b", block_ms=5), ("TIME",))
+    assert got == [FOUND["b"], [b"1", b"2"]]
+    assert nodes.asked[-2] == ("wait", ONE, 5)
+    assert nodes.asked[-1][2] == [("TIME",)]
+
+
+def test_what_a_former_reading_has_got_comes_along(nodes: Scripted) -> None:
+    nodes.answers = {ONE: nothing, TWO: nothing}
+    nodes.collected = ({slot_of("a"): FOUND["a"]}, {slot_of("b")})
+    assert nodes.trip(read("a", "b", block_ms=5)) == [FOUND["a"]]
+    assert nodes.sent(ONE) == []  # a former reading waits there with the same words
+    assert all(what != "wait" for what, _, _ in nodes.asked)
