@@ -225,7 +225,7 @@ class Broker:
         """Close the connections. The last process to leave an embedded server stops it."""
         self.client.close()
         if (nodes := to_cluster.nodes_of(self.client)) is not None:
-            nodes.waits.close()
+            nodes.close()
         if self.embedded is not None:
             self.embedded.leave()
 

@@ -3,6 +3,7 @@
 What the url names, only the server knows: so the first connection asks it, and becomes a bundle if it is a node.
 """
 
+import threading
 from collections.abc import Hashable, Sequence
 from typing import Any, Final
 
@@ -34,6 +35,8 @@ class Nodes:
         self.waits = Waits(self.connected, self.map.node_of)
         #: The options of each connection, as the client has them.
         self.options: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._clients: dict[Address, redis.Redis] = {}
 
     def __reduce__(self) -> Any:  # RQ sends the options of connections to processes that it starts
         return _nodes, (self._seed, self.is_secure)
@@ -45,6 +48,24 @@ class Nodes:
         connection: Any = kind(**(self.options | limits | {"host": node.host, "port": node.port} | options))
         connection.connect()
         return connection
+
+    def client_of(self, node: Address) -> "redis.Redis":
+        """A client of this node alone."""
+        with self._lock:
+            if (client := self._clients.get(node)) is None:
+                kind = SSLConnection if self.is_secure else Connection
+                options = self.options | {"host": node.host, "port": node.port}
+                pool = redis.ConnectionPool(connection_class=kind, **options)
+                client = self._clients[node] = redis.Redis(connection_pool=pool)
+        return client
+
+    def close(self) -> None:
+        """Close all connections besides those of the client's pool."""
+        self.waits.close()
+        with self._lock:
+            for client in self._clients.values():
+                client.close()
+                client.connection_pool.disconnect()
 
     def asked(self, node: Address, patience_s: float, *words: str) -> Any:
         """What a node answers over a connection of its own; the error, if it does not."""
@@ -225,21 +246,13 @@ def options(url: str) -> dict[str, Any]:
 
 
 def clients(client: "redis.Redis") -> dict[str, "redis.Redis"]:
-    """A client for each server, by its address: of each master of a cluster, or of the one server. Raises
+    """A client for each server, by its address: of each master of a cluster, or of the one server (""). Raises
     redis.RedisError if it is not known which they are."""
     if nodes_of(client) is None:
         client.ping()
     if (nodes := nodes_of(client)) is None:
         return {"": client}
-    kind = SSLConnection if nodes.is_secure else Connection
-    return {
-        str(node): redis.Redis(
-            connection_pool=redis.ConnectionPool(
-                connection_class=kind, **(nodes.options | {"host": node.host, "port": node.port})
-            )
-        )
-        for node in nodes.map.masters
-    }
+    return {str(node): nodes.client_of(node) for node in nodes.map.masters}
 
 
 def nodes_of(client: "redis.Redis") -> Nodes | None:

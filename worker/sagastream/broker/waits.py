@@ -5,6 +5,7 @@ A reading that has got nothing when another one has cannot be taken back: the no
 and those are then this consumer's. So it goes on to wait, and what it gets is taken along with the next reading.
 """
 
+import os
 import selectors
 import threading
 import time
@@ -34,6 +35,7 @@ class Waits:
         self._connect = connect
         self._node_of = node_of
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._waiting: dict[tuple[Hashable, int], _Waiting] = {}  # by who waits, and the slot
         self._idle: dict[Address, list[Any]] = {}  # connections on which nobody waits
 
@@ -97,6 +99,8 @@ class Waits:
 
     def _of(self, whose: Hashable) -> list[tuple[int, _Waiting]]:
         with self._lock:
+            if self._pid != os.getpid():  # this process was forked: the connections are those of the other
+                self._waiting, self._idle, self._pid = {}, {}, os.getpid()
             return [(slot, one) for (other, slot), one in self._waiting.items() if other == whose]
 
     def _begin(self, reading: Reading, slot: int, block_ms: int) -> "_Waiting | RedisError":
