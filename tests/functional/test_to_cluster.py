@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from sagastream.broker import to_cluster, wire
-from sagastream.broker.connection import Broker
+from sagastream.broker.connection import Broker, connect
 from sagastream.broker.failures import NodeAway
 from support.clusters import Cluster
 from support.waiting import slowness, takes_less_than, until
@@ -54,6 +54,16 @@ def test_a_url_of_any_node_leads_to_all(cluster: Cluster) -> None:
         assert sum(client.dbsize() for client in broker.servers().values()) == 30
         assert broker.client.unlink(*(f"k{number}" for number in range(30))) == 30
         broker.close()
+
+
+def test_a_client_without_a_broker_finds_the_nodes_too(cluster: Cluster) -> None:
+    """As services of users have it."""
+    for node in cluster.nodes:
+        with connect(node.url) as client:
+            for key in (ONE, TWO, THREE):
+                client.incr(key)
+    with connect(cluster.url) as client:
+        assert [client.get(key) for key in (ONE, TWO, THREE)] == [b"3", b"3", b"3"]
 
 
 def test_pipelines_and_transactions_of_redis_py(broker: Broker) -> None:

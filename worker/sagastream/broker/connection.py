@@ -336,7 +336,7 @@ def _client(url: str, named: str, **options: Any) -> redis.Redis:
             options |= sentinel.options(url)
             url = urls.sentinels(url).server
         elif not url.startswith("unix"):
-            options |= to_cluster.options(url)
+            options = to_cluster.options(url) | options
         return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **(_OPTIONS | options))
     except ValueError as error:
         raise BrokerError(f"{named} is not usable: {error}") from None

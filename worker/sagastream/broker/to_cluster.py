@@ -5,6 +5,7 @@ What the url names, only the server knows: so the first connection asks it, and 
 
 import threading
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import redis
@@ -13,6 +14,7 @@ from redis.connection import Connection, SSLConnection, parse_url
 from sagastream.broker import wire
 from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait
 from sagastream.broker.cluster_map import ClusterMap
+from sagastream.broker.server import mode_of
 from sagastream.broker.urls import Address
 from sagastream.broker.waits import Waits
 
@@ -242,7 +244,17 @@ def options(url: str) -> dict[str, Any]:
     return {
         "connection_class": SSLToBroker if is_secure else ToBroker,
         "nodes": Nodes(seed, is_secure=is_secure),
+        "redis_connect_func": _greet,
     }
+
+
+def _greet(connection: Any) -> None:
+    """Begin a connection of a client that does not ask by itself what the server is."""
+    connection.on_connect()
+    if isinstance(connection, ToBroker):
+        connection.send_command("HELLO")
+        with suppress(redis.ResponseError):  # a user may not be allowed to ask
+            connection.serves(mode_of(connection.read_response()))
 
 
 def clients(client: "redis.Redis") -> dict[str, "redis.Redis"]:
