@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from sagastream.broker import to_cluster, wire
+from sagastream.broker import exchange, scripting, to_cluster, wire
 from sagastream.broker.connection import Broker, connect
 from sagastream.broker.failures import NodeAway
 from support.clusters import Cluster
@@ -215,6 +215,8 @@ def test_a_node_that_restarted_is_reached_again(tmp_path: Path) -> None:
         first, second, third = wire.round_trip(client, [("GET", ONE), ("GET", TWO), ("GET", THREE)])
         assert isinstance(first, NodeAway)
         assert (second, third) == (b"1", b"1")
+        with pytest.raises(NodeAway):
+            exchange.run(client, scripting.Script("due").call([ONE], [1, 1]))
         node.start()
         until(lambda: wire.round_trip(client, [("GET", ONE)]) == [b"1"], what="it is reached")
     finally:

@@ -265,6 +265,16 @@ def test_a_reading_that_finds_nothing_waits_and_the_time_is_asked_for_after_that
     assert nodes.asked[-1][2] == [("TIME",)]
 
 
+def test_a_node_that_is_away_does_not_end_a_reading_of_which_the_others_have_nothing(nodes: Scripted) -> None:
+    nodes.answers = {ONE: nothing, TWO: GONE}  # type: ignore[dict-item]
+    nodes.waits = [GONE]
+    assert nodes.trip(read("a", "b", block_ms=5)) == [None]
+    nodes.answers[ONE] = GONE  # type: ignore[assignment]
+    nodes.waits = [GONE, GONE]
+    (answer,) = nodes.trip(read("a", "b", block_ms=5))
+    assert away(answer, was_sent=False)
+
+
 def test_what_a_former_reading_has_got_comes_along(nodes: Scripted) -> None:
     nodes.answers = {ONE: nothing, TWO: nothing}
     nodes.collected = ({slot_of("a"): FOUND["a"]}, {slot_of("b")})

@@ -106,6 +106,7 @@ def test_keys_are_counted_in_parts_and_summed() -> None:
 READING = ("XREADGROUP", "GROUP", "g", "c", "COUNT", 5, "BLOCK", 90, "STREAMS", "a", "b", "{a}2", ">", ">", ">")
 ONE, TWO = [[b"a", [[b"1-0", []]]]], [[b"b", [[b"2-0", []]]]]
 AWAY, REFUSED = NodeAway("away", was_sent=True), redis.ResponseError("NOGROUP no such group")
+DOWN = redis.exceptions.ClusterDownError("Hash slot not served")
 
 
 def test_a_reading_of_several_slots_is_asked_in_parts_that_do_not_wait() -> None:
@@ -130,7 +131,9 @@ def test_a_reading_of_several_slots_is_asked_in_parts_that_do_not_wait() -> None
         ([None, AWAY], None),  # the node comes back by itself
         ([None, REFUSED], REFUSED),
         ([AWAY, REFUSED], REFUSED),
+        ([None, DOWN], None),
         ([AWAY, AWAY], AWAY),
+        ([DOWN, AWAY], DOWN),
         ([], None),
     ],
 )

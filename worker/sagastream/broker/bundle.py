@@ -113,7 +113,9 @@ class Bundle:
         if late:
             answer = [*(answer if isinstance(answer, list) else []), *late]
         if not answer and reading.block_ms is not None:
-            answer = reading.merged((yield Wait(command, reading.block_ms)))
+            waited = yield Wait(command, reading.block_ms)
+            nothing = [None] * (len(reading.by_slot) - len(waited))  # the other slots have given
+            answer = reading.merged([*waited, *nothing])
             yield from self._what_time_is_it()
         return answer
 

@@ -158,6 +158,11 @@ class ClusterMap:
         """Whether a node did not answer when it was asked last."""
         return node in self._away
 
+    @property
+    def some_answer(self) -> bool:
+        """Whether some node with slots answered when it was asked last."""
+        return any(node not in self._away for node in self._nodes)
+
     def why_away(self, node: Address) -> RedisError | None:
         """The error with which a node went away."""
         away = self._away.get(node)

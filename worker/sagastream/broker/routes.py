@@ -12,7 +12,7 @@ from typing import Any, Final
 from redis.exceptions import RedisError
 
 from sagastream.broker.cluster_map import slot_of
-from sagastream.broker.failures import NodeAway
+from sagastream.broker.failures import is_outage
 from sagastream.broker.wire import Words
 
 #: Commands without a key that go where the next command with one goes, …
@@ -149,8 +149,8 @@ class Reading:
         if found:
             return found
         errors = [answer for answer in answers if isinstance(answer, RedisError)]
-        # What a server refuses waits for somebody; a node that is away comes back by itself, and others may have more.
-        refused = [error for error in errors if not isinstance(error, NodeAway)]
+        # What a server refuses waits for somebody; an outage of a node passes by itself, and others may have more.
+        refused = [error for error in errors if not is_outage(error)]
         if errors and (refused or len(errors) == len(answers)):
             return (refused or errors)[0]
         return None

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 from sagastream.broker.exchange import Exchange, run
-from sagastream.broker.wire import Words
+from sagastream.broker.wire import Words, or_raise
 
 if TYPE_CHECKING:
     import redis
@@ -31,14 +31,12 @@ class Script:
         self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()  # its name in the server
 
     def call(self, keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Exchange[Any]:
-        """What the script returns. Raises redis.ResponseError if the script, or the server, refuses."""
+        """What the script returns. Raises redis.ResponseError if the script, or the server, refuses, and NodeAway."""
         (answer,) = yield [("EVALSHA", self._sha, len(keys), *keys, *args)]
         if isinstance(answer, NoScriptError):
             # Not EVAL alone: Valkey may evict a script that only EVAL has brought.
             _, answer = yield [("SCRIPT", "LOAD", self._text), ("EVAL", self._text, len(keys), *keys, *args)]
-        if isinstance(answer, ResponseError):
-            raise answer
-        return answer
+        return or_raise(answer)
 
 
 def even_if_full(key: str, *words: str | bytes | int) -> Words:

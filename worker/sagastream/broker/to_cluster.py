@@ -34,7 +34,7 @@ class Nodes:
         """`seed`: the server that the url names."""
         self._seed, self.is_secure = seed, is_secure
         self.map = ClusterMap(seed)
-        self.waits = Waits(self.connected, self.map.node_of)
+        self.waits = Waits(self._to_wait, self.map.node_of)
         #: The options of each connection, as the client has them.
         self.options: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -68,6 +68,12 @@ class Nodes:
             for client in self._clients.values():
                 client.close()
                 client.connection_pool.disconnect()
+
+    def _to_wait(self, node: Address) -> Any:
+        """A connection on which something waits. Whether a node is back is seen by what does not wait."""
+        if (why := self.map.why_away(node)) is not None:
+            raise why
+        return self.connected(node)
 
     def asked(self, node: Address, patience_s: float, *words: str) -> Any:
         """What a node answers over a connection of its own; the error, if it does not."""

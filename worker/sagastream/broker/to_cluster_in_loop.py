@@ -223,6 +223,8 @@ class ToBrokerInLoop(Connection):
         node = self._nodes.map.node_of(slot)
         if node is None:
             return NodeAway(f"slot {slot} of the cluster has no node", was_sent=False)
+        if (why := self._nodes.map.why_away(node)) is not None:
+            return why  # what does not wait sees that it is back
         try:
             idle = self._idle.get(node)
             connection = idle.pop() if idle else None

@@ -31,7 +31,7 @@ class Waits:
     """The readings of one client that wait."""
 
     def __init__(self, connect: Callable[[Address], Any], node_of: Callable[[int], Address | None]) -> None:
-        """`connect`: opens a connection to a node. `node_of`: the node of a slot."""
+        """`connect`: opens a connection to a node that is not away. `node_of`: the node of a slot."""
         self._connect = connect
         self._node_of = node_of
         self._lock = threading.Lock()
