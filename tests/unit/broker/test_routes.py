@@ -82,6 +82,7 @@ def test_without_a_key_it_goes_where_its_neighbours_go() -> None:
     assert slots(load, ("GET", "a"), load, ("GET", "b")) == [[a], [a], [b], [b]]
     assert slots(("SET", "a", 1), ("WAIT", 1, 9), ("SET", "b", 1), ("WAIT", 1, 9)) == [[a], [a], [b], [b]]
     assert slots(("PING",), ("GET", "a"), ("TIME",), ("PING",)) == [[None], [a], [a], [None]]
+    assert slots(("INFO",), ("GET", "a"), ("INFO", "replication"), ("CLUSTER", "MYID")) == [[None], [a], [a], [a]]
 
 
 def test_a_transaction_goes_to_one_node_whatever_stands_in_it() -> None:

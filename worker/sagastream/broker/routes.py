@@ -1,7 +1,8 @@
 """Where the commands of a round trip go on a cluster: to the node that has the slot of their keys.
 
 A command without a key goes where its neighbours go: a script is loaded where it is called next, and a WAIT asks the
-node that was written to. A command whose keys are in several slots is asked in parts, if its answers can be put
+node that was written to. What a node says of itself (INFO, CLUSTER MYID) is told by the node of the key before, or by
+any node if there is none. A command whose keys are in several slots is asked in parts, if its answers can be put
 together: a reading of streams, or a count of keys. Any other is refused by the server.
 """
 
@@ -18,7 +19,7 @@ from sagastream.broker.wire import Words
 #: Commands without a key that go where the next command with one goes, …
 _BEFORE: Final = frozenset({"MULTI", "SCRIPT"})
 #: … and those that go where the one before went.
-_AFTER: Final = frozenset({"EXEC", "DISCARD", "WAIT", "WAITAOF", "TIME", "ASKING"})
+_AFTER: Final = frozenset({"EXEC", "DISCARD", "WAIT", "WAITAOF", "TIME", "ASKING", "INFO", "CLUSTER"})
 #: Others without a key. Any node can answer them for itself.
 _ANYWHERE: Final = frozenset(
     [
@@ -27,7 +28,6 @@ _ANYWHERE: Final = frozenset(
         "BGREWRITEAOF",
         "BGSAVE",
         "CLIENT",
-        "CLUSTER",
         "COMMAND",
         "CONFIG",
         "DBSIZE",
@@ -36,7 +36,6 @@ _ANYWHERE: Final = frozenset(
         "FLUSHDB",
         "FUNCTION",
         "HELLO",
-        "INFO",
         "KEYS",
         "LASTSAVE",
         "LATENCY",
