@@ -25,6 +25,7 @@ from sagastream.orchestrator.commit import missing
 from sagastream.store import heartbeat, lineage, published
 from sagastream.store import told as ends
 from sagastream.store.keys import ORCHESTRATOR_GROUP
+from sagastream.store.losses import Loss
 from sagastream_bridge.inspection import after_failover, evidence
 from sagastream_bridge.inspection.after_failover import AfterFailover
 from sagastream_bridge.inspection.evidence import NoAnswer, Questions, Where
@@ -376,7 +377,7 @@ def test_an_end_that_may_have_been_told_is_compared_with_the_saga(
     scene.worker._lineage.changes += 1
     scene.worker.turn(block_ms=1)
     assert ends.kept(scene.redis, KEYS) == []
-    scene.worker._lineage.loss = lineage.Loss(since_ms=None, evidence="as a test says", found_ms=1)
+    scene.worker._lineage.loss = Loss(since_ms=None, evidence="as a test says", found_ms=1)
     scene.worker._lineage.changes += 1
     scene.worker.turn(block_ms=1)
     assert [(one.saga_id, one.status) for one in ends.kept(scene.redis, KEYS)] == [

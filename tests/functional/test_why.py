@@ -21,8 +21,9 @@ from sagastream.client.blocking import SagaClient
 from sagastream.codecs.keyring import Keyring
 from sagastream.console import printable
 from sagastream.core.causes import Cause, CauseKind
-from sagastream.store import heartbeat, lineage
+from sagastream.store import heartbeat
 from sagastream.store.columns import iso
+from sagastream.store.losses import Loss
 from sagastream_bridge.inspection.doctor import Doctor
 from support.processes import Commands
 from support.scenes import do
@@ -634,7 +635,7 @@ def test_what_was_lost_is_told_of_the_sagas_that_may_differ_alone(shop: Shop) ->
     until(lambda: (state := shop.client.get("before")) and state.ended, what="it runs")
     now: Any = shop.client._redis.time()
     since_ms = now[0] * 1000 + 2000
-    loss = lineage.Loss(since_ms=since_ms, evidence="as a test says", found_ms=since_ms + 60_000, found_by="a test")
+    loss = Loss(since_ms=since_ms, evidence="as a test says", found_ms=since_ms + 60_000, found_by="a test")
     shop.client._redis.hset(KEYS.losses, "history", msgspec.json.encode(loss))
     assert "the store has lost" not in shop.show("before")
     shop.begin("open", do(60, "Slow", "shop", timeout_ms=120_000))

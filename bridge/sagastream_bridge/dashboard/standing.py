@@ -22,7 +22,7 @@ from sagastream.core.why_waits import pause_told, pauses_nothing
 from sagastream.store import lineage
 from sagastream.store.finding import find
 from sagastream.store.keys import StoreKeys
-from sagastream.store.lineage import Loss
+from sagastream.store.losses import Loss
 from sagastream_bridge.inspection import figures
 from sagastream_bridge.inspection.figures import Figures, ServiceFigures
 

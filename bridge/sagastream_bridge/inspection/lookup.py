@@ -31,6 +31,7 @@ from sagastream.store import layout, lineage, published, sagas
 from sagastream.store.columns import iso
 from sagastream.store.finding import Page, find, opened_page
 from sagastream.store.keys import StoreKeys
+from sagastream.store.losses import Loss
 from sagastream.store.quarantine import Quarantine
 from sagastream_bridge.inspection import graph_views, history_views
 
@@ -109,7 +110,7 @@ def _sealed(unopened: Mapping[str, str]) -> list[str]:
     return [f"cannot open {', '.join(those)}: {why}" for why, those in places.items()]
 
 
-def _is_older(state: SagaState, loss: lineage.Loss) -> bool:
+def _is_older(state: SagaState, loss: Loss) -> bool:
     """Whether it had ended before what is lost was written: its end is there, and nothing came after that."""
     return state.ended and loss.since_ms is not None and state.updated_ms < loss.since_ms
 

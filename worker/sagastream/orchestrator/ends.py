@@ -10,7 +10,7 @@ from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.orchestrator.change import Change
 from sagastream.store import told
 from sagastream.store.keys import StoreKeys
-from sagastream.store.lineage import Loss
+from sagastream.store.losses import Loss
 from sagastream.store.told import End
 
 #: How many ends are remembered: some seconds of a busy worker. A replica lags by milliseconds, unless it is cut off.
