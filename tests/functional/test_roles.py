@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import pytest
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaState
 from sagastream.store.roles import Role
+from support.clusters import Cluster
 from support.processes import Commands, Talk
 from support.scenes import do
-from support.servers import Server
+from support.servers import KINDS, Server
 from support.stores import KEYS, ONLY
 from support.users import Users
 from support.waiting import until
@@ -49,7 +51,7 @@ def refund(params, context):
 class Stage:
     """A worker and a service, each as its own user."""
 
-    def __init__(self, server: Server, commands: Commands, users: Users) -> None:
+    def __init__(self, server: Server | Cluster, commands: Commands, users: Users) -> None:
         self.server = server
         self.commands = commands
         self.users = users
@@ -95,6 +97,21 @@ def test_workers_services_and_clients_do_all_their_work(
     server: Server, commands: Commands, partitions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAGASTREAM_PARTITIONS", str(partitions))
+    do_all_work(server, commands, partitions)
+
+
+@pytest.mark.both_in_soak
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_do_so_on_a_cluster(kind: str, tmp_path: Path, commands: Commands) -> None:
+    cluster = Cluster(kind, tmp_path, masters=1)
+    try:
+        do_all_work(cluster, commands, 1)
+    finally:
+        cluster.stop()
+
+
+def do_all_work(server: Server | Cluster, commands: Commands, partitions: int) -> None:
+    """All that a worker, a service and clients do, as users of their roles, on a store with that many partitions."""
     users = Users(server, partitions=partitions)
     stage = Stage(server, commands, users)
     begin_only, client = SagaClient(users.broker(Role.BEGIN_ONLY)), SagaClient(users.broker(Role.CLIENT))

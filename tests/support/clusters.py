@@ -95,7 +95,7 @@ class Cluster:
         each other through gates, which is slower."""
         self._kind, self._folder, self._settings = kind, folder, settings
         self._gates = Gates() if gates else None
-        self._brokers: list[Broker] = []
+        self.brokers: list[Broker] = []
         self.nodes: list[Node] = []
         try:
             self._start(masters, replicas)
@@ -143,8 +143,8 @@ class Cluster:
         return self.live[0].url
 
     def broker(self) -> Broker:
-        self._brokers.append(Broker(self.url))
-        return self._brokers[-1]
+        self.brokers.append(Broker(self.url))
+        return self.brokers[-1]
 
     @property
     def live(self) -> list[Node]:
@@ -306,8 +306,8 @@ class Cluster:
     # --- its end
 
     def close_brokers(self) -> None:
-        while self._brokers:
-            self._brokers.pop().close()
+        while self.brokers:
+            self.brokers.pop().close()
 
     def clear(self) -> None:
         """Bring all nodes back to their state at the start. Slots stay where they are."""

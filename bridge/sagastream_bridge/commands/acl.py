@@ -29,12 +29,19 @@ ROLES: Final = (
     show_envvar=True,
     help="Into how many the store is divided.",
 )
-def acl(role: str, service: str | None, queues: tuple[str, ...], user: str | None, partitions: int) -> None:
+@click.option("--cluster", is_flag=True, help="The store is on a cluster. Make the user on each of its nodes.")
+def acl(
+    *, role: str, service: str | None, queues: tuple[str, ...], user: str | None, partitions: int, cluster: bool
+) -> None:
     """Print the line that makes a user of Redis who may do what a process of this role does, and nothing else.
 
     The line sets no password, and keeps the one that the user has. So use it again after an upgrade:
 
       sagastream acl worker | redis-cli; redis-cli ACL SETUSER worker '>secret'
+
+    Each node of a cluster has users of its own, so make it on all of them:
+
+      sagastream acl worker --cluster | xargs redis-cli --cluster call HOST:PORT
     """
     with orderly():
         from sagastream.broker.connection import prefix_of
@@ -45,7 +52,7 @@ def acl(role: str, service: str | None, queues: tuple[str, ...], user: str | Non
             if not all(name is None or is_service(name) for name in names):
                 raise click.BadParameter("a name is 1 to 128 characters of A-Z a-z 0-9 . _ -", param_hint=option)
         try:
-            words = rules(Role(role), patterns(prefix_of(), partitions), service, queues)
+            words = rules(Role(role), patterns(prefix_of(), partitions, cluster=cluster), service, queues)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
         words = ["ACL", "SETUSER", user or service or role, *words]

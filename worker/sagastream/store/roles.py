@@ -85,6 +85,11 @@ _WRITES: Final = "script|load"
 _TRANSACTIONS: Final = "multi exec"
 _CONFIRMED: Final = "wait"  # whether a replica has what was begun
 _IN_SCRIPTS: Final = "eval evalsha"
+#: On a cluster, everybody has to know which node has which slots, and follows a slot that is on the move. …
+_FIND_NODES: Final = "cluster|slots asking"
+#: … Those who look at the nodes see also which of them are down.
+_LOOK_AT_NODES: Final = "cluster|nodes"
+_LOOKS_AT_NODES: Final = (Role.INSPECTOR, Role.OPERATOR, Role.DOCTOR)
 
 #: A stream that is read as a consumer of a group.
 _GROUP: Final = (
@@ -262,6 +267,8 @@ def rules(role: Role, keys: StoreKeys, service: str | None = None, queues: Seque
     if queues and role is not Role.SERVICE:
         raise ValueError(f"the role {role} has no queues: only a service sends jobs")
     keyless, grants = _ROLES[role]
+    if keys.apart:
+        keyless += f" {_FIND_NODES}" + (f" {_LOOK_AT_NODES}" if role in _LOOKS_AT_NODES else "")
     if role is Role.BRIDGE and service is not None:
         grants = (*grants, *_SERVE)
     places = {name: place(keys, keys.partitions[0], service or "*") for name, place in _PLACES.items()}
@@ -271,12 +278,13 @@ def rules(role: Role, keys: StoreKeys, service: str | None = None, queues: Seque
         own = job_names.patterns(service or "", keys.prefix, divided=keys.tags != ("0",))
         jobs = [f"rq:*:{name}" for name in (*own, *queues)] + ["rq:queues", "rq:worker:*"]
         selectors.append(_selected([f"~{key}" for key in jobs], _SEND_JOBS))
-    return ["on", "clearselectors", "resetkeys", "resetchannels", "-@all", *_allowed(keyless), *selectors]
+    return ["on", "clearselectors", "resetkeys", "resetchannels", "nocommands", *_allowed(keyless), *selectors]
 
 
-def patterns(prefix: str, partitions: int) -> StoreKeys:
-    """The names of a store's keys as patterns of ACL: if there are several partitions, each stands for all of them."""
-    return StoreKeys(prefix, ["0" if partitions == 1 else "*"])
+def patterns(prefix: str, partitions: int, *, cluster: bool = False) -> StoreKeys:
+    """The names of a store's keys as patterns of ACL: if there are several partitions, each stands for all of them.
+    `cluster`: the store is on one."""
+    return StoreKeys(prefix, ["0" if partitions == 1 else "*"], "0" if cluster else None)
 
 
 def _selector(grant: _Grant, places: Mapping[str, str]) -> str:
