@@ -1,7 +1,6 @@
 """Steps as RQ jobs, on real RQ workers: what is done once, what is refused, and what happens to jobs whose process
 dies."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -9,9 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -24,22 +22,20 @@ from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from sagastream import Service
 from sagastream.broker.connection import connect
 from sagastream.client.blocking import SagaClient
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.commands import ok, reply_to
-from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.saga import SagaStatus
 from sagastream.core.service_actions import Answer
 from sagastream.rq_steps.dispatcher import on_rq
 from sagastream.rq_steps.queues import SERVICES_VARIABLE, waiting_for_worker
-from sagastream.service.runner import ServiceRunner
-from sagastream.store import layout, published
 from sagastream.store.job_names import job_id
 from sagastream_bridge.inspection.doctor import Doctor
 from support.page import Shell
 from support.processes import Commands
-from support.scenes import Scene, do
+from support.rq_workers import JOBS, RQ, SHOP, Fleet, Stage
+from support.scenes import do
 from support.servers import Server, alive
 from support.stores import ONLY, divided, in_each
 from support.streams import append_requests
@@ -47,181 +43,8 @@ from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
 
-RQ = str(Path(sys.executable).with_name("rq"))
-
 #: In milliseconds: a step whose attempts are counted does not time out while RQ's processes start.
 LONG_MS = 600_000
-
-SHOP = """
-import asyncio, logging, os, signal
-from sagastream import Reject, Service, connect
-
-service = Service("work", lease_ms=2000)
-
-
-def note(what):
-    with connect() as db:
-        db.rpush("effects", what)
-
-
-@service.command("Do", compensation="Undo", via="rq", queue="steps", concurrency=3)
-def do(params, context):
-    if params == "fail":
-        raise Reject("as asked")
-    with connect() as db:
-        db.rpush("begun", os.getpid())
-        if params == "wait":
-            while not db.blpop("go", 1):
-                pass
-        if params == "die" and context.attempt == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-    note(f"done {context.key}")
-    return params
-
-
-@service.compensation("Undo", via="rq", queue="steps")
-def undo(params, context):
-    note(f"undone {context.transaction_key}")
-
-
-@service.command("Later", compensation=None, via="rq", queue="steps")
-async def later(params, context):
-    await asyncio.sleep(0)
-    return params
-
-
-@service.command("Swallow", compensation=None, via="rq", queue="steps", timeout_s=1)
-def swallow(params, context):
-    while True:
-        try:
-            connect().blpop("never", 5)
-        except Exception:
-            pass
-
-
-@service.command("Tell", compensation=None, via="rq", queue="steps")
-def tell(params, context):
-    logging.getLogger("shop.till").info("telling %s\\x1b[1m", params)
-
-
-@service.command("Ask", compensation="Unask", via="rq", queue="steps")
-def ask(params, context):
-    return [context.input, context.definition]
-
-
-@service.compensation("Unask", via="rq", queue="steps")
-def unask(params, context):
-    note(f"{params} {context.input} {context.definition} {context.undo}")
-
-
-service.command("Charge", call="jobs.charge", compensation="Refund", via="rq", queue="steps")
-service.compensation("Refund", call="jobs.refund", via="rq", queue="steps")
-"""
-
-JOBS = """
-from rq import get_current_job
-from sagastream import connect
-
-
-def charge(user, amount=1):
-    with connect() as db:
-        db.rpush("effects", f"charged {user} {amount} as {get_current_job().id}")
-    if amount > 10:
-        raise ValueError("too much")
-    return {"charged": amount}
-
-
-async def refund(user, amount=1):
-    with connect() as db:
-        db.rpush("effects", f"refunded {user} {amount}")
-"""
-
-
-#: An older release of the same service: it has no Do.
-OLDER = """
-from sagastream import Service
-
-service = Service("work", lease_ms=2000)
-service.command("Later", compensation=None, via="rq", queue="steps")(lambda params, context: params)
-"""
-
-
-class Fleet:
-    """RQ workers as a team runs them, in a folder with their modules."""
-
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder = folder
-        self.env = os.environ | {"REDIS_URL": url, SERVICES_VARIABLE: "shop:service", "PYTHONDONTWRITEBYTECODE": "1"}
-        self.workers: list[subprocess.Popen[bytes]] = []
-        (folder / "shop.py").write_text(SHOP)
-        (folder / "jobs.py").write_text(JOBS)
-        (folder / "older.py").write_text(OLDER)
-
-    def worker(self, *options: str, queue: str = "steps", services: str | None = None) -> "subprocess.Popen[bytes]":
-        with (self.folder / "rq.log").open("ab") as log:
-            worker = subprocess.Popen(
-                [RQ, "worker", "-w", "sagastream.rq_runner.SagaWorker", *options, queue],
-                cwd=self.folder,
-                env=self.env if services is None else self.env | {SERVICES_VARIABLE: services},
-                stdout=log,
-                stderr=log,
-            )
-        self.workers.append(worker)
-        return worker
-
-    @property
-    def said(self) -> str:
-        return (self.folder / "rq.log").read_text()
-
-    def end(self) -> None:
-        for worker in self.workers:
-            worker.kill()
-            worker.wait()
-
-
-class Stage(Scene):
-    """A scene whose service `work` runs on RQ."""
-
-    def __init__(self, server: Server, fleet: Fleet) -> None:
-        super().__init__(server.broker())
-        spec = importlib.util.spec_from_file_location("shop", fleet.folder / "shop.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        self.service: Service = module.service
-        self.fleet = fleet
-        published.publish(self.redis, layout.look(self.broker), "work", self.service.publishes())
-        self.runner = self.dispatcher()
-
-    def dispatcher(self) -> ServiceRunner:
-        return ServiceRunner(self.broker, self.service, threading.Event(), dispatcher=on_rq(self.broker, self.service))
-
-    def effects_on_rq(self) -> list[str]:
-        found: Any = self.redis.lrange("effects", 0, -1)
-        return [effect.decode() for effect in found]
-
-    def all_until(self, condition: Callable[[], Any], *, what: str) -> Any:
-        def turned() -> Any:
-            self.worker.turn(block_ms=1)
-            self.runner.turn(block_ms=1)
-            return condition()
-
-        return until(turned, what=what)
-
-    def begun(self, times: int = 1) -> int:
-        """Wait until a handler has begun for the nth time; the pid of its work horse."""
-        self.all_until(lambda: self.redis.llen("begun") >= times, what=f"handler {times} begins")
-        pids: Any = self.redis.lrange("begun", 0, -1)
-        return int(pids[times - 1])
-
-    def job(self, saga_id: str, direction: str = "transaction") -> Job:
-        return Job.fetch(f"saga-work-{saga_id}-1-{direction}", connection=self.redis, serializer=JSONSerializer)
-
-    def state(self, saga_id: str) -> SagaState:
-        state = self.client.get(saga_id)
-        assert state is not None
-        return state
 
 
 @pytest.fixture
@@ -243,7 +66,7 @@ def fleet(server: Server, tmp_path: Path) -> Iterator[Fleet]:
 @pytest.fixture
 def stage(server: Server, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Stage:
     monkeypatch.setenv("REDIS_URL", server.url)
-    return Stage(server, fleet)
+    return Stage(server.broker(), fleet)
 
 
 def test_a_handler_on_rq_is_told_the_input_the_definition_and_the_undo(stage: Stage) -> None:
@@ -545,7 +368,7 @@ def test_jobs_for_which_no_worker_runs_are_told_of_by_the_service_and_the_doctor
         searches.append(waiting_for_worker(*given))
         return searches[-1]
 
-    monkeypatch.setattr("sagastream.rq_steps.dispatcher.waiting_for_worker", search)
+    monkeypatch.setattr("sagastream.rq_steps.jobs.waiting_for_worker", search)
     stage.all_until(lambda: len(searches) > 2, what="it has looked again")
     assert searches[1] == {"steps": 2}
     assert len(complaints()) == 1  # once a minute
@@ -977,7 +800,7 @@ def test_jobs_run_in_every_partition_of_a_store_with_a_prefix(
     monkeypatch.setenv("REDIS_URL", server.url)
     monkeypatch.setenv("SAGASTREAM_PREFIX", "shop")
     keys = divided(server.broker())
-    stage = Stage(server, fleet)
+    stage = Stage(server.broker(), fleet)
     fleet.worker()
     ids = in_each(keys)
     for saga_id in ids:

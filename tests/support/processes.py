@@ -32,7 +32,7 @@ class Commands:
         self.running: list[subprocess.Popen[bytes]] = []
 
     def environment(self, **changes: str) -> dict[str, str]:
-        env = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "SAGASTREAM_HOME", "NO_COLOR")}
+        env = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "RQ_URL", "SAGASTREAM_HOME", "NO_COLOR")}
         return env | {"XDG_STATE_HOME": str(self.state)} | changes
 
     @property

@@ -26,7 +26,15 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 #: Succeeds while the health file is younger than a minute.
 PROBE = 'test -n "$(find /tmp/healthy -mmin -1)"'
 #: Variables of other programs that are set here.
-OF_OTHERS = {"REDIS_URL", "PATH", "PYTHON", "PYTHONUNBUFFERED", "PIP_DISABLE_PIP_VERSION_CHECK", "PIP_NO_CACHE_DIR"}
+OF_OTHERS = {
+    "REDIS_URL",
+    "RQ_URL",
+    "PATH",
+    "PYTHON",
+    "PYTHONUNBUFFERED",
+    "PIP_DISABLE_PIP_VERSION_CHECK",
+    "PIP_NO_CACHE_DIR",
+}
 
 
 class Strict(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML tells no types

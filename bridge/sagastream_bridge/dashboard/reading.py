@@ -19,6 +19,7 @@ from sagastream.core.filtering import Filter
 from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
 from sagastream.errors import SagastreamError
+from sagastream.rq_steps import asking
 from sagastream.store import bulks, heartbeat, layout, operations, published
 from sagastream.store.definitions import Deployed
 from sagastream.store.finding import Page, find, opened_page
@@ -152,7 +153,7 @@ class StoreReader:
 
     def why(self, states: Sequence[SagaState]) -> list[tuple[Cause, ...]]:
         """Why each of these sagas waits."""
-        return run(self.broker.client, explain(self.keys(), states, _LOOKED_AT))
+        return asking.run(self.broker.client, explain(self.keys(), states, _LOOKED_AT))
 
     def quarantined(self) -> list[Quarantined]:
         """The messages that were set aside last, the newest first."""

@@ -7,13 +7,10 @@ what to do.
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-import redis
-
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.client.evidence import survey
 from sagastream.codecs.setting import codec_of
-from sagastream.console import describe
 from sagastream.core.bulks import BulkState
 from sagastream.core.causes import CauseKind, Evidence
 from sagastream.core.durations import spoken
@@ -25,7 +22,7 @@ from sagastream.store import bulks, heartbeat, layout, lineage, published, sagas
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import ORCHESTRATOR_GROUP
 from sagastream.store.quarantine import Quarantine
-from sagastream_bridge.inspection import bulk_views, sharing
+from sagastream_bridge.inspection import bulk_views, rq_check, sharing
 from sagastream_bridge.inspection.findings import Finding, cannot_tell, ok, problem, problem_of, warning
 from sagastream_bridge.inspection.indexes import SagaCheck
 from sagastream_bridge.inspection.key_check import KeyCheck, central
@@ -89,7 +86,7 @@ class Doctor:
         yield from self._paused(evidence, processes)
         yield from self._bulks(evidence.now_ms)
         yield from self._clock(processes)
-        yield from self._jobs()
+        yield from rq_check.examine(self._broker, self._keys.prefix)
         if quarantined := len(Quarantine(self._client, self._keys)):
             yield warning(
                 "quarantine", f"messages that were set aside: {quarantined}", "see sagastream quarantine list"
@@ -204,21 +201,6 @@ class Doctor:
                 yield problem(about, text, "sagastream worker  # starts one; one of an earlier release knows no bulks")
             else:
                 yield ok(about, told)
-
-    def _jobs(self) -> Iterator[Finding]:
-        """Steps that wait in queues of RQ that no worker reads."""
-        # Imported here: that takes longer than the rest of the command.
-        from sagastream.rq_steps.queues import START_WORKER, queues_of_sagas, start_worker, waiting_for_worker
-
-        try:
-            waiting = waiting_for_worker(self._client, queues_of_sagas(self._client, self._keys.prefix))
-        except redis.ResponseError as error:
-            yield warning("rq", f"what waits in RQ's queues cannot be read: {describe(error)}")
-            return
-        for queue, jobs in waiting.items():
-            text = f"no RQ worker works on it; jobs that wait: {jobs}"
-            do = (f"{START_WORKER}  # starts one", f"{start_worker(queue)}  # so does this, if REDIS_URL is set")
-            yield problem(f"queue {queue}", text, *do, kind=CauseKind.NO_RQ_WORKER)
 
     def _clock(self, processes: Sequence[Process]) -> Iterator[Finding]:
         """Times that the broker's clock has not reached yet: it was set back."""

@@ -27,6 +27,7 @@ from sagastream.core.step_state import Step
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK
 from sagastream.errors import UnreadableSaga
+from sagastream.rq_steps import asking
 from sagastream.store import layout, lineage, published, sagas
 from sagastream.store.columns import iso
 from sagastream.store.finding import Page, find, opened_page
@@ -78,7 +79,7 @@ def saga(broker: Broker, saga_id: str) -> Found:
     """Look up one saga, with all its values opened that can be. Raises UnreadableSaga, and SettingsError if the
     environment names a codec that cannot be used."""
     client, keys = broker.client, layout.look(broker)
-    state, causes, now_ms = run(client, explained(keys, saga_id))
+    state, causes, now_ms = asking.run(client, explained(keys, saga_id))
     if isinstance(state, UnreadableSaga):
         raise state
     losses = lineage.losses(client, keys)
@@ -200,7 +201,7 @@ def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> L
         standing=evidence.broker or no_worker(evidence),
     )
     for at in range(0, len(page.sagas), _EXPLAINED_AT_ONCE):
-        found.causes += run(store, explain(keys, page.sagas[at : at + _EXPLAINED_AT_ONCE], _LOOKED_AT))
+        found.causes += asking.run(store, explain(keys, page.sagas[at : at + _EXPLAINED_AT_ONCE], _LOOKED_AT))
     return found
 
 

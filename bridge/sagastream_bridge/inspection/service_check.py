@@ -5,13 +5,13 @@ from typing import Final
 
 import redis
 
-from sagastream.broker.exchange import run
 from sagastream.client.evidence import explain
 from sagastream.core.causes import Cause, CauseKind, Evidence, ServiceFacts
 from sagastream.core.pauses import pauses_of
 from sagastream.core.saga import SagaState
 from sagastream.core.why_out import fails
 from sagastream.core.why_service import hangs, nobody
+from sagastream.rq_steps.asking import run
 from sagastream.store import sagas
 from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
 from sagastream_bridge.inspection.findings import Finding, cannot_tell, ok, problem, problem_of, warning

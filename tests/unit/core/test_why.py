@@ -311,8 +311,12 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
         [(CauseKind.NO_SERVICE, [f"{DEAD.name} was last heard 40 s ago; dead or hung", "its log says why"])],
     ),
     "an RQ queue has no worker": (
-        (OUT, at_work(ALIVE), replace(HELD, job=Job(queue="q", status="queued", before=0, start="rq worker q"))),
-        [(CauseKind.NO_RQ_WORKER, ["no RQ worker works on queue q", "rq worker q  # starts one"])],
+        (
+            OUT,
+            at_work(ALIVE),
+            replace(HELD, job=Job(queue="q", status="queued", before=0, start="rq worker q", start_by_rq="rq  # so")),
+        ),
+        [(CauseKind.NO_RQ_WORKER, ["no RQ worker works on queue q", "rq worker q  # starts one", "rq  # so"])],
     ),
     "queued in RQ": (
         (OUT, at_work(ALIVE), replace(HELD, job=Job(queue="q", status="queued", before=7, workers=2))),

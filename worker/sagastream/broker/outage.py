@@ -5,12 +5,12 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import redis
 
 from sagastream.broker import wire
-from sagastream.broker.connection import Broker
+from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.failures import is_exhausted, is_outage, takes_no_writes, told
 from sagastream.core import backoff
 from sagastream.errors import BrokerError
@@ -20,6 +20,19 @@ _T = TypeVar("_T")
 
 #: How often the same is said of an embedded server that does not start, in seconds.
 _SAY_AGAIN_S: Final = 60.0
+#: What the server is called that is waited for, if it is no other one.
+THE_BROKER: Final = "the broker"
+
+
+class Waited(Protocol):
+    """What is known of a server that is waited for. A Broker is one."""
+
+    client: "redis.Redis"
+    lost_by_crash: str | None
+    embedded: EmbeddedServer | None
+
+    def restore(self) -> None:
+        """See Broker."""
 
 
 class OutageReport:
@@ -28,10 +41,11 @@ class OutageReport:
     Both are warnings: a person who reads only warnings must see the second one too.
     """
 
-    def __init__(self, broker: Broker, who: str, observer: Observer | None) -> None:
-        """`who`: the name of the process, as its log records have it."""
+    def __init__(self, broker: Waited, who: str, observer: Observer | None, *, called: str = THE_BROKER) -> None:
+        """`who`: the name of the process, as its log records have it. `called`: what the server is called."""
         self.log = Log("broker", who)
         self._broker = broker
+        self._called = called
         self._observer = observer
         self._since = 0.0  # by time.monotonic
 
@@ -42,14 +56,14 @@ class OutageReport:
         if is_exhausted(error):
             self.log.warning(f"a stream takes no more entries ({error}); waiting. sagastream doctor --repair fixes it")
         elif takes_no_writes(error):
-            self.log.warning(f"{told(error)}; waiting")
+            self.log.warning(f"{told(error).replace(THE_BROKER, self._called)}; waiting")
         else:
-            self.log.warning(f"the broker is away ({error}); waiting" + (f". Its {lost}" if lost else ""))
+            self.log.warning(f"{self._called} is away ({error}); waiting" + (f". Its {lost}" if lost else ""))
         if self._observer is not None:
             self._observer.outage_began(error=error)
 
     def ended(self) -> None:
-        self.log.warning("the broker is back")
+        self.log.warning(f"{self._called} is back")
         if self._observer is not None:
             self._observer.outage_ended(duration_s=time.monotonic() - self._since)
 
@@ -61,10 +75,18 @@ class Outage:
     threads that met it has reached the broker again.
     """
 
-    def __init__(self, broker: Broker, who: str, stop: threading.Event, *, observer: Observer | None = None) -> None:
-        """`who`: the name of the process, as its log records have it."""
+    def __init__(
+        self,
+        broker: Waited,
+        who: str,
+        stop: threading.Event,
+        *,
+        observer: Observer | None = None,
+        called: str = THE_BROKER,
+    ) -> None:
+        """`who`: the name of the process, as its log records have it. `called`: what the server is called."""
         self._broker = broker
-        self._report = OutageReport(broker, who, observer)
+        self._report = OutageReport(broker, who, observer, called=called)
         self._stop = stop
         self._lock = threading.Lock()
         self._tries: dict[int, int] = {}  # by thread, of those that cannot reach the broker

@@ -10,7 +10,7 @@ from typing import Final, Self, TypeVar
 import redis
 
 from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_async
-from sagastream.broker.exchange import Exchange, run, run_async
+from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import Outage, OutageReport
 from sagastream.client.loop_watcher import LoopWatcher
@@ -18,6 +18,7 @@ from sagastream.client.waiting import Outcome, Settled
 from sagastream.client.watcher import SagaWatcher
 from sagastream.codecs.setting import codec_of
 from sagastream.core.sealing import Codec
+from sagastream.rq_steps.asking import run, run_async
 from sagastream.store.keys import StoreKeys
 from sagastream.store.layout import Layout
 from sagastream.telemetry import Observer, guarded

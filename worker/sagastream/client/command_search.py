@@ -19,6 +19,7 @@ from sagastream.core.saga import SagaState
 from sagastream.core.service_actions import Count
 from sagastream.core.strict_json import decode_any
 from sagastream.core.why import MOST_TOLD
+from sagastream.rq_steps.asking import OnRq
 from sagastream.store.events import sort_key
 from sagastream.store.keys import Partition, StoreKeys
 
@@ -43,7 +44,7 @@ class _Search(NamedTuple):
 
 def find(keys: StoreKeys, state: SagaState, look_at: int = LOOKED_AT) -> Exchange[dict[int, Place]]:
     """Where the commands are that a saga has out, by the numbers of their steps; of very many, of the first ones.
-    `look_at`: at most so many entries of a stream are looked at for each."""
+    `look_at`: at most so many entries of a stream are looked at for each. To be run by rq_steps.asking.run."""
     if state.ended:
         return {}
     numbers = [number for number, step in enumerate(state.steps, 1) if step.in_flight or step.phase in BACKING_OFF][
@@ -92,7 +93,7 @@ def _find(keys: StoreKeys, state: SagaState, number: int, look_at: int) -> Excha
     if not held:
         return Place(where=Whereabouts.SKIPPED, added_ms=added_ms) if there else Place()
     ((_, holder, held_ms, deliveries),) = held
-    job = yield from _job(keys, partition, read_command(service, fields, added_ms))
+    job, unasked = yield from _job(keys, partition, read_command(service, fields, added_ms))
     return Place(
         where=Whereabouts.HELD,
         added_ms=added_ms,
@@ -101,6 +102,7 @@ def _find(keys: StoreKeys, state: SagaState, number: int, look_at: int) -> Excha
         handed_back=held_ms >= HANDED_BACK_MS,
         deliveries=deliveries,
         job=job,
+        unasked=unasked,
     )
 
 
@@ -156,12 +158,18 @@ def _not_found(partition: Partition, service: str) -> Exchange[Place]:
     return Place(where=Whereabouts.GONE, replies=0 if isinstance(answer, redis.ResponseError) else answer)
 
 
-def _job(keys: StoreKeys, partition: Partition, command: object) -> Exchange[Job | None]:
-    """The RQ job of a command that a process holds; None: it is not out as a job."""
-    (found,) = yield [("EXISTS", RQ_QUEUES)]
+def _job(keys: StoreKeys, partition: Partition, command: object) -> Exchange[tuple[Job | None, str]]:
+    """The RQ job of a command that a process holds; None: it is not out as a job. And why RQ's server could not be
+    asked; "": it could."""
+    (found,) = yield [OnRq.of("EXISTS", RQ_QUEUES)]
+    if isinstance(found, redis.RedisError) and not isinstance(found, redis.ResponseError):
+        return None, str(found)
     if found != 1 or not isinstance(command, Command):
-        return None
+        return None, ""
     # Imported here: that takes longer than all the rest.
     from sagastream.rq_steps.queues import job_of
 
-    return (yield from job_of(command, prefix=keys.prefix, partition=partition.number))
+    try:
+        return (yield from job_of(command, prefix=keys.prefix, partition=partition.number)), ""
+    except (redis.ConnectionError, redis.TimeoutError) as error:  # it has gone away meanwhile
+        return None, str(error)

@@ -18,6 +18,7 @@ from sagastream.core import backoff
 from sagastream.core.messages import ToSaga
 from sagastream.core.sealing import Codec
 from sagastream.errors import BrokerError
+from sagastream.rq_steps import asking
 from sagastream.store.layout import Layout
 
 #: After this time, a task that was cancelled and goes on is cancelled again, in seconds.
@@ -66,7 +67,7 @@ class LoopWatcher:
                 return await future
         except TimeoutError:
             assert timeout_s is not None
-            raise await run_async(self._pool, self._watcher.timeout_error(timeout_s, waiter)) from None
+            raise await asking.run_async(self._pool, self._watcher.timeout_error(timeout_s, waiter)) from None
         finally:
             del self._futures[waiter]
             self._watcher.discard(waiter)

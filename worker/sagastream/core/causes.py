@@ -166,7 +166,7 @@ class Job(Struct, frozen=True, kw_only=True):
     before: int | None = None  # how many jobs are in front of it in its queue; None: it is not in it
     workers: int = 0  # how many RQ workers read that queue
     start: str = ""  # the command that starts one …
-    start_by_rq: str = ""  # … and RQ's own, which knows no embedded broker
+    start_by_rq: str = ""  # … and RQ's own, with when it can be used: it knows no embedded broker
     worker: str = ""  # the RQ worker that runs it
     process: str = ""  # … and where that is: HOST, pid PID
     since_ms: int | None = None  # when it began
@@ -188,3 +188,4 @@ class Place(Struct, frozen=True, kw_only=True):
     takeovers: int = 0  # how often a process that took it over from another has begun it; of all attempts
     replies: int = 0  # how many replies wait for a worker
     job: Job | None = None
+    unasked: str = ""  # why RQ's server could not be asked for its job; "": it could

@@ -153,6 +153,8 @@ class CommandOut:
         if (mine := self._handler(holder.name)) is not None:
             return self._running(mine)
         has = f"process {holder.name} has {self._command}"
+        if self._place.unasked:
+            has += f" (whether it is out as a job, RQ's server does not say: {self._place.unasked})"
         facts = {"process": holder.name, "deliveries": self._place.deliveries}
         if front := all_hang(self._service, self._now_ms, holder.name):
             text = f"{has}, and has not begun it: {front.text}"
@@ -245,7 +247,7 @@ class CommandOut:
             return self._cause(CauseKind.QUEUED, text, **facts)
         text = f"{self._command} waits as a job, and no RQ worker works on queue {job.queue}"
         do = [f"{job.start}  # starts one"]
-        do += [f"{job.start_by_rq}  # so does this, if REDIS_URL is set"] if job.start_by_rq else []
+        do += [job.start_by_rq] if job.start_by_rq else []
         return Cause(kind=CauseKind.NO_RQ_WORKER, text=text, do=tuple(do), facts=facts)
 
     # --- its service

@@ -2,8 +2,12 @@
 
 While its job is out, a command's entry stays pending, and this process renews its lease. If this process dies, another
 takes the entry over, finds that the job exists, and looks after it.
+
+RQ's server may be another one than the broker. If it is away, only the commands wait that run there, and their leases
+are renewed meanwhile.
 """
 
+import contextlib
 import math
 import threading
 import time
@@ -17,11 +21,12 @@ from msgspec.structs import replace
 from sagastream.broker.connection import Broker
 from sagastream.broker.entries import BATCH
 from sagastream.console import printable
-from sagastream.core import service_rules
+from sagastream.core import backoff, service_rules
 from sagastream.core.commands import Command
 from sagastream.core.service_actions import RUN, Answer
 from sagastream.rq_steps.jobs import Jobs, JobState
-from sagastream.rq_steps.queues import START_WORKER, start_worker, waiting_for_worker
+from sagastream.rq_steps.queues import START_WORKER, if_set, start_worker
+from sagastream.rq_steps.server import RqAway, RqServer
 from sagastream.service.declaration import Service
 from sagastream.service.delivery import Delivery
 from sagastream.service.inbox import CommandInbox
@@ -40,6 +45,10 @@ _SEARCH_EVERY_S: Final = 10.0
 _LONGEST_LEFT_S: Final = 16.0
 #: How often it is said that no worker runs for a queue, in seconds.
 _SAY_EVERY_S: Final = 60.0
+#: While RQ's server is away, a process holds at most so many commands that wait for it. It goes on with others.
+_HELD_WHILE_AWAY: Final = 4 * BATCH
+#: … and tries again after this long, in seconds, at most.
+_LONGEST_AWAY_S: Final = 5.0
 
 
 class _Out(Struct, kw_only=True):
@@ -55,17 +64,18 @@ class JobDispatcher:
     """The jobs that one process of a service has out. Safe for several threads. `send` and `turn` raise
     redis.RedisError, after which the entries are to be read again."""
 
-    def __init__(self, client: "redis.Redis", prefix: str, service: Service, inbox: CommandInbox, who: str) -> None:
+    def __init__(self, server: RqServer, prefix: str, service: Service, inbox: CommandInbox, who: str) -> None:
         self._service = service
         self._inbox = inbox
         self._log = Log("rq", who)
-        self._client = client
-        self._jobs = Jobs(client, service, prefix)
+        self._server = server
+        self._jobs = Jobs(server, service, prefix)
         self._lock = threading.Lock()
         self._out: dict[tuple[str, bytes], _Out] = {}  # by where the entry stands
         self._waiting: list[Delivery] = []
         self._look_at_s = self._renew_at_s = self._search_at_s = self._say_at_s = 0.0  # by time.monotonic
         self._without_worker: set[str] = set()  # the queues that had no worker when that was last looked up
+        self._failures = 0  # how often RQ's server was tried in vain since it answered last
 
     def takes(self, command: Command) -> bool:
         """Whether this command runs as a job."""
@@ -73,8 +83,10 @@ class JobDispatcher:
         return registration is not None and registration.queue is not None
 
     def room(self) -> int:
-        """How many more commands may be read: none while some wait for others to end."""
-        return 0 if self._waiting else BATCH
+        """How many more commands may be read: none while some wait for others to end. While RQ's server is away, those
+        after them may be commands that do not run there."""
+        most = _HELD_WHILE_AWAY if self._failures else 1
+        return BATCH if len(self._waiting) < most else 0
 
     def send(self, delivery: Delivery) -> None:
         """Have a command run or undone by a job, as soon as there is room. May be called again for the same entry."""
@@ -82,23 +94,49 @@ class JobDispatcher:
             at = delivery.entry.at
             if at in self._out or any(one.entry.at == at for one in self._waiting):
                 return
-            if self._has_room(delivery):
-                self._enqueue(delivery)
-            else:
+            if self._failures or not self._has_room(delivery):
                 self._waiting.append(delivery)
+            else:
+                self._reach(lambda: self._enqueue(delivery))
 
     def turn(self) -> None:
         """If it is time: look at the jobs that are out, answer for those that ended without an answer, send more."""
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return  # another thread is at it, or waits for RQ's server
+        try:
             if not (self._out or self._waiting) or time.monotonic() < self._look_at_s:
                 return
-            self._look()
-            for delivery in list(self._waiting):
-                if self._has_room(delivery):
-                    self._enqueue(delivery)
-                    self._waiting.remove(delivery)
-            every_s = _LOOK_EVERY_WHEN_FULL_S if self._waiting else _LOOK_EVERY_S
+            if self._reach(self._look_and_send):
+                every_s = _LOOK_EVERY_WHEN_FULL_S if self._waiting else _LOOK_EVERY_S
+            else:
+                every_s = backoff.delay(self._failures, longest_s=_LONGEST_AWAY_S)
+                for at in self._let_go([*(out.delivery for out in self._out.values()), *self._waiting]):
+                    self._out.pop(at, None)
             self._look_at_s = time.monotonic() + min(every_s, self._service.lease_ms / 4000)
+        finally:
+            self._lock.release()
+
+    def _look_and_send(self) -> None:
+        self._look()
+        for delivery in list(self._waiting):
+            if self._has_room(delivery):
+                self._enqueue(delivery)
+                self._waiting.remove(delivery)
+
+    def _reach(self, call: Callable[[], None]) -> bool:
+        """Whether RQ's server was there for this call. That it is away, and back, is said once."""
+        try:
+            call()
+        except RqAway as error:
+            self._failures += 1
+            if self._failures == 1:
+                text = f"RQ's server {self._server.shown} is away ({error}); the steps that run on RQ wait for it"
+                self._log.warning(text, extra={"service": self._service.name})
+            return False
+        if self._failures:
+            self._failures = 0
+            self._log.warning(f"RQ's server {self._server.shown} is back", extra={"service": self._service.name})
+        return True
 
     def _job_id(self, delivery: Delivery) -> str:
         return self._jobs.id_of(delivery.command, delivery.partition.number)
@@ -113,15 +151,22 @@ class JobDispatcher:
         return registration
 
     def _enqueue(self, delivery: Delivery, dead: JobState | None = None, lefts: int = 0) -> None:
-        self._jobs.enqueue(
-            delivery.command,
-            delivery.entry.id.decode(),
-            delivery.partition.number,
-            time_limit_s=self._time_limit_s(delivery),
-            undoing=delivery.todo is not RUN,
-            again=delivery.entry.again,
-            dead=dead,
-        )
+        try:
+            self._jobs.enqueue(
+                delivery.command,
+                delivery.entry.id.decode(),
+                delivery.partition.number,
+                time_limit_s=self._time_limit_s(delivery),
+                undoing=delivery.todo is not RUN,
+                again=delivery.entry.again,
+                dead=dead,
+            )
+        except RqAway:
+            # Perhaps it is enqueued: then it is found there when it is sent again. So is a dead one, as it was found.
+            self._out.pop(delivery.entry.at, None)
+            if all(one.entry.at != delivery.entry.at for one in self._waiting):
+                self._waiting.append(delivery)
+            raise
         self._out[delivery.entry.at] = _Out(delivery=delivery, lefts=lefts)
 
     def _time_limit_s(self, delivery: Delivery) -> int:
@@ -199,29 +244,28 @@ class JobDispatcher:
     def _look_for_workers(self) -> None:
         """Say in which queues jobs wait and no worker runs. It has to be so twice in a row, since both may have been
         started just now."""
-        waiting = waiting_for_worker(self._client, self._service.queues)
+        waiting = self._jobs.without_worker()
         missed = sorted(self._without_worker & waiting.keys())
         self._without_worker = set(waiting)
         if not missed or time.monotonic() < self._say_at_s:
             return
         self._say_at_s = time.monotonic() + _SAY_EVERY_S
         for queue in missed:
-            what = (
-                f"jobs that wait: {waiting[queue]}; start {START_WORKER} or, if REDIS_URL is set, {start_worker(queue)}"
-            )
+            what = f"jobs that wait: {waiting[queue]}; start {START_WORKER} or, {if_set()}, {start_worker(queue)}"
             self._log.warning(f"no RQ worker works on queue {queue}: {what}", extra={"service": self._service.name})
 
     def _ended(self, out: _Out, state: JobState) -> None:
         """A job will not answer, and the entry is pending."""
         delivery = out.delivery
-        del self._out[delivery.entry.at]
         if state.entry not in (None, delivery.entry.id.decode()):
             # The job was for an earlier attempt. Now it is this one's turn, unless the result of that one is recorded.
+            del self._out[delivery.entry.at]
             for left in self._inbox.take([replace(delivery.entry, again=True)]):
                 self._enqueue(left, dead=state)
             return
         command = delivery.command
         why = f"the RQ job {self._job_id(delivery)} {self._what_became(delivery, state)}"
+        del self._out[delivery.entry.at]
         # An undo is released: another process takes it over when the lease has ended.
         if isinstance(step := service_rules.in_doubt(delivery.todo, command, printable(why)), Answer):
             text = f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}"
@@ -240,5 +284,9 @@ class JobDispatcher:
 
 
 def on_rq(broker: Broker, service: Service) -> Callable[[CommandInbox, str], JobDispatcher]:
-    """The `dispatcher` of a ServiceRunner that has commands run as RQ jobs, if they are declared so."""
-    return lambda inbox, who: JobDispatcher(broker.client, broker.prefix, service, inbox, who)
+    """The `dispatcher` of a ServiceRunner that has commands run as RQ jobs, if they are declared so. Raises BrokerError
+    if RQ cannot work with the server that it is to use, as far as that answers now."""
+    server = RqServer(broker)
+    with contextlib.suppress(redis.RedisError, RqAway), server.asking():  # if it is away, that is told when it matters
+        server.check()
+    return lambda inbox, who: JobDispatcher(server, broker.prefix, service, inbox, who)

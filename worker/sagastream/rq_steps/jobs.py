@@ -21,7 +21,8 @@ from rq.serializers import JSONSerializer
 from sagastream.broker.wire import execute
 from sagastream.core.commands import Command
 from sagastream.rq_steps.job_meta import entry_and_left
-from sagastream.rq_steps.queues import WORKER_COMMAND
+from sagastream.rq_steps.queues import WORKER_COMMAND, waiting_for_worker
+from sagastream.rq_steps.server import RqServer
 from sagastream.service.declaration import Service
 from sagastream.store.job_names import job_id
 from sagastream.store.keys import ENDED_KEPT_MS
@@ -54,11 +55,13 @@ class JobState(Struct, frozen=True, kw_only=True):
 
 
 class Jobs:
-    """The jobs of one service. All of it raises redis.RedisError."""
+    """The jobs of one service. All of it raises redis.RedisError or, if RQ's server is not the broker, what
+    RqServer.asking raises."""
 
-    def __init__(self, client: "redis.Redis", service: Service, prefix: str) -> None:
+    def __init__(self, server: RqServer, service: Service, prefix: str) -> None:
         """`prefix`: of the store."""
-        self._client = client
+        self._server = server
+        self._client = client = server.client
         self._prefix = prefix
         self._service = service
         self._queues = {name: Queue(name, connection=client, serializer=JSONSerializer) for name in service.queues}
@@ -92,7 +95,7 @@ class Jobs:
         queue = self._queue(command)
         one = self.id_of(command, partition)
         key = Job.key_for(one)
-        with self._client.pipeline() as pipeline:
+        with self._server.asking(), self._client.pipeline() as pipeline:
             while True:
                 try:
                     _watch(pipeline, key)
@@ -116,7 +119,8 @@ class Jobs:
             pipeline.hmget(Job.key_for(one), ["status", "meta"])
         for queue in self._queues.values():
             pipeline.zrange(queue.started_job_registry.key, 0, -1, withscores=True)
-        answers = execute(pipeline)
+        with self._server.asking():
+            answers = execute(pipeline)
         executions: dict[str, list[tuple[bytes, float]]] = {}
         for found in answers[len(job_ids) :]:
             for member, heard_until in found:
@@ -132,12 +136,13 @@ class Jobs:
 
     def is_in_queue(self, command: Command, one: str) -> bool:
         """`one`: the id of its job."""
-        return self._client.lpos(self._queue(command).key, one) is not None
+        with self._server.asking():
+            return self._client.lpos(self._queue(command).key, one) is not None
 
     def take_back(self, command: Command, one: str) -> bool:
         """Delete the job of a command; False: it is being begun. `one`: its id."""
         key = Job.key_for(one)
-        with self._client.pipeline() as pipeline:
+        with self._server.asking(), self._client.pipeline() as pipeline:
             try:
                 _watch(pipeline, key)
                 if _hmget(pipeline, key)[0] != b"queued":
@@ -153,16 +158,22 @@ class Jobs:
     def last_words(self, one: str) -> str:
         """What RQ says about the end of a job that failed, not escaped; "" if it says nothing. `one`: its id."""
         job = Job(one, connection=self._client, serializer=JSONSerializer)
-        try:
-            result = Result.fetch_latest(job, serializer=JSONSerializer)
-        except redis.RedisError:
-            raise
-        except Exception:  # noqa: BLE001 - whatever RQ makes of what stands there
-            return ""
+        with self._server.asking():
+            try:
+                result = Result.fetch_latest(job, serializer=JSONSerializer)
+            except redis.RedisError:
+                raise
+            except Exception:  # noqa: BLE001 - whatever RQ makes of what stands there
+                return ""
         lines = (result.exc_string or "").strip().splitlines() if result else []
         words = lines[-1][:500] if lines else ""
         # The job ran in a worker with RQ's default serializer. If SagaWorker refuses a job, its own words say why.
         return f"{words}; run it with {WORKER_COMMAND}" if words.startswith(_UNREADABLE) else words
+
+    def without_worker(self) -> dict[str, int]:
+        """See queues.waiting_for_worker."""
+        with self._server.asking():
+            return waiting_for_worker(self._client, self._service.queues)
 
     def _queue(self, command: Command) -> Queue:
         registration = self._service.registration(command)

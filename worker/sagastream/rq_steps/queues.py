@@ -15,6 +15,8 @@ from sagastream.broker.wire import or_raise
 from sagastream.core import causes
 from sagastream.core.commands import Command
 from sagastream.rq_steps import job_meta
+from sagastream.rq_steps.asking import OnRq
+from sagastream.rq_steps.server import RQ_VARIABLE, rq_url
 from sagastream.store.job_names import begins, job_id
 
 #: The services of a SagaWorker: MODULE:NAME, with commas or spaces between them.
@@ -27,7 +29,13 @@ START_WORKER: Final = "sagastream rq-worker MODULE:NAME"
 
 def start_worker(queue: str) -> str:
     """The command of RQ that starts a worker for a queue. RQ finds the broker by REDIS_URL alone."""
-    return f"{SERVICES_VARIABLE}=MODULE:NAME {WORKER_COMMAND} {queue}"
+    apart = f' --url "${RQ_VARIABLE}"' if rq_url() else ""
+    return f"{SERVICES_VARIABLE}=MODULE:NAME {WORKER_COMMAND}{apart} {queue}"
+
+
+def if_set() -> str:
+    """Where that command can be used."""
+    return f"if REDIS_URL and {RQ_VARIABLE} are set" if rq_url() else "if REDIS_URL is set"
 
 
 def waiting_for_worker(client: "redis.Redis", queues: Iterable[str]) -> dict[str, int]:
@@ -45,29 +53,31 @@ def waiting_for_worker(client: "redis.Redis", queues: Iterable[str]) -> dict[str
 
 
 def job_of(command: Command, *, prefix: str, partition: int) -> Exchange[causes.Job | None]:
-    """The job of a command, as RQ has it now; None: there is none. `prefix`: of the store."""
+    """The job of a command, as RQ has it now; None: there is none. `prefix`: of the store. To be run by asking.run.
+    Raises redis.RedisError."""
     one = job_id(command, prefix=prefix, partition=partition)
-    (found,) = yield [("HMGET", Job.key_for(one), "status", "origin", "worker_name", "started_at", "timeout", "meta")]
-    *words, meta = [None] * 6 if isinstance(found, redis.ResponseError) else found
+    fields = ("status", "origin", "worker_name", "started_at", "timeout", "meta")
+    (found,) = yield [OnRq.of("HMGET", Job.key_for(one), *fields)]
+    *words, meta = [None] * 6 if isinstance(found, redis.ResponseError) else or_raise(found)
     status, origin, worker, started, limit = (None if word is None else word.decode(errors="replace") for word in words)
     if status is None or origin is None:
         return None
     queue = origin
     key = Queue.redis_queue_namespace_prefix + queue
-    before, registered = yield [("LPOS", key, one), ("SMEMBERS", WORKERS_BY_QUEUE_KEY % queue)]
+    before, registered = yield [OnRq.of("LPOS", key, one), OnRq.of("SMEMBERS", WORKERS_BY_QUEUE_KEY % queue)]
     workers = or_raise(registered)
     alive, place = yield [
-        ("EXISTS", *(workers or ["rq:worker:"])),
-        ("HMGET", f"{Worker.redis_worker_namespace_prefix}{worker}", "hostname", "pid"),
+        OnRq.of("EXISTS", *(workers or ["rq:worker:"])),
+        OnRq.of("HMGET", f"{Worker.redis_worker_namespace_prefix}{worker}", "hostname", "pid"),
     ]
-    host, pid = (None, None) if isinstance(place, redis.ResponseError) else place
+    host, pid = (None, None) if isinstance(place, redis.ResponseError) else or_raise(place)
     return causes.Job(
         queue=queue,
         status=status,
         before=or_raise(before),
         workers=or_raise(alive) if workers else 0,
         start=START_WORKER,
-        start_by_rq=start_worker(queue),
+        start_by_rq=f"{start_worker(queue)}  # so does this, {if_set()}",
         worker=worker or "",
         process=f"{host.decode(errors='replace')}, pid {pid.decode(errors='replace')}" if host and pid else "",
         since_ms=_ms(started),

@@ -39,7 +39,7 @@ def load_services(names: Iterable[str]) -> list[str]:
 
     Raises ServiceError, and SettingsError if the environment names a codec that cannot be used.
     """
-    url = os.environ.get("REDIS_URL") or os.environ.get("RQ_REDIS_URL")
+    url = os.environ.get("REDIS_URL") or os.environ.get("RQ_REDIS_URL")  # the latter is RQ's own name for it
     if not url:
         raise ServiceError("REDIS_URL is not set; it names the broker that the answers go to")
     os.environ["REDIS_URL"] = url

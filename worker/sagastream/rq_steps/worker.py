@@ -4,6 +4,7 @@ RQ imports and calls whatever a job in Redis names. SagaWorker does not: it runs
 was started, and refuses every other job.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -19,7 +20,6 @@ from rq.logutils import colorizer
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
-from sagastream.broker import wire
 from sagastream.broker.connection import DEFAULT_PREFIX, Broker
 from sagastream.broker.failures import is_outage
 from sagastream.broker.outage import Outage
@@ -31,6 +31,7 @@ from sagastream.rq_steps.connection import Connection
 from sagastream.rq_steps.job_meta import LEFT, UNOPENED
 from sagastream.rq_steps.jobs import RUN_STEP
 from sagastream.rq_steps.queues import SERVICES_VARIABLE, WORKER_COMMAND
+from sagastream.rq_steps.server import RQ_VARIABLE, RqAway, RqServer, rq_url
 from sagastream.rq_steps.services import LOADED, coverage, load_services
 from sagastream.service.handlers import Interrupted
 from sagastream.service.runner import ServiceRunner, Worked
@@ -127,7 +128,7 @@ class SagaJob(Job):
 
 class SagaWorker(Worker):
     """`rq worker -w sagastream.rq_runner.SagaWorker QUEUE…`: runs the steps of SAGASTREAM_SERVICES and nothing else,
-    whatever serializer or job class the command line names."""
+    whatever serializer or job class the command line names. If RQ_URL is set, its jobs are there."""
 
     death_penalty_class = _TimeLimit
     #: Is told what happens here: to be set by a subclass, which RQ's command line can name, or on the worker.
@@ -142,27 +143,38 @@ class SagaWorker(Worker):
         for queue in given:
             if isinstance(queue, Queue):
                 options.setdefault("connection", queue.connection)
+        if (url := rq_url()) is not None:  # RQ's command line knows --url, and REDIS_URL, which names the broker
+            try:
+                options["connection"] = Connection.from_url(url, driver_info=None)
+            except ValueError as error:
+                raise SystemExit(f"{_WHO}: {RQ_VARIABLE} is not usable: {error}") from None
         options |= {"job_class": SagaJob, "queue_class": Queue, "serializer": JSONSerializer}
         # By name: the Queue objects of RQ's command line would read the jobs with pickle.
         names = [queue.name if isinstance(queue, Queue) else queue for queue in given]
         super().__init__(names, name, **options)
 
     def work(self, *args: Any, **options: Any) -> bool:
-        """Raises SystemExit, with what to do about it, if a service cannot be loaded."""
+        """Raises SystemExit, with what to do about it, if a service cannot be loaded, or RQ cannot work with the server
+        that it is to use."""
         try:
             _have_logs_written()
             load_services(re.split(r"[,\s]+", os.environ.get(SERVICES_VARIABLE, "")))
             name = next(iter(LOADED)) if len(LOADED) == 1 else "sagastream-rq-worker"
             SagaWorker.watching = guarded(watched(name, self.observer, forks=True))
-        except (ServiceError, SettingsError) as error:
+            broker = Broker(os.environ["REDIS_URL"])
+            self._server = RqServer(broker, self.connection)
+            with contextlib.suppress(redis.RedisError, RqAway), self._server.asking():
+                self._server.check()  # if it is away, it is waited for when the worker is registered
+        except (BrokerError, ServiceError, SettingsError) as error:
             raise SystemExit(printable(f"{_WHO}: {error}")) from None
         for line in coverage(self.queue_names(), LOADED.values()):
             _LOG.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, line)
         for service in LOADED.values():
             if (codec := codec_of(service.codec)) is not None:
                 _LOG.info(f"{seals_with(codec)} what steps of {service.name} return")
-        broker = Broker(os.environ["REDIS_URL"])
-        self._outage = Outage(broker, _WHO, threading.Event(), observer=SagaWorker.watching)
+        self._outage = Outage(
+            self._server, _WHO, threading.Event(), observer=SagaWorker.watching, called=self._server.called
+        )
         try:
             with runs("rq", self.name, SagaWorker.watching):
                 return super().work(*args, **options)
@@ -188,7 +200,7 @@ class SagaWorker(Worker):
         return self._patiently(lambda: super(SagaWorker, self).dequeue_job_and_maintain_ttl(*args, **options))
 
     def execute_job(self, *args: Any, **options: Any) -> None:
-        """If the broker goes away meanwhile, the work horse goes on and answers. What RQ then does not note down, the
+        """If RQ's server goes away meanwhile, the work horse goes on and answers. What RQ then does not note down, the
         service's process finds out, as it does of a worker that has died."""
         try:
             super().execute_job(*args, **options)
@@ -210,15 +222,7 @@ class SagaWorker(Worker):
         self._outage.once(super().teardown)
 
     def _patiently(self, call: Callable[[], _T]) -> _T:
-        def attempt() -> _T:
-            try:
-                return call()
-            except redis.RedisError as error:
-                if is_outage(error):
-                    wire.close_idle(self.connection)  # RQ's own, which leads to the same server
-                raise
-
-        return self._outage.patiently(attempt)
+        return self._outage.patiently(call)
 
 
 def _have_logs_written() -> None:
@@ -236,7 +240,8 @@ def run_worker(broker: Broker, services: Sequence[str], observer: Observer | Non
     """Run a SagaWorker for these services (MODULE:NAME) until it is told to stop. Raises ServiceError, SettingsError,
     BrokerError, and redis.RedisError if the broker is away at the start."""
     broker.check_server()
+    server = RqServer(broker)  # raises if RQ_URL is not usable
     os.environ |= {"REDIS_URL": broker.url, SERVICES_VARIABLE: ",".join(services)}
-    worker = SagaWorker(load_services(services), connection=Connection.from_url(broker.url, driver_info=None))
+    worker = SagaWorker(load_services(services), connection=Connection.from_url(server.url, driver_info=None))
     worker.observer = observer
     worker.work()
