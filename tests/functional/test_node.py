@@ -337,7 +337,8 @@ import { SocketClosedUnexpectedlyError } from '@redis/client'
 import { Patience } from './sagastream/broker.mjs'
 
 const [reader, writer] = [{ isReady: true }, { isReady: true }]
-const patience = new Patience(console.log, new AbortController().signal, [reader, writer])
+const broker = { get isReady() { return reader.isReady && writer.isReady } }
+const patience = new Patience(console.log, new AbortController().signal, broker)
 const fails = () => { throw new SocketClosedUnexpectedlyError() }
 
 async function failsOnce() {

@@ -1,22 +1,15 @@
 // A service's commands: one consumer of its group reads and answers them.
 
-import { setTimeout as sleep } from 'node:timers/promises'
-import { ServiceError } from './broker.mjs'
-import { isId, quarantineFields, replyFields } from './messages.mjs'
+import { quarantineFields, replyFields } from './messages.mjs'
 
-/** The version of the keys, streams and scripts that this knows. */
-const PROTOCOL = '2'
 const HOUR_MS = 3600n * 1000n
 /** How long a service's record of what it did outlives the last write to its hash, in seconds. */
 const DONE_KEPT_S = 2 * 24 * 3600
 /** How long a read waits for new commands; so also how long a process may take to notice that it shall stop. */
 const BLOCK_MS = 500
-/** How often to look for abandoned commands, forget consumers that are gone, and publish again. */
+/** How often to look for abandoned commands, and forget consumers that are gone. */
 const CLAIM_EVERY_MS = 2000
 const FORGET_EVERY_MS = 30_000
-const PUBLISH_EVERY_MS = 30_000
-/** How often to look whether there is a store. */
-const NO_STORE_MS = 500
 /** How long a consumer has not asked when it is forgotten. */
 const GONE_MS = 60_000
 /** The idle time of an entry that is handed back: longer than any lease. */
@@ -32,27 +25,33 @@ const PAGE = 128
 
 export class Inbox {
   #joined = false
-  #partitions = [] // one for each partition of the store: the names of its keys
+  #partitions // one for each partition that it reads: the names of its keys
   #own = new Map() // by stream: from which id to go on reading the entries that this consumer holds
   #nextClaim = 0
   #claimBegan = 0
   #nextForget = 0
-  #nextPublish = 0
   #deleted = false // whether a group was deleted since it last joined
-  #others = new Set() // the keys that hold something else
+  #aheadMs = 0 // how far the clock of Redis is ahead of performance.now()
 
   /**
    * @param reader a connection that waits for commands
    * @param writer another, for everything else
-   * @param publishes the service's commands, and what undoes each
-   * @param compensations the names of all its compensations
-   * @param prefix what the names of all keys of the store begin with
+   * @param tags of the partitions that it reads. One call may have keys of all of them
+   * @param held the places of the entries in flight in this process
    */
-  constructor({ reader, writer, service, consumer, leaseMs, publishes, compensations, prefix, say }) {
-    Object.assign(this, { reader, writer, service, consumer, leaseMs, publishes, compensations, prefix, say })
-    this.held = new Set() // the places of the entries in flight here
-    this.toldNoStore = false
+  constructor({ reader, writer, store, service, consumer, leaseMs, tags, held, say }) {
+    Object.assign(this, { reader, writer, store, service, consumer, leaseMs, held, say })
+    this.#partitions = tags.map((tag) => partition(store.prefix, tag, service))
+    this.layout = store.layout
   }
+
+  /** Whether the store was made anew, with other partitions. */
+  get isGone() {
+    return this.store.layout !== this.layout
+  }
+
+  /** The time by the clock of Redis, in ms, as this process computes it since it last looked up a command. */
+  clock = () => performance.now() + this.#aheadMs
 
   /** Start the next read from the beginning: an answer may have been lost, the store may have changed. */
   recover() {
@@ -64,7 +63,7 @@ export class Inbox {
     try {
       if (!this.#joined) await this.#join()
       if (!this.#joined) return []
-      if (Date.now() >= this.#nextPublish) await this.#publish() // somebody may have deleted it
+      await this.store.publishAgain()
       while (this.#own.size) {
         const entries = await this.#readOwn(count)
         if (entries.length) return entries
@@ -99,6 +98,7 @@ export class Inbox {
   async recall({ partition }, command) {
     const args = [DONE_KEPT_S, 1, command.record, command.tombstone, command.compensating ? 1 : 0]
     const [nowMs, known] = await this.writer.script('recall', [partition.done(command)], args)
+    this.#aheadMs = nowMs - performance.now()
     const [, record, tombstone] = known ?? [1, null, 0] // usually nothing is known
     return { nowMs, record, tombstone: tombstone === 1 }
   }
@@ -167,19 +167,10 @@ export class Inbox {
     await this.writer.call('XCLAIM', ...held, 'IDLE', HANDED_BACK_MS, 'JUSTID')
   }
 
-  /** What all releases of the service publish: field -> value. */
-  async published() {
-    const key = `${this.prefix}:services:${this.service}`
-    const words = await this.#unlessOther([], key, this.writer.call('HGETALL', key))
-    const fields = new Map()
-    for (let at = 0; at < words.length; at += 2) fields.set(String(words[at]), String(words[at + 1]))
-    return fields
-  }
-
   /** Leave the group, and leave to others what is still held. */
   async leave() {
     const left = ({ commands }) => this.writer.script('leave', [commands], [this.service, this.consumer])
-    await Promise.all(this.#partitions.map(left))
+    await Promise.allSettled(this.#partitions.map(left)) // only to be tidy: without it, others wait for the lease
   }
 
   #answer({ commands, replies, quarantine }, args, ...records) {
@@ -188,42 +179,18 @@ export class Inbox {
   }
 
   async #join() {
-    const tags = await this.#tags()
-    if (tags === null && !this.#partitions.length) {
-      if (!this.toldNoStore) this.say(`there is no store ${this.prefix} yet; waiting for a worker, which makes it`)
-      this.toldNoStore = true
-      await sleep(NO_STORE_MS)
-      return
-    }
-    // If the store was emptied meanwhile, a worker makes it again as it was.
-    if (tags !== null) {
-      const known = new Map(this.#partitions.map((one) => [one.commands, one]))
-      const named = tags.map((tag) => partition(this.prefix, tag, this.service))
-      this.#partitions = named.map((one) => known.get(one.commands) ?? one)
-    }
-    await this.#publish()
+    await this.store.join()
+    if (this.isGone) return
     await Promise.all(this.#partitions.map(({ commands }) => this.#makeGroup(commands)))
     if (this.#deleted) {
       // Whoever has made the group again: it gives, as new, what it gave before.
-      const untilMs = await this.#now()
-      for (const one of this.#partitions) one.untilMs = untilMs
+      const now = async (one) => Object.assign(one, { untilMs: await this.writer.time(one.commands) })
+      await Promise.all(this.#partitions.map(now))
       this.#deleted = false
     }
     this.#own = this.#all('0')
     this.#nextClaim = 0
     this.#joined = true
-  }
-
-  /** The tags of the partitions; null: there is no store yet. */
-  async #tags() {
-    const store = `${this.prefix}:store`
-    const found = await this.writer.call('HMGET', store, 'protocol', 'partitions', 'tags')
-    const [protocol, partitions, tags] = found.map((value) => value && String(value))
-    if (partitions === null && protocol === null) return null
-    if (protocol !== PROTOCOL) {
-      throw new ServiceError(`${store} has protocol ${protocol ?? '1'}; this service knows ${PROTOCOL}`)
-    }
-    return tags.split(' ')
   }
 
   async #makeGroup(stream) {
@@ -239,41 +206,6 @@ export class Inbox {
   /** The streams of all partitions, each with this id. */
   #all(id) {
     return new Map(this.#partitions.map(({ commands }) => [commands, id]))
-  }
-
-  /** The answer of Redis, or `otherwise` if the key holds something of another type, which is said once. */
-  async #unlessOther(otherwise, key, answer) {
-    try {
-      return await answer
-    } catch (error) {
-      if (!error.message.startsWith('WRONGTYPE')) throw error
-      if (!this.#others.has(key)) this.say(`cannot publish its commands: ${key} holds something else; delete it`)
-      this.#others.add(key)
-      return otherwise
-    }
-  }
-
-  async #publish() {
-    const before = await this.published()
-    // If another release undoes a command, this one does not take that away: sagas of the other may be under way.
-    const isKept = ([name, undo]) => undo === null && isId(before.get(name)) && before.get(name) !== name
-    const said = Object.entries(this.publishes).filter((pair) => !isKept(pair))
-    const isNew = ([name, undo]) => undo === null && !before.has(name)
-    const pairs = said.filter((pair) => !isNew(pair)).map(([name, undo]) => [name, undo ?? ''])
-    const named = pairs.map(([, undo]) => undo)
-    // What no command names is a value too: then another release knows that it is not unknown to all.
-    for (const undo of [...this.compensations, ...Object.keys(this.publishes).map((name) => before.get(name))]) {
-      if (isId(undo) && !named.includes(undo)) pairs.push([`(${undo})`, undo])
-    }
-    const services = `${this.prefix}:services`
-    await this.#unlessOther(0, services, this.writer.evenIfFull('SADD', services, this.service))
-    const key = `${this.prefix}:services:${this.service}`
-    if (pairs.length) await this.#unlessOther(0, key, this.writer.evenIfFull('HSET', key, ...pairs.flat()))
-    // Another release may say at this moment what undoes it.
-    for (const [name] of said.filter(isNew)) {
-      await this.#unlessOther(0, key, this.writer.evenIfFull('HSETNX', key, name, ''))
-    }
-    this.#nextPublish = Date.now() + PUBLISH_EVERY_MS
   }
 
   #xreadgroup(connection, after, ...options) {
@@ -334,21 +266,16 @@ export class Inbox {
       const { partition } = entry
       const at = entry.id.split('-').map(BigInt)
       if (isAfter(at, partition.reached)) partition.reached = at
-      else if (at[0] > partition.untilMs) partition.untilMs = await this.#now()
+      else if (at[0] > partition.untilMs) partition.untilMs = await this.writer.time(partition.commands)
       if (at[0] <= partition.untilMs) entry.again = true
     }
     return entries
   }
 
-  /** The time by the clock of Redis, in ms. */
-  async #now() {
-    const [seconds, micros] = await this.writer.call('TIME')
-    return BigInt(seconds) * 1000n + BigInt(micros) / 1000n
-  }
-
   #entries(answer, how) {
     const byStream = new Map(this.#partitions.map((one) => [one.commands, one]))
-    return (answer ?? []).flatMap(([name, page]) => entriesOf(byStream.get(String(name)), page, how))
+    const found = (answer ?? []).flatMap(([name, page]) => entriesOf(byStream.get(String(name)), page, how))
+    return found.map((entry) => Object.assign(entry, { inbox: this }))
   }
 }
 

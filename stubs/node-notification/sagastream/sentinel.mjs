@@ -2,39 +2,8 @@
 
 import * as redis from '@redis/client'
 
-const URL_OF_SENTINELS = /^(rediss?)\+sentinel:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?([^@/?]+)\/([\w.-]+)(?:\/(\d*))?(?:\?(.*))?$/
-const PORT = 26379
 /** How long a Sentinel may take to answer. Then the next one is asked. */
 const PATIENCE_MS = 1000
-
-/** What a url like redis+sentinel://user:password@one:26379,two/mymaster/0 names; null: it names no Sentinels. */
-export function parseSentinels(url) {
-  const found = URL_OF_SENTINELS.exec(url)
-  if (!found) return null
-  const [scheme, username, password, hosts, name, database, query] = found.slice(1)
-  const options = new URLSearchParams(query)
-  return {
-    name,
-    tls: scheme === 'rediss',
-    database: Number(options.get('db') ?? database ?? 0),
-    username: decoded(username) ?? options.get('username') ?? undefined,
-    password: decoded(password) ?? options.get('password') ?? undefined,
-    sentinels: hosts.split(',').map(address),
-    login: {
-      username: options.get('sentinel_username') ?? undefined,
-      password: options.get('sentinel_password') ?? undefined,
-    },
-  }
-}
-
-function decoded(text) {
-  return text ? decodeURIComponent(text) : undefined
-}
-
-function address(text) {
-  const [, host, port] = /^\[?(.*?)\]?(?::(\d+))?$/.exec(text)
-  return { host, port: Number(port ?? PORT) }
-}
 
 /**
  * A client that is connected to the master, and ends with its connection: so the next one asks anew.

@@ -3,10 +3,13 @@
 import { randomUUID } from 'node:crypto'
 import { hostname } from 'node:os'
 import { ErrorReply } from '@redis/client'
-import { Connection, delay, isOutage, Patience, ServiceError } from './broker.mjs'
+import { Broker, Patience } from './broker.mjs'
 import { addedMs, Inbox } from './inbox.mjs'
 import { encodePayload, Malformed, parse } from './json.mjs'
 import { done, failed, isId, kindOf, Newer, newerFormat, readCommand, refusal, sealedWith, verdict } from './messages.mjs'
+import { delay, isOutage } from './outage.mjs'
+import { Store } from './store.mjs'
+import { ServiceError } from './urls.mjs'
 
 /** How often to call a handler that throws anything but Reject, before the reply says `unknown`. */
 const TRIES = 3
@@ -19,6 +22,8 @@ const MAX_UNDOS = 10
 const LONGEST_MS = 24 * 3600 * 1000
 /** How long a process that is to end still tries to send its answers, while Redis is away. */
 const GRACE_MS = 25_000
+/** How often to look whether there is a store. */
+const NO_STORE_MS = 500
 
 /** Thrown by a handler: the step fails, and no effect of it remains. `error` is any JSON value. */
 export class Reject extends Error {
@@ -89,17 +94,17 @@ export class Service {
   async run(url = process.env.REDIS_URL) {
     const stop = new AbortController()
     for (const signal of ['SIGTERM', 'SIGINT']) process.once(signal, () => stop.abort())
-    const connections = []
+    let broker
     try {
       const publishes = this.publishes()
-      for (let n = 0; n < 2; n += 1) connections.push(new Connection(url))
-      await new Runner(this, publishes, connections, stop).run()
+      broker = new Broker(url)
+      await new Runner(this, publishes, broker, stop).run()
     } catch (error) {
       if (!(error instanceof ServiceError || error instanceof ErrorReply)) throw error
       process.stderr.write(`${printable(`service ${this.name}: ${error.message}`)}\n`)
       process.exitCode = 1
     } finally {
-      for (const connection of connections) connection.close()
+      broker?.close()
     }
   }
 
@@ -160,7 +165,12 @@ class Gate {
 /** One process of a service. Any number of them share the work. */
 class Runner {
   #service
-  #inbox
+  #broker
+  #store
+  #consumer
+  #inboxes = [] // one that reads all partitions; on a cluster, where a call keeps to one of them, one for each
+  #held = new Set() // the places of the entries in flight here
+  #asked = 0 // how many commands the readings under way may bring
   #patience
   #telling // the patience of what must be told: it lasts beyond the stop
   #say
@@ -168,47 +178,82 @@ class Runner {
   #fault
   #left = new Set() // what was said of commands that are left to another release
   #gate = new Gate()
-  #aheadMs = 0 // how far the clock of Redis is ahead of performance.now()
   #inFlight = new Set() // the commands that are being worked on, as promises …
   #latest = new Map() // … and the latest promise of each record
 
-  /** @param connections two: one waits for commands, the other is for everything else */
-  constructor(service, publishes, [reader, writer], stop) {
+  constructor(service, publishes, broker, stop) {
     // Never used twice: another consumer with this name would take over its commands.
-    const consumer = `${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`
-    this.#say = (what) => process.stderr.write(`${printable(`service ${service.name} ${consumer}: ${what}`)}\n`)
+    this.#consumer = `${hostname()}-${process.pid}-${randomUUID().slice(0, 8)}`
+    this.#say = (what) => process.stderr.write(`${printable(`service ${service.name} ${this.#consumer}: ${what}`)}\n`)
     this.#service = service
+    this.#broker = broker
     this.#stop = stop
-    this.#patience = new Patience(this.#say, stop.signal, [reader, writer])
+    this.#patience = new Patience(this.#say, stop.signal, broker)
     const over = new AbortController()
     const end = () => setTimeout(() => over.abort(), GRACE_MS).unref()
     stop.signal.addEventListener('abort', end, { once: true })
     this.#telling = this.#patience.until(over.signal)
-    this.#inbox = new Inbox({
-      ...{ reader, writer, consumer, publishes, say: this.#say },
-      ...{ service: service.name, leaseMs: service.leaseMs, compensations: service.compensations },
-      prefix: prefixOf(process.env),
+    this.#store = new Store({
+      ...{ broker, publishes, say: this.#say, fail: (error) => this.#end(error) },
+      ...{ service: service.name, compensations: service.compensations, prefix: prefixOf(process.env) },
     })
   }
 
   async run() {
     this.#say('started')
-    while (!this.#stop.signal.aborted) {
+    try {
+      await this.#patience.patiently(() => this.#broker.recognise(this.#say))
+      while (!this.#stop.signal.aborted) await this.#serveAll(await this.#partitions())
+    } catch (error) {
+      this.#end(error)
+    }
+    await Promise.all(this.#inFlight)
+    await Promise.all(this.#inboxes.map((inbox) => inbox.leave()))
+    if (this.#fault) throw this.#fault
+  }
+
+  /** The tags of the partitions, once there is a store; none at the end. */
+  async #partitions() {
+    for (let isTold = false; !this.#stop.signal.aborted; isTold = true) {
+      const tags = await this.#patience.patiently(() => this.#store.tags())
+      if (tags !== null) return tags
+      if (!isTold) this.#say(`there is no store ${this.#store.prefix} yet; waiting for a worker, which makes it`)
+      await this.#patience.pause(NO_STORE_MS)
+    }
+    return []
+  }
+
+  /** Work until the end, or until the store has other partitions. */
+  async #serveAll(tags) {
+    const groups = this.#broker.isCluster ? tags.map((tag) => [tag]) : [tags]
+    this.#inboxes = groups.map(
+      (group) =>
+        new Inbox({
+          ...{ reader: this.#broker.reader(), writer: this.#broker.writer, store: this.#store, tags: group },
+          ...{ service: this.#service.name, leaseMs: this.#service.leaseMs },
+          ...{ consumer: this.#consumer, held: this.#held, say: this.#say },
+        }),
+    )
+    await Promise.all(this.#inboxes.map((inbox) => this.#serveFrom(inbox)))
+    for (const { reader } of this.#inboxes) this.#broker.leave(reader)
+  }
+
+  async #serveFrom(inbox) {
+    while (!this.#stop.signal.aborted && !inbox.isGone) {
       const free = this.#service.concurrency - this.#inFlight.size
-      if (free === 0) {
+      if (free <= 0) {
         await Promise.race(this.#inFlight)
         continue
       }
-      for (const entry of await this.#read(free)) {
+      // Each of several readings may bring one: so a process may have a few more in hand than it is to work on at once.
+      const count = Math.max(1, Math.ceil((free - this.#asked) / this.#inboxes.length))
+      for (const entry of await this.#read(inbox, count)) {
         const work = this.#work(entry)
           .catch((error) => this.#end(error)) // an outage: stop, and leave the command to another process
           .finally(() => this.#inFlight.delete(work))
         this.#inFlight.add(work)
       }
     }
-    await Promise.all(this.#inFlight)
-    await this.#inbox.leave().catch(() => {}) // only to be tidy: without it, others wait for the lease
-    if (this.#fault) throw this.#fault
   }
 
   #end(error) {
@@ -216,24 +261,27 @@ class Runner {
     this.#stop.abort()
   }
 
-  async #read(free) {
+  async #read(inbox, count) {
+    this.#asked += count
     try {
       return await this.#patience.patiently(async () => {
         try {
-          return await this.#inbox.read(free)
+          return await inbox.read(count)
         } catch (error) {
-          this.#inbox.recover()
+          inbox.recover()
           throw error
         }
       })
     } catch (error) {
       this.#end(error)
       return []
+    } finally {
+      this.#asked -= count
     }
   }
 
   async #work(entry) {
-    this.#inbox.held.add(entry.place)
+    this.#held.add(entry.place)
     try {
       const command = readCommand(entry.fields, addedMs(entry))
       await this.#afterOthers(command.record, () => this.#serve({ entry, command }))
@@ -241,9 +289,9 @@ class Runner {
       if (error instanceof Newer) return await this.#leave(entry, error.message)
       const reason = error instanceof Malformed ? error.message : unrecordable(error)
       if (reason === undefined) throw error
-      await this.#patience.patiently(() => this.#inbox.quarantine(entry, reason))
+      await this.#patience.patiently(() => entry.inbox.quarantine(entry, reason))
     } finally {
-      this.#inbox.held.delete(entry.place)
+      this.#held.delete(entry.place)
     }
   }
 
@@ -260,14 +308,13 @@ class Runner {
 
   async #serve({ entry, command }) {
     // Looked up even if it comes for the first time: another delivery of it may have been answered.
-    const { nowMs, record, tombstone } = await this.#patience.patiently(() => this.#inbox.recall(entry, command))
-    this.#aheadMs = nowMs - performance.now()
+    const { nowMs, record, tombstone } = await this.#patience.patiently(() => entry.inbox.recall(entry, command))
     const format = newerFormat(record)
     if (format) return this.#leave(entry, `met format ${format}, which only a newer release knows`)
     const { reply: known, undo } = verdict(command, { record, tombstone, again: entry.again })
     if (known && !undo) return this.#answer(entry, known, 'final')
     // If a process that had taken it over has died, it runs alone: so what runs beside it does not die with it.
-    const alone = entry.again && (await this.#patience.patiently(() => this.#inbox.begun(entry, command))) > 0
+    const alone = entry.again && (await this.#patience.patiently(() => entry.inbox.begun(entry, command))) > 0
     if (!(await this.#gate.enter(alone, this.#service.leaseMs))) return undefined // others take it over
     try {
       if (undo) return await this.#overrule(entry, command, undefined, known)
@@ -289,9 +336,9 @@ class Runner {
     if (reply) return this.#tell(entry, reply, record)
     // Stop, and leave the command to another process. If others had it before the handler ended, they may have answered
     // it before the effect was there: then only this process can say that nobody knows.
-    if (await this.#telling.patiently(() => this.#inbox.holds(entry))) {
+    if (await this.#telling.patiently(() => entry.inbox.holds(entry))) {
       // It did not die of it.
-      return entry.takenOver ? this.#telling.patiently(() => this.#inbox.count(entry, command, 'takeovers', -1)) : undefined
+      return entry.takenOver ? this.#telling.patiently(() => entry.inbox.count(entry, command, 'takeovers', -1)) : undefined
     }
     const lost = `${command.type} was begun by a process that lost it to another one`
     return this.#tell(entry, this.#giveUp(command, lost), record)
@@ -304,17 +351,17 @@ class Runner {
     if (overruled > 0) return this.#overrule(entry, command, reply.result, refusal(command))
     if (overruled === 0) return undefined
     this.#say(`${where(command)} was done after it was refused, and others had answered it: sent again, to be undone`)
-    return this.#telling.patiently(() => this.#inbox.sendAgain(entry, reply.result))
+    return this.#telling.patiently(() => entry.inbox.sendAgain(entry, reply.result))
   }
 
   #answer(entry, reply, kind, seen) {
-    return this.#telling.patiently(() => this.#inbox.answer(entry, reply, kind, seen))
+    return this.#telling.patiently(() => entry.inbox.answer(entry, reply, kind, seen))
   }
 
   /** The reply in place of the handler, if too many processes have died of the command. */
   async #deadly(entry, command) {
     if (!entry.takenOver) return undefined
-    const times = await this.#patience.patiently(() => this.#inbox.count(entry, command, 'takeovers'))
+    const times = await this.#patience.patiently(() => entry.inbox.count(entry, command, 'takeovers'))
     if (times < MAX_TAKEOVERS) return undefined
     return this.#giveUp(command, `${times} processes took ${command.type} and did not live to answer it`)
   }
@@ -333,10 +380,10 @@ class Runner {
       if (sealedWith(command)) return this.#leaveSealed(entry, command)
       this.#say(`${where(command)} must not be done: undoing what may have come of it`)
       if (entry.again) {
-        const times = await this.#patience.patiently(() => this.#inbox.count(entry, command, `undos/${entry.id}`))
+        const times = await this.#patience.patiently(() => entry.inbox.count(entry, command, `undos/${entry.id}`))
         if (times >= MAX_UNDOS) {
           const what = `may have been done after it was refused, and could not be undone ${times} times`
-          await this.#patience.patiently(() => this.#inbox.quarantine(entry, `${command.type} ${what}`))
+          await this.#patience.patiently(() => entry.inbox.quarantine(entry, `${command.type} ${what}`))
           return
         }
       }
@@ -355,20 +402,20 @@ class Runner {
     const why = `met a value that is sealed with key ${sealedWith(command)}, and opens none`
     if (!this.#left.has(why)) this.#say(`${why}: leaves such commands, unanswered, to processes that can`)
     this.#left.add(why)
-    await this.#patience.patiently(() => this.#inbox.handBack(entry))
+    await this.#patience.patiently(() => entry.inbox.handBack(entry))
   }
 
   /** Have a process of another release take a command over. Says why, once. */
   async #leave(entry, why) {
     if (!this.#left.has(why)) this.#say(`${why}: leaves all of it to that release`)
     this.#left.add(why)
-    await this.#patience.patiently(() => this.#inbox.handBack(entry))
+    await this.#patience.patiently(() => entry.inbox.handBack(entry))
   }
 
   /** Whether another release of the service has this command or compensation, and this one has not. */
   async #isElsewhere({ type, compensating }) {
     if (this.#service.handler(type, compensating)) return false
-    const published = await this.#patience.patiently(() => this.#inbox.published())
+    const published = await this.#patience.patiently(() => this.#store.published())
     return isId(type) && (compensating ? [...published.values()].includes(type) : published.has(type))
   }
 
@@ -379,7 +426,7 @@ class Runner {
     if (own) return own
     // A process of another release may have done it. So that this one needs no undo, or does not know the command, says
     // nothing of what came of it. Nor does it if no release publishes it: that may have been deleted.
-    const published = await this.#patience.patiently(() => this.#inbox.published())
+    const published = await this.#patience.patiently(() => this.#store.published())
     const undo = published.get(command.type)
     if (isId(undo) && undo !== command.type) return undo
     return undo === '' || own === null ? null : undefined
@@ -387,9 +434,10 @@ class Runner {
 
   /** Run a handler, and renew the lease meanwhile: until its answer is not waited for any more, at most for a day. */
   async #handle(entry, command, untilMs) {
-    const end = Math.min(untilMs, this.#clock() + LONGEST_MS)
+    const { inbox } = entry
+    const end = Math.min(untilMs, inbox.clock() + LONGEST_MS)
     const renewing = setInterval(() => {
-      if (this.#clock() < end) this.#inbox.renew(entry).catch(() => {}) // if Redis is away, the next one may succeed
+      if (inbox.clock() < end) inbox.renew(entry).catch(() => {}) // if Redis is away, the next one may succeed
     }, this.#service.leaseMs / 4)
     try {
       return await this.#reply(entry, command)
@@ -410,7 +458,7 @@ class Runner {
     for (let tries = 1; ; ) {
       try {
         // If the handler cannot reach its own Redis, that says nothing about the step.
-        return await this.#patience.patiently(() => callHandler(handler, command, this.#clock))
+        return await this.#patience.patiently(() => callHandler(handler, command, entry.inbox.clock))
       } catch (error) {
         if (isOutage(error)) return undefined
         if (error instanceof Malformed) {
@@ -424,9 +472,6 @@ class Runner {
       }
     }
   }
-
-  /** The time by the clock of Redis, in ms. */
-  #clock = () => performance.now() + this.#aheadMs
 
   #giveUp(command, why) {
     this.#say(`the outcome of ${where(command)} is unknown: ${why}`)

@@ -1,0 +1,37 @@
+// What an error of Redis means: the one list of what an outage is, and how long to wait then.
+
+import * as redis from '@redis/client'
+
+/** Errors of the server that pass: it is loading, failing over, full, cannot write to its disk, ends a blocking read … */
+const PASSING = /^(LOADING|READONLY|OOM|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY|UNBLOCKED) /
+/** Those that say that the server is a replica by now. */
+const DEMOTED = /^(READONLY|MASTERDOWN|UNBLOCKED .*instance state changed)/
+/** It may be a former master, which its replicas have left. */
+const FORMER = /^NOREPLICAS /
+
+/** Redis cannot be reached, or its answer was lost. */
+export class Away extends Error {}
+
+/** A node of a cluster cannot be reached, or its answer was lost. The map of the cluster has told of it. */
+export class NodeAway extends Away {}
+
+/** Whether Redis is away for a while. If so, wait; every other error is a fault. */
+export function isOutage(error) {
+  if (error instanceof redis.ErrorReply) return PASSING.test(error.message)
+  return error instanceof Away || error instanceof redis.SocketClosedUnexpectedlyError
+}
+
+/** Whether an error says that the server is a replica by now. */
+export function isDemoted(error) {
+  return DEMOTED.test(error.message)
+}
+
+/** Whether an error says that the server is no master any more, or may be none. */
+export function isLeft(error) {
+  return isDemoted(error) || FORMER.test(error.message)
+}
+
+/** Milliseconds to wait after the nth failure in a row. */
+export function delay(failures) {
+  return Math.min(2000, 50 * 2 ** Math.min(failures - 1, 30))
+}

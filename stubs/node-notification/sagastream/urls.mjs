@@ -1,0 +1,90 @@
+// REDIS_URL: which server it names, or which Sentinels. No text that this raises has a part of the url in it: there may be
+// a password in it.
+
+/** The service is declared or configured wrongly. Its text is one line, fit to show a person. */
+export class ServiceError extends Error {}
+
+const SERVER = /^(rediss?):\/\/(?:([^:@/]*)(?::([^@/]*))?@)?(\[[^\]@/?]+\]|[^:@/?[\]]*)(?::(\d{1,5}))?(?:\/(\d*))?(?:\?(.*))?$/
+const SOCKET = /^unix:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?(\/[^?]+)(?:\?(.*))?$/
+const SENTINELS = /^(rediss?)\+sentinel:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?([^@/?]+)\/([\w.-]+)(?:\/(\d*))?(?:\?(.*))?$/
+const PORT = 6379
+const SENTINEL_PORT = 26379
+
+/** What a url names: Sentinels, or a server. */
+export function parse(url = '') {
+  return parseSentinels(url) ?? parseUrl(url)
+}
+
+/**
+ * How node-redis reaches the server that a url names. The login may also stand behind the `?`, as Python's clients have
+ * it; so may `db`, which is stronger than the path.
+ */
+export function parseUrl(url) {
+  if (!url) throw new ServiceError('REDIS_URL is not set')
+  return usable(() => {
+    if (url.startsWith('unix://')) {
+      const [username, password, path, query] = taken(SOCKET, url)
+      return { socket: { path: decodeURIComponent(path) }, ...login(username, password, undefined, query) }
+    }
+    if (!/^rediss?:/.test(url)) throw new Error('it is not redis://, rediss://, unix:// or redis+sentinel://')
+    const [scheme, username, password, host, port, database, query] = taken(SERVER, url)
+    const socket = { host: host.replace(/^\[|\]$/g, '') || 'localhost', port: Number(port ?? PORT) }
+    if (scheme === 'rediss') socket.tls = true
+    return { socket, ...login(username, password, database, query) }
+  })
+}
+
+/** What a url like redis+sentinel://user:password@one:26379,two/mymaster/0 names; null: it names no Sentinels. */
+export function parseSentinels(url) {
+  if (!/^rediss?\+sentinel:/.test(url)) return null
+  return usable(() => {
+    const [scheme, username, password, hosts, name, database, query] = taken(SENTINELS, url)
+    const options = new URLSearchParams(query)
+    return {
+      name,
+      tls: scheme === 'rediss',
+      ...login(username, password, database, query),
+      sentinels: hosts.split(',').map(sentinel),
+      login: {
+        username: options.get('sentinel_username') ?? undefined,
+        password: options.get('sentinel_password') ?? undefined,
+      },
+    }
+  })
+}
+
+function usable(parse) {
+  try {
+    return parse()
+  } catch (error) {
+    const why = error instanceof URIError ? 'a % in it is not followed by two hexadecimal digits' : error.message
+    throw new ServiceError(`REDIS_URL is not usable: ${why}`)
+  }
+}
+
+function taken(form, url) {
+  const found = form.exec(url)
+  if (found) return found.slice(1)
+  const encode = 'characters of a password such as # / ? @ & % are written %23 %2F %3F %40 %26 %25'
+  throw new Error(`it cannot be taken apart; ${encode}`)
+}
+
+function login(username, password, database, query) {
+  const options = new URLSearchParams(query)
+  const number = options.get('db') ?? (database || '0')
+  if (!/^\d{1,5}$/.test(number)) throw new Error('the database must be a number')
+  return {
+    username: decoded(username) ?? options.get('username') ?? undefined,
+    password: decoded(password) ?? options.get('password') ?? undefined,
+    database: Number(number),
+  }
+}
+
+function decoded(text) {
+  return text ? decodeURIComponent(text) : undefined
+}
+
+function sentinel(text) {
+  const [, host, port] = /^\[?(.*?)\]?(?::(\d+))?$/.exec(text)
+  return { host, port: Number(port ?? SENTINEL_PORT) }
+}
