@@ -275,7 +275,7 @@ def test_nothing_at_the_edge_decides_on_sagas() -> None:
 
 
 def test_one_module_uses_the_connection_pool_of_a_client() -> None:
-    # A client of a cluster has none.
+    # Elsewhere nobody would see that a connection leads to a cluster.
     using = {
         name
         for name in MODULES

@@ -152,9 +152,29 @@ def test_what_may_not_make_a_store_says_who_must() -> None:
     made = Layout("saga").opened()
     next(made)
     looking = made.send([[]])  # whether other keys of a store are there
-    assert len(made.send([redis.ResponseError("ERR no such key") for _ in looking])) == 5
+    assert made.send([redis.ResponseError("ERR no such key") for _ in looking]) == [("HELLO",)]
+    assert len(made.send([redis.ResponseError("NOPERM")])) == 5
     with pytest.raises(StoreMismatch, match="there is no store saga yet, and this user may not make it"):
         made.send([b"OK", *[redis.exceptions.NoPermissionError("NOPERM")] * 3, redis.ResponseError("EXECABORT")])
+
+
+@pytest.mark.parametrize(("mode", "alive"), [(b"standalone", "saga:alive"), (b"cluster", "saga:{0}:alive")])
+def test_on_a_cluster_the_keys_of_the_whole_store_have_a_tag(mode: bytes, alive: str) -> None:
+    looked = Layout("saga", 2).looked()
+    next(looked)
+    looking = looked.send([[]])
+    looked.send([redis.ResponseError("ERR no such key") for _ in looking])
+    with pytest.raises(StopIteration) as ended:
+        looked.send([[b"server", b"valkey", b"mode", mode]])
+    keys = ended.value.value
+    assert (keys.alive, keys.store) == (alive, "saga:store")
+    assert keys.apart is (mode == b"cluster")
+
+
+def test_a_shared_tag_that_is_none_of_the_store_is_refused() -> None:
+    fields = {"protocol": "2", "partitions": "1", "tags": "0", "shared": "x"}
+    with pytest.raises(StoreMismatch, match="is damaged: it says that all of the store share the tag 'x'"):
+        _keys("saga", fields, None)
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "257", "1000", "x", "1.0", " 1", "\u0663"])

@@ -58,7 +58,7 @@ class Nodes:
                 kind = SSLConnection if self.is_secure else Connection
                 options = self.options | {"host": node.host, "port": node.port}
                 pool = redis.ConnectionPool(connection_class=kind, **options)
-                client = self._clients[node] = redis.Redis(connection_pool=pool)
+                client = self._clients[node] = redis.Redis.from_pool(pool)  # and closes it
         return client
 
     def close(self) -> None:
@@ -67,7 +67,6 @@ class Nodes:
         with self._lock:
             for client in self._clients.values():
                 client.close()
-                client.connection_pool.disconnect()
 
     def _to_wait(self, node: Address) -> Any:
         """A connection on which something waits. Whether a node is back is seen by what does not wait."""

@@ -117,7 +117,7 @@ def unusable(mode: str, *, shown: str | None) -> str | None:
         return f"the broker is a cluster. {_SINGLE}: {example}" if mode == "cluster" else None
     if mode == "cluster":
         return f"{RQ_VARIABLE} {shown} names a node of a cluster. {_SINGLE}: name one"
-    return f"{RQ_VARIABLE} {shown} {why}" if (why := server.unusable(mode)) is not None else None
+    return f"{RQ_VARIABLE} {shown} {why}" if (why := server.unusable(mode, is_cluster=False)) else None
 
 
 def connected(url: str, **options: Any) -> "redis.Redis":
