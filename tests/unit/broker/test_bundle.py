@@ -210,6 +210,18 @@ def test_a_map_that_names_other_nodes_is_followed(nodes: Scripted) -> None:
     assert nodes.map.was_cut("a", cuts)
 
 
+def test_the_map_is_asked_for_until_a_replica_has_taken_over(nodes: Scripted) -> None:
+    """When the node goes away, the others do not know yet who takes its place."""
+    nodes.trip(("GET", "b"))
+    nodes.answers[ONE] = GONE  # type: ignore[assignment]
+    for _ in range(3):
+        nodes.now_s += 1
+        assert away(nodes.trip(("GET", "b"))[0], was_sent=False)
+    nodes.maps = dict.fromkeys(nodes.maps, slots_of(TWO))
+    nodes.now_s += 1
+    assert nodes.trip(("GET", "b")) == [("2", "b")]
+
+
 def test_without_any_map_the_error_of_the_last_node_is_raised(nodes: Scripted) -> None:
     nodes.maps = {SEED: GONE}
     with pytest.raises(redis.ConnectionError, match="gone"):

@@ -124,10 +124,11 @@ class ClusterMap:
                 if before != node and before is not None and node is not None:
                     self._is_cut(node)  # it may be a replica that is behind what the node before has answered
             self._by_slot, self._nodes, self._replicas = by_slot, list(masters), list(replicas)
-            self._is_stale = None in by_slot
             for gone in self._away.keys() - masters.keys():
                 del self._away[gone]
                 _log.warning(f"the node {gone} of the cluster has no slots any more; the others have them")
+            # While a node is away, a replica may take over at any time.
+            self._is_stale = None in by_slot or bool(self._away)
         return True
 
     def moved(self, slot: int, node: Address) -> None:
