@@ -58,8 +58,8 @@ class Wait(NamedTuple):
 
 
 class Collect(NamedTuple):
-    """Take what former readings of this consumer, which still wait, have got. What comes of it: the answers, by slot;
-    and the slots that still wait with the same words."""
+    """Take what former readings of this consumer, which still wait, have got; of one that only looks, those with the
+    same words. What comes of it: the answers, by slot; and the slots that still wait with the same words."""
 
     command: Command
 
@@ -95,7 +95,7 @@ class Bundle:
             yield from self._ask_for_map()
         these = routed(commands)
         for command in these:
-            if command.reading is not None and command.reading.consumer is not None:
+            if command.reading is not None:
                 yield from self._collect(command)
         self._commands.extend(these)
         yield from self._send([part for command in these for part in command.parts if not part.is_answered])
@@ -130,7 +130,8 @@ class Bundle:
         assert reading is not None
         got, waiting = yield Collect(command)
         for part in command.parts:
-            if part.slot in waiting and part.slot not in got:
+            has_looked = reading.consumer is None and isinstance(got.get(part.slot), list)
+            if has_looked or (part.slot in waiting and part.slot not in got):
                 part.ends(None)  # nothing, until that reading has something
         late = [stream for answer in got.values() if isinstance(answer, list) for stream in answer]
         if late:

@@ -17,6 +17,7 @@ from sagastream.broker.failures import NodeAway
 from sagastream.broker.routes import Command, Reading
 from sagastream.broker.to_cluster import LONGEST_S, PATIENCE_S, PROBE_S
 from sagastream.broker.urls import Address
+from sagastream.broker.waits import LOOK_MS
 
 
 class NodesInLoop:
@@ -83,10 +84,6 @@ class ToBrokerInLoop(Connection):
             self._bundle = self._bundle or Bundle(self._nodes.map)
             await self._go(self._bundle.open())
 
-    @property
-    def is_connected(self) -> bool:
-        return self._bundle is not None or bool(super().is_connected)
-
     async def disconnect(self, *args: Any, **kwargs: Any) -> None:
         if self._bundle is not None:
             self._bundle.forget()
@@ -94,10 +91,12 @@ class ToBrokerInLoop(Connection):
             connections = [*self._by_node.values(), *(one.connection for one in waiting.values())]
             connections += [connection for those in self._idle.values() for connection in those]
             self._by_node, self._idle = {}, {}
-            for one in waiting.values():
-                one.answer.cancel()
+            answers = [one.answer for one in waiting.values()]
+            for answer in answers:
+                answer.cancel()
             for connection in connections:
                 await connection.disconnect(nowait=True)
+            await asyncio.gather(*answers, return_exceptions=True)
         await super().disconnect(*args, **kwargs)
 
     async def can_read(self) -> bool:
@@ -138,8 +137,8 @@ class ToBrokerInLoop(Connection):
                 return answer if isinstance(answer, redis.RedisError) else None
             case Wait(command, block_ms):
                 return await self._wait(command, block_ms)
-            case Collect():
-                raise AssertionError("no consumer of a group reads in an event loop")
+            case Collect(command):
+                return await self._collect(command)
 
     async def _send(self, node: Address, commands: Sequence[wire.Words]) -> redis.RedisError | None:
         try:
@@ -179,6 +178,24 @@ class ToBrokerInLoop(Connection):
         if (connection := self._by_node.pop(node, None)) is not None:
             await connection.disconnect(nowait=True)
 
+    async def _collect(self, command: Command) -> tuple[dict[int, Any], set[int]]:
+        """See Collect. In an event loop, no consumer of a group reads."""
+        reading = command.reading
+        assert reading is not None
+        got: dict[int, Any] = {}
+        waiting: set[int] = set()
+        for slot, one in list(self._waiting.items()):
+            is_same = slot in reading.by_slot and one.words == reading.words(slot)
+            if one.answer.done():
+                answer = await self._taken(slot)
+                if is_same:
+                    got[slot] = answer
+            elif one.node != self._nodes.map.node_of(slot):
+                await self._drop_waiting(slot)  # it has the slot no more
+            elif is_same:
+                waiting.add(slot)
+        return got, waiting
+
     async def _wait(self, command: Command, block_ms: int) -> list[Any]:
         """See Wait, and waits.py."""
         reading = command.reading
@@ -207,6 +224,12 @@ class ToBrokerInLoop(Connection):
                     failed.add(slot)
         return answers
 
+    async def _drop_waiting(self, slot: int) -> None:
+        one = self._waiting.pop(slot)
+        one.answer.cancel()
+        await one.connection.disconnect(nowait=True)
+        await asyncio.gather(one.answer, return_exceptions=True)
+
     async def _taken(self, slot: int) -> Any:
         """The answer that has come to what waits in this slot. The connection is free for another one then."""
         one = self._waiting.pop(slot)
@@ -230,7 +253,8 @@ class ToBrokerInLoop(Connection):
             connection = idle.pop() if idle else None
             if connection is None or not connection.is_connected:
                 connection = await self._nodes.connected(node)
-            await connection.send_packed_command([wire.pack([reading.words(slot, block_ms=block_ms)])])
+            waits_ms = max(block_ms, LOOK_MS)
+            await connection.send_packed_command([wire.pack([reading.words(slot, block_ms=waits_ms)])])
         except redis.RedisError as error:
             return error
         answer = asyncio.ensure_future(connection.read_response())

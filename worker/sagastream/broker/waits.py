@@ -2,7 +2,8 @@
 slot. So each slot is waited for over a connection of its own.
 
 A reading that has got nothing when another one has cannot be taken back: the node may give it entries a moment later,
-and those are then this consumer's. So it goes on to wait, and what it gets is taken along with the next reading.
+and those are then this consumer's. So it goes on to wait, and what it gets is taken along with the next reading. One
+that only looks goes on as well: the next look usually asks the same, so whoever waits for long asks seldom.
 """
 
 import os
@@ -10,7 +11,7 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from redis.exceptions import RedisError
 
@@ -20,11 +21,17 @@ from sagastream.broker.routes import Command, Reading
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
 
+#: For how long a look waits that may go on when nobody waits for it, in milliseconds.
+LOOK_MS: Final = 2_000
+#: How much later than it should a node may answer, in seconds.
+_LATE_S: Final = 2.0
+
 
 class _Waiting(NamedTuple):
     connection: Any
     node: Address
     words: Words  # without for how long it waits
+    until_s: float  # by time.monotonic
 
 
 class Waits:
@@ -45,9 +52,14 @@ class Waits:
         got: dict[int, Any] = {}
         waiting: set[int] = set()
         for slot, one in self._of(whose):
+            is_same = slot in reading.by_slot and one.words == reading.words(slot)
             if _has_answer(one):
-                got[slot] = self._taken(whose, slot, one)
-            elif slot in reading.by_slot and one.words == reading.words(slot):
+                answer = self._taken(whose, slot, one)
+                if is_same or reading.consumer is not None:
+                    got[slot] = answer
+            elif one.node != self._node_of(slot) or time.monotonic() > one.until_s + _LATE_S:
+                self._drop(whose, slot, one)  # it hangs, or has the slot no more
+            elif is_same:
                 waiting.add(slot)
         return got, waiting
 
@@ -83,9 +95,7 @@ class Waits:
     def give_up(self, whose: Hashable) -> None:
         """Close the connections on which this consumer waits, if any. It looks for what they got among its own."""
         for slot, one in self._of(whose):
-            with self._lock:
-                self._waiting.pop((whose, slot), None)
-            one.connection.disconnect()
+            self._drop(whose, slot, one)
 
     def close(self) -> None:
         """Close all connections."""
@@ -97,6 +107,11 @@ class Waits:
         for connection in connections:
             connection.disconnect()
 
+    def _drop(self, whose: Hashable, slot: int, one: _Waiting) -> None:
+        with self._lock:
+            self._waiting.pop((whose, slot), None)
+        one.connection.disconnect()
+
     def _of(self, whose: Hashable) -> list[tuple[int, _Waiting]]:
         with self._lock:
             if self._pid != os.getpid():  # this process was forked: the connections are those of the other
@@ -107,6 +122,8 @@ class Waits:
         node = self._node_of(slot)
         if node is None:
             return NodeAway(f"slot {slot} of the cluster has no node", was_sent=False)
+        if reading.consumer is None:
+            block_ms = max(block_ms, LOOK_MS)
         with self._lock:
             idle = self._idle.get(node)
             connection = idle.pop() if idle else None
@@ -118,7 +135,7 @@ class Waits:
             wire.send(connection, [reading.words(slot, block_ms=block_ms)])
         except RedisError as error:
             return error
-        return _Waiting(connection, node, reading.words(slot))
+        return _Waiting(connection, node, reading.words(slot), time.monotonic() + block_ms / 1000)
 
     def _taken(self, whose: Hashable, slot: int, one: _Waiting) -> Any:
         """Its answer. The connection is free for another one then."""
