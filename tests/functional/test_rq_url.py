@@ -17,6 +17,7 @@ from sagastream.broker.connection import connect
 from sagastream.core.saga import SagaStatus
 from sagastream_bridge.inspection.doctor import Doctor
 from sagastream_bridge.inspection.findings import Finding
+from support.clusters import Cluster
 from support.processes import Commands
 from support.rq_workers import JOBS, SHOP, Fleet, Stage
 from support.scenes import do
@@ -298,6 +299,15 @@ def test_a_server_that_rq_cannot_use_is_told_in_one_line(
         assert fleet.said.count("\n") == 1, fleet.said
         assert fleet.said.startswith(f"rq worker: {told}")
         (commands.folder / "rq.log").unlink()
+
+
+def test_a_service_on_a_cluster_says_that_rq_needs_another_server(cluster: Cluster, commands: Commands) -> None:
+    put(commands.folder)
+    url = cluster.nodes[0].url
+    told = f"the broker is a cluster. {SINGLE}: set RQ_URL to one, like redis://HOST:6379"
+    for command in ("service", "rq-worker"):
+        done = commands.run(command, "shop:service", REDIS_URL=url)
+        assert (done.returncode, done.stderr.splitlines()[-1].partition(": ")[2]) == (1, told), done.stderr
 
 
 def test_a_server_of_rq_that_may_drop_jobs_is_told_by_the_doctor(stage: Stage) -> None:
