@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from exploration import mirror
-from sagastream.broker import group_reader, scripting, wire
+from sagastream.broker import read_ahead, scripting, wire
 from sagastream.broker.entries import BATCH, Entry
 from sagastream.broker.exchange import Exchange, run, run_each
 from sagastream.broker.group_reader import GroupReader
@@ -497,7 +497,7 @@ def test_what_was_read_ahead_long_ago_is_asked_for_anew_for_others_may_have_it_b
     taken, kept = (client.xadd(WORK, {"n": n}) for n in (1, 2))
     run(client, reader.read_along(ping(), lambda _: {WORK: 2}))
     client.xclaim(WORK, GROUP, "another", 0, [taken])
-    monkeypatch.setattr(group_reader, "_FRESH_S", 0.0)
+    monkeypatch.setattr(read_ahead, "_FRESH_S", 0.0)
     assert [(entry.id, entry.again) for entry in reader.read(1)] == [(kept, True)]
 
 

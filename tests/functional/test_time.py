@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sagastream import Context, Service
-from sagastream.broker import group_reader, leases
+from sagastream.broker import leases, read_ahead
 from sagastream.core.commands import Reply, ok
 from sagastream.core.parsing import parse_intervene
 from sagastream.core.saga import SagaState, SagaStatus
@@ -86,7 +86,7 @@ def test_what_came_while_a_worker_slept_is_read_before_a_step_is_held_to_have_ti
 ) -> None:
     """This holds too for a worker that had read something ahead before it slept."""
     monkeypatch.setattr(streams, "_REQUESTS", 1)
-    monkeypatch.setattr(group_reader, "_FRESH_S", 0.0)
+    monkeypatch.setattr(read_ahead, "_FRESH_S", 0.0)
     scene.begin("s1", quick(1, attempts=1, timeout_ms=ANSWERABLE_MS))
     scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     scene.begin("s2", do(1))

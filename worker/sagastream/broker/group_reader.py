@@ -9,33 +9,30 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import redis
 
-from sagastream.broker import exchange, scripting, wire
+from sagastream.broker import exchange, partial, scripting, to_cluster, wire
 from sagastream.broker.clock import BrokerClock, own_s
-from sagastream.broker.entries import BATCH, Entry, entries_of, report_deleted
-from sagastream.broker.exchange import Exchange, all_of, together
-from sagastream.broker.failures import is_deleted, is_wrong_type
+from sagastream.broker.entries import Entry, entries_of
+from sagastream.broker.exchange import Exchange, together
+from sagastream.broker.failures import NodeAway, is_deleted, is_wrong_type
 from sagastream.broker.heard import Heard, Heartbeat
 from sagastream.broker.leases import Leases
-from sagastream.broker.portions import Counts, Portion, batches
+from sagastream.broker.own_entries import OwnEntries
+from sagastream.broker.portions import Counts, batches
 from sagastream.broker.preferred import PreferredStreams, Prefers
+from sagastream.broker.read_ahead import ReadAhead
 from sagastream.broker.redelivered import EntryId, Redelivered
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
 
 _T = TypeVar("_T")
 
-#: How long entries that were read ahead may wait, in seconds; at most a quarter of the lease. It is far more than the
-#: next reading needs to come.
-_FRESH_S: Final = 1.0
 #: How many streams a line of the log names.
 _NAMED: Final = 5
-#: One reading takes at most this many entries, of all streams, if they are small.
-_MOST_AT_ONCE: Final = 8 * BATCH
 #: An id after which no entry comes.
 _AFTER_ALL: Final = f"{(1 << 64) - 2}-0"
 
@@ -91,27 +88,31 @@ class GroupReader:
         self._unusable: set[str] = set()  # streams that are none, and are left out
         #: Streams that `counts` leaves out for a while: a reading waits for the others.
         self.left_out: frozenset[str] = frozenset()
-        # By stream: where the reading of own pending entries goes on. Empty: it is finished.
-        self._own: dict[str, bytes | str] = {}
+        self._own = OwnEntries(client, group=group, consumer=consumer, log=self._log)
         self._redelivered = Redelivered()
         self._reached = reached
         self._was_deleted = False  # a stream or a group, since it last joined
-        self._portion = Portion(_MOST_AT_ONCE)
+        self._ahead = ReadAhead(lease_ms)
+        self._cuts = 0  # of nodes of a cluster, after which it has read again what it holds
         #: Of the streams from which the last reading took new entries, at most how many it took of each.
         self.asked: Mapping[str, int] = {}
-        self._ahead: list[Entry] = []  # read ahead, or too much for one turn: for the next reading
-        self._ahead_at = 0.0  # when those were asked for, by time.monotonic
         self._joined = False
 
     def recover(self) -> None:
         """Let the next read start from the beginning: an answer may have been lost, or it may be another store."""
         self._joined = False
-        self._ahead = []
+        self._ahead.forget()
 
     def renew(self) -> None:
         """Let the next readings return what this consumer holds already, which renews its lease."""
-        self._ahead = []  # this is among it
-        self._own = dict.fromkeys(self.streams, "0")
+        to_cluster.give_up_waiting(self._client, self._group, self._consumer)  # what came there is among it, …
+        self._ahead.forget()  # … and this
+        self._cuts = partial.cuts(self._client)
+        self._own.again(self.streams)
+
+    def renew_later(self, streams: Iterable[str]) -> None:
+        """The same for these streams, in a moment: nothing could be done about what it holds of them."""
+        self._own.again_later(streams)
 
     def read(self, block_ms: int | None, counts: Counts | None = None, *, everywhere: bool = False) -> list[Entry]:
         """The entries to work on now, at most BATCH per stream and, if they are large, at most portions.BYTES bytes:
@@ -123,26 +124,17 @@ class GroupReader:
                 stream out, no new entries of that stream are read, and the reading does not wait.
             everywhere: whether new entries are read from all streams, and not only from those that it prefers.
         """
-        if entries := self._take_ahead():
-            return self._for_a_turn(entries)
+        if self._ahead.is_stale:  # others may have taken some over; those that it still holds are read again
+            self.renew()
+        if entries := self._ahead.taken():
+            return entries
         try:
             if not self._joined:
                 self._join()
             self._choose()
-            while self._own:
-                if entries := self._read_own():
-                    return self._for_a_turn(entries)
-            if self.leases.is_time_to_look:
-                self.leases.look(self._preferred.and_others_in_turn() if self._helps else self.mine)
-                self.show_up()
-            while self.leases.is_looking:
-                if entries := self.leases.claimed(self._ask_all(self.leases.claims(self._portion))):
-                    return self._for_a_turn(entries)
-            if self.leases.is_time_to_forget:
-                self.leases.forget_gone(self.mine)
-                self.follow(sorted(self._unusable))
             streams = self.streams if everywhere else self.mine
-            return self._for_a_turn(self._take_new((counts or batches)(streams), streams, block_ms))
+            entries = self._take_held() or self._take_new(counts or batches, streams, block_ms)
+            return self._ahead.for_a_turn(entries)
         except redis.ResponseError as error:
             self._deleted(error)
             return []
@@ -167,6 +159,7 @@ class GroupReader:
         """Whether the next reading will be of new entries, and none were read ahead yet. Without the first condition, a
         reader that always reads ahead would never take over what dead readers held."""
         is_settled = self._joined and bool(self.mine) and self._preferred.is_current
+        is_settled = is_settled and partial.cuts(self._client) == self._cuts
         return is_settled and not (self._own or self._ahead) and self.leases.is_idle
 
     def follow(self, streams: Sequence[str]) -> None:
@@ -186,31 +179,29 @@ class GroupReader:
         """Show that this consumer is alive. Redis 7.0 does not count a reading that finds nothing, unless it is one of
         own entries."""
         if streams := list(self.mine):  # none: another thread is joining, or it prefers none
-            self._ask(self._reading(dict.fromkeys(streams, _AFTER_ALL), 1))
+            asking = _plainly([self._reading(dict.fromkeys(streams, _AFTER_ALL), 1)])
+            (answer,) = exchange.run(self._client, self._heard.along(asking))
+            if not partial.is_partial(self._client, answer):
+                or_raise(answer)
         elif self._joined:
             exchange.run(self._client, self._heard.first())
 
     def leave(self) -> None:
         """Leave the group, and leave to others what this consumer still holds."""
         leaving = [self._leave.call([stream], [self._group, self._consumer]) for stream in self.streams]
-        held = exchange.run(self._client, all_of(leaving))
+        to_cluster.give_up_waiting(self._client, self._group, self._consumer)
+        held = partial.run_all(self._client, leaving)  # an error counts as held: nobody knows
         if self._heartbeat is not None:
-            exchange.run(self._client, self._heartbeat.end(holds=any(held)))
+            partial.ran(self._client, self._heartbeat.end(holds=any(held)))
 
     def _read_ahead(self, counts: Mapping[str, int]) -> Exchange[None]:
-        self._ahead_at = time.monotonic()
+        self._ahead.begins()
         try:
-            self._ahead = yield from self._heard.along(self._read_new(self._portion.of(counts), self.mine))
-        except redis.ResponseError as error:
-            self._deleted(error)
-
-    def _ask(self, words: wire.Words) -> Any:
-        """The answer to one command, raised if it is an error; the heartbeat goes along."""
-        return or_raise(self._ask_all([words])[0])
-
-    def _ask_all(self, commands: Sequence[wire.Words]) -> list[Any]:
-        """The answers to these commands, errors among them; the heartbeat goes along."""
-        return exchange.run(self._client, self._heard.along(_plainly(commands)))
+            reading = self._read_new(self._ahead.portion.of(counts), self.mine)
+            self._ahead.has((yield from self._heard.along(reading)))
+        except (redis.ResponseError, NodeAway) as error:
+            if not partial.is_partial(self._client, error):  # else the next reading meets it, too
+                self._deleted(error)
 
     def _join(self) -> None:
         streams = self._on_join()
@@ -240,9 +231,14 @@ class GroupReader:
             if self.clock.changes:
                 self.leases.clock_set_back(self.mine)
 
+    def _was_cut(self) -> None:
+        """A node of the cluster was cut off, or is back. Read again what it may have given, and what is missing."""
+        self.follow(sorted(self._unusable))
+        self.renew()
+
     def _make_groups(self, streams: Sequence[str]) -> None:
-        """Have the group on these streams, and read them. If the key of one of several holds something else, it is left
-        out: the others are read."""
+        """Have the group on these streams, and read them. If the key of one of several holds something else, or its
+        node is away, it is left out for now: the others are read."""
         # From 0: entries that were added before the group was created are for it too.
         making = [
             scripting.even_if_full(stream, "XGROUP", "CREATE", stream, self._group, "0", "MKSTREAM")
@@ -250,7 +246,10 @@ class GroupReader:
         ]
         answers = wire.round_trip(self._client, making)
         for stream, answer in zip(streams, answers, strict=True):
-            if isinstance(answer, redis.ResponseError) and not str(answer).startswith("BUSYGROUP"):
+            if partial.is_partial(self._client, answer):
+                self._unusable.add(stream)
+                continue
+            if isinstance(answer, redis.RedisError) and not str(answer).startswith("BUSYGROUP"):
                 if not is_wrong_type(answer) or len(streams) + len(self.streams) == 1:
                     raise answer
                 if stream not in self._unusable:
@@ -260,7 +259,7 @@ class GroupReader:
             self.streams.append(stream)
             self._unusable.discard(stream)
 
-    def _deleted(self, error: redis.ResponseError) -> None:
+    def _deleted(self, error: redis.RedisError) -> None:
         """If a stream or group was deleted, let the next read create it again. Raises any other error."""
         if is_wrong_type(error) and len(self.streams) > 1:
             self.recover()  # one of them is no stream any more: the others are read
@@ -273,35 +272,42 @@ class GroupReader:
         self._was_deleted = True
         self.recover()
 
-    def _take_ahead(self) -> list[Entry]:
-        """The entries that were read ahead. None if the process has slept since then: others may have taken them over,
-        and those that it still holds are read again."""
-        entries, self._ahead = self._ahead, []
-        if entries and time.monotonic() - self._ahead_at >= min(_FRESH_S, self._lease_ms / 4000):
-            self.renew()
-            return []
-        return entries
+    def _take_held(self) -> list[Entry]:
+        """Own pending entries, else abandoned ones."""
+        if partial.cuts(self._client) != self._cuts:
+            self._was_cut()
+        while self._own:
+            if entries := exchange.run(self._client, self._heard.along(self._own.page(self._ahead.portion))):
+                return entries
+        if self.leases.is_time_to_look:
+            self.leases.look(self._preferred.and_others_in_turn() if self._helps else self.mine)
+            self.show_up()
+            self.follow(sorted(self._unusable))
+        while self.leases.is_looking:
+            claiming = _plainly(self.leases.claims(self._ahead.portion))
+            if entries := self.leases.claimed(exchange.run(self._client, self._heard.along(claiming))):
+                return entries
+        if self.leases.is_time_to_forget:
+            self.leases.forget_gone(self.mine)
+        return []
 
-    def _for_a_turn(self, entries: list[Entry]) -> list[Entry]:
-        """Those of them that one turn takes. The others are kept for the next."""
-        taken = self._portion.saw(entries)
-        if taken < len(entries):
-            self._ahead, self._ahead_at = entries[taken:], time.monotonic()
-            return entries[:taken]
-        return entries
-
-    def _take_new(self, wanted: Mapping[str, int], of: Sequence[str], block_ms: int | None) -> list[Entry]:
+    def _take_new(self, counts: Counts, of: Sequence[str], block_ms: int | None) -> list[Entry]:
         block_ms = None if block_ms is None else self._heard.waits(block_ms)
+        wanted = counts(of) if of else {}
         if not wanted:
             time.sleep((block_ms or 0) / 1000)
             return []
-        entries = self._read_now(self._portion.of(wanted), of, block_ms)
+        entries = self._read_now(self._ahead.portion.of(wanted), of, block_ms)
         if not entries and len(self.asked) < len(wanted):  # what was read did not wait, and the rest may have some
             return self._read_now(dict.fromkeys(wanted, 1), of, block_ms)
         return entries
 
     def _read_now(self, counts: Mapping[str, int], of: Sequence[str], block_ms: int | None) -> list[Entry]:
-        return exchange.run(self._client, self._heard.along(self._read_new(counts, of, block_ms)))
+        found = partial.ran(self._client, self._heard.along(self._read_new(counts, of, block_ms)))
+        if isinstance(found, redis.RedisError):  # all of them are away, but others of the cluster are not
+            time.sleep((block_ms or 0) / 1000)
+            return []
+        return found
 
     def _read_new(
         self, counts: Mapping[str, int], of: Sequence[str], block_ms: int | None = None
@@ -319,6 +325,8 @@ class GroupReader:
         asked_s = own_s()
         before = None if self._reached is None else self._redelivered.before(self._reached())
         *answers, clock = yield [*readings, ("TIME",)]
+        if any(answers):  # what others have given must not be lost because some nodes are away
+            answers = [None if partial.is_partial(self._client, answer) else answer for answer in answers]
         entries = [entry for answer in answers for entry in entries_of(or_raise(answer))]
         self.now_ms = wire.milliseconds(or_raise(clock))
         if before is not None:
@@ -345,21 +353,6 @@ class GroupReader:
         block: wire.Words = () if block_ms is None else ("BLOCK", block_ms)
         group = ("XREADGROUP", "GROUP", self._group, self._consumer)
         return (*group, "COUNT", count, *block, "STREAMS", *after.keys(), *after.values())
-
-    def _read_own(self) -> list[Entry]:
-        """The next page of what this consumer holds."""
-        now = dict(list(self._own.items())[: self._portion.count])
-        answer = self._ask(self._reading(now, self._portion.share(len(now), BATCH)))
-        entries = entries_of(answer, again=True)
-        self._own = {stream: at for stream, at in self._own.items() if stream not in now}
-        for name, page in answer or ():
-            if page:
-                stream = name.decode()
-                self._own[stream] = page[-1][0]
-                if deleted := [entry_id for entry_id, fields in page if not fields]:
-                    report_deleted(self._log, stream, deleted)
-                    self._client.xack(stream, self._group, *deleted)
-        return entries
 
 
 def _plainly(commands: Sequence[wire.Words]) -> Exchange[list[Any]]:

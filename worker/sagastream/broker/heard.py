@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 import redis
 
 from sagastream.broker.exchange import Exchange, together
+from sagastream.broker.failures import NodeAway
 from sagastream.telemetry import Log
 
 _T = TypeVar("_T")
@@ -59,9 +60,11 @@ class Heard:
         return max(1, min(block_ms, round(self._heartbeat.due_s * 1000)))
 
     def beat(self, heartbeat: Heartbeat) -> Exchange[None]:
-        """Write the heartbeat. If the broker refuses it, entries are read all the same."""
+        """Write the heartbeat. If the broker refuses it, or its node is away, entries are read all the same."""
         try:
             yield from heartbeat.beat()
+        except NodeAway:
+            return  # it is tried again, and the node is told of already
         except redis.ResponseError as error:
             if str(error) != self._refused:
                 self._refused = str(error)

@@ -5,12 +5,14 @@ The lease of an entry begins when the entry was delivered or renewed, by the bro
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from sagastream.broker import exchange, scripting, wire
+from redis.exceptions import RedisError
+
+from sagastream.broker import partial, scripting, wire
 from sagastream.broker.entries import BATCH, Entry, entries_of, report_deleted
-from sagastream.broker.exchange import Exchange, all_of
+from sagastream.broker.exchange import Exchange
 from sagastream.broker.portions import Portion
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
@@ -85,8 +87,11 @@ class Leases:
         if not by_stream:
             return set()
         holding = [self._holding(stream, ids, idle_ms) for stream, ids in by_stream.items()]
-        held = exchange.run(self._client, all_of(holding))
-        still = [(stream, entry_id) for stream, ids in zip(by_stream, held, strict=True) for entry_id in ids]
+        held = partial.run_all(self._client, holding)
+        still: list[tuple[str, bytes]] = []
+        for (stream, asked), ids in zip(by_stream.items(), held, strict=True):
+            # If its node is away, nobody can take them over either.
+            still += [(stream, entry_id) for entry_id in (asked if isinstance(ids, RedisError) else ids)]
         return {entry.at for entry in entries}.difference(still)
 
     def _holding(self, stream: str, ids: Sequence[bytes], idle_ms: int) -> Exchange[list[bytes]]:
@@ -122,8 +127,9 @@ class Leases:
         """Begin to look for abandoned entries of these streams; `claims` goes on."""
         self._look_began = time.monotonic()
         self._next_look = self._look_began + min(self._lease_ms / 2000, _CLAIM_EVERY_S)
-        while self._ahead_of_time:
-            self._count_from_now()
+        left = dict(self._ahead_of_time)
+        while left:
+            left = self._count_from_now(left)
         self._abandoned = dict.fromkeys(streams, "0-0")
 
     def look_soon(self) -> None:
@@ -142,6 +148,9 @@ class Leases:
         """The entries that are this consumer's now. Raises redis.ResponseError if an answer is one."""
         entries: list[Entry] = []
         for stream, answer in zip(self._claiming, answers, strict=True):
+            if partial.is_partial(self._client, answer):
+                del self._abandoned[stream]  # the next look is soon
+                continue
             following, page, *deleted = or_raise(answer)
             if deleted and deleted[0]:
                 report_deleted(self._log, stream, deleted[0])
@@ -156,7 +165,7 @@ class Leases:
         """Remove consumers that are gone from the group on these streams, now that what they held was taken over."""
         self._next_forget = time.monotonic() + _FORGET_EVERY_S
         forgetting = [self._forget.call([stream], [self._group, _GONE_MS]) for stream in streams]
-        exchange.run(self._client, all_of(forgetting))
+        partial.run_all(self._client, forgetting)
 
     # --- the broker's clock
 
@@ -165,9 +174,17 @@ class Leases:
         come yet are counted from then on."""
         self._ahead_of_time = dict.fromkeys(streams, "")
 
-    def _count_from_now(self) -> None:
+    def _count_from_now(self, left: Mapping[str, bytes | str]) -> dict[str, bytes | str]:
         """Have leases that began at a time which has not come yet count from now: those of the next page of the pending
-        entries of each stream."""
-        args = [(stream, [self._group, after, _HELD_AT_ONCE]) for stream, after in self._ahead_of_time.items()]
-        answers = exchange.run(self._client, all_of([self._recount.call([stream], words) for stream, words in args]))
-        self._ahead_of_time = {stream: last for (stream, _), last in zip(args, answers, strict=True) if last}
+        entries of each stream. `left`: after which entry the page of each comes. Returns the same for the pages that
+        are left. Streams whose node is away have their turn before the next look."""
+        args = [(stream, [self._group, after, _HELD_AT_ONCE]) for stream, after in left.items()]
+        answers = partial.run_all(self._client, [self._recount.call([stream], words) for stream, words in args])
+        following = {}
+        for (stream, _), last in zip(args, answers, strict=True):
+            if isinstance(last, RedisError):
+                continue
+            del self._ahead_of_time[stream]
+            if last:
+                following[stream] = self._ahead_of_time[stream] = last
+        return following

@@ -1,0 +1,80 @@
+"""Outages of a part of a cluster: what needs only the other nodes goes on.
+
+On a single server there are none: an outage is one of all. So each function here does there what would be done without
+it, and costs nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
+
+from redis.exceptions import RedisError, ResponseError
+
+from sagastream.broker import exchange
+from sagastream.broker.cluster_map import slot_of
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import NodeAway, is_outage
+from sagastream.broker.to_cluster import nodes_of
+
+if TYPE_CHECKING:
+    import redis
+
+_T = TypeVar("_T")
+
+
+def is_partial(client: "redis.Redis", error: object) -> TypeGuard[RedisError]:
+    """Whether this is the error of an outage that others than those who need the same node need not wait for."""
+    nodes = nodes_of(client)
+    return nodes is not None and isinstance(error, RedisError) and is_outage(error) and nodes.map.some_answer
+
+
+def cuts(client: "redis.Redis") -> int:
+    """A number that changes if a node of the cluster was cut off, or is back: what it has answered since may have been
+    lost, and it may not have all that it had."""
+    nodes = nodes_of(client)
+    return 0 if nodes is None else nodes.map.cuts
+
+
+def by_slot(client: "redis.Redis", keys: Sequence[str]) -> list[Sequence[str]]:
+    """These keys in groups: all in one, or on a cluster those of each slot. So it is seen of each whether it is
+    away."""
+    if nodes_of(client) is None:
+        return [keys] if keys else []
+    found: dict[int, list[str]] = {}
+    for key in keys:
+        found.setdefault(slot_of(key), []).append(key)
+    return list(found.values())
+
+
+def run_all(client: "redis.Redis", exchanges: Iterable[Exchange[_T]]) -> list[_T | RedisError]:
+    """What these exchanges return, all at once; in the place of one that meets an outage of a part, its error."""
+    found = exchange.run(client, exchange.all_of([_caught(one) for one in exchanges]))
+    return [_sorted_out(client, one) for one in found]
+
+
+def run_each(client: "redis.Redis", exchanges: Iterable[Exchange[_T]]) -> list[_T | RedisError]:
+    """As `exchange.run_each`, with an error in the place of one that meets an outage of a part."""
+    found = exchange.run_each(client, map(_caught, exchanges))
+    return [_sorted_out(client, one) for one in found]
+
+
+def ran(client: "redis.Redis", one: Exchange[_T]) -> _T | RedisError:
+    """What an exchange returns; its error, if that is an outage of a part."""
+    return _sorted_out(client, exchange.run(client, _caught(one)))
+
+
+def there(results: Sequence[_T | RedisError]) -> list[_T]:
+    """Those results that are no errors."""
+    return [one for one in results if not isinstance(one, RedisError)]
+
+
+def _caught(one: Exchange[_T]) -> Exchange[_T | RedisError]:
+    try:
+        return (yield from one)
+    except (ResponseError, NodeAway) as error:
+        return error
+
+
+def _sorted_out(client: "redis.Redis", result: _T | RedisError) -> _T | RedisError:
+    if isinstance(result, RedisError) and not is_partial(client, result):
+        raise result
+    return result
