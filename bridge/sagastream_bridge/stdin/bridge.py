@@ -218,11 +218,11 @@ class StdinBridge:
             self._outage.patiently(lambda: run(client, requests.append(keys, self._requests)))
         else:
             partitions = dict.fromkeys(keys.of(saga_id) for _, saga_id in self._durable)
-            _, is_confirmed = self._outage.patiently(
-                lambda: run(client, confirmed(partitions, requests.append(keys, self._requests)))
+            _, sure = self._outage.patiently(
+                lambda: run(client, confirmed(keys, partitions, requests.append(keys, self._requests)))
             )
             for caller, saga_id in self._durable:
-                self._tell_durable(caller, saga_id, is_confirmed=is_confirmed)
+                self._tell_durable(caller, saga_id, is_confirmed=keys.of(saga_id) in sure)
             self._durable.clear()
         self._requests.clear()
 

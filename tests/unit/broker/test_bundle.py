@@ -149,6 +149,25 @@ def test_a_move_without_a_host_is_to_the_host_that_was_asked(nodes: Scripted) ->
     assert nodes.sent(Address(TWO.host, 5)) == [("GET", "a")]
 
 
+def test_each_node_waits_once_for_its_replicas_however_many_ask(nodes: Scripted) -> None:
+    wait: Words = ("WAIT", 1, 10)
+    asking = [words for key in ("a", "b", "{a}2", "{b}2") for words in (("SET", key), wait)]
+    nodes.answers = {ONE: by({"b": 1, "{b}2": 2, 10: 7}), TWO: by({"a": 3, "{a}2": 4, 10: 8})}
+    assert nodes.trip(*asking) == [3, 8, 1, 7, 4, 8, 2, 7]
+    assert nodes.sent(ONE) == [("SET", "b"), ("SET", "{b}2"), wait]
+    assert nodes.sent(TWO) == [("SET", "a"), ("SET", "{a}2"), wait]
+    nodes.answers[TWO] = GONE  # type: ignore[assignment]
+    assert [isinstance(one, NodeAway) for one in nodes.trip(*asking)] == [True, True, False, False] * 2
+
+
+def test_a_node_that_has_the_slot_no_more_waits_for_nobody(nodes: Scripted) -> None:
+    moved = redis.exceptions.MovedError(f"{slot_of('a')} {ONE.host}:{ONE.port}")
+    nodes.answers = {ONE: by({"a": b"OK"}), TWO: by({"a": moved}, otherwise=1)}
+    assert nodes.trip(("SET", "a"), ("WAIT", 1, 10)) == [b"OK", 0]
+    nodes.answers = {ONE: by({"a": b"OK"}, otherwise=1)}
+    assert nodes.trip(("SET", "a"), ("WAIT", 1, 10)) == [b"OK", 1]
+
+
 def test_a_transaction_is_not_followed(nodes: Scripted) -> None:
     moved = redis.exceptions.MovedError(f"{slot_of('a')} {ONE.host}:{ONE.port}")
     nodes.answers[TWO] = lambda words: moved if words[-1] == 1 else b"x"

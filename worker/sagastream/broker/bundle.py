@@ -74,6 +74,7 @@ class Bundle:
         self._commands: deque[Command] = deque()  # sent, and not read yet
         self._asked: dict[Address, deque[Part]] = {}  # by node: what it has not answered yet
         self._late: dict[int, list[Any]] = {}  # by command: what former readings have got
+        self._has_followed = False  # whether a slot has moved since all answers were read
 
     @property
     def is_idle(self) -> bool:
@@ -93,12 +94,15 @@ class Bundle:
         """Send these commands to their nodes."""
         if self._map.wants_asking():
             yield from self._ask_for_map()
+        self._has_followed = self._has_followed and not self.is_idle
         these = routed(commands)
         for command in these:
             if command.reading is not None:
                 yield from self._collect(command)
+        self._wait_once(these)
         self._commands.extend(these)
-        yield from self._send([part for command in these for part in command.parts if not part.is_answered])
+        parts = [part for command in these for part in command.parts if not part.is_answered]
+        yield from self._send([*dict.fromkeys(reversed(parts))][::-1])  # a WAIT where it was asked for last
 
     def read(self) -> Steps:
         """The answer to the next command, errors among them."""
@@ -106,6 +110,8 @@ class Bundle:
         for part in command.parts:
             yield from self._answered(part)
         answer = command.answer()
+        if command.name == "WAIT" and self._has_followed:
+            return 0  # it has waited at another node than the one that was written to
         reading = command.reading
         if reading is None:
             return answer
@@ -136,6 +142,14 @@ class Bundle:
         late = [stream for answer in got.values() if isinstance(answer, list) for stream in answer]
         if late:
             self._late[id(command)] = late
+
+    def _wait_once(self, commands: Sequence[Command]) -> None:
+        """Several WAITs for one node become the last of them: each would have to pass until the next one begins."""
+        last: dict[Any, list[Part]] = {}
+        for command in reversed(commands):
+            if command.name == "WAIT" and (slot := command.parts[0].slot) is not None:
+                asked = (self._map.node_of(slot), *command.parts[0].words)
+                command.parts = last.setdefault(asked, command.parts)
 
     def _what_time_is_it(self) -> Steps:
         """It was asked before the waiting. So ask again."""
@@ -197,6 +211,7 @@ class Bundle:
     def _came(self, node: Address, part: Part, answer: Any) -> Steps:
         if isinstance(answer, MovedError | AskError) and not part.is_in_transaction and part.moves < _MOST_MOVES:
             part.moves += 1
+            self._has_followed = True
             to = Address(answer.host or node.host, answer.port)  # without a host: where this node listens
             if isinstance(answer, MovedError):
                 self._map.moved(answer.slot_id, to)

@@ -36,8 +36,14 @@ def together(first: Exchange[_T], second: Exchange[_U]) -> Exchange[tuple[_T, _U
 
 def all_of(exchanges: Sequence[Exchange[_T]]) -> Exchange[list[_T]]:
     """All at once, as `together`."""
+    found = yield from each_of(exchanges)
+    return [wire.or_raise(one) for one in found]
+
+
+def each_of(exchanges: Sequence[Exchange[_T]]) -> Exchange[list[_T | RedisError]]:
+    """All at once, in the same round trips. If one of them raises what the broker has answered, or that a node is away,
+    that error stands in the place of its result: what others have found counts."""
     found: list[Any] = [None] * len(exchanges)
-    refused: ResponseError | NodeAway | None = None
     asked: dict[int, Sequence[wire.Words]] = {}
     for number, one in enumerate(exchanges):
         try:
@@ -53,10 +59,8 @@ def all_of(exchanges: Sequence[Exchange[_T]]) -> Exchange[list[_T]]:
                 found[number] = end.value
                 del asked[number]
             except (ResponseError, NodeAway) as error:
-                refused = refused or error
+                found[number] = error
                 del asked[number]
-    if refused is not None:
-        raise refused
     return found
 
 

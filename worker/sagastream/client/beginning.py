@@ -4,13 +4,12 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any, Final, TypeVar
 
 import redis
 
-from sagastream.broker.exchange import Exchange, all_of
-from sagastream.broker.failures import is_outage, is_wrong_type
+from sagastream.broker.exchange import Exchange, each_of
+from sagastream.broker.failures import NodeAway, is_outage, is_wrong_type
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.client import requests
@@ -39,23 +38,24 @@ def begin(
     keys: StoreKeys, begins: Sequence[Begin], codec: Codec | None = None, *, durable: Durable | None = None
 ) -> Exchange[list[Accepted | Refused | Unsettled]]:
     """Begin these sagas in one round trip. The answers are in their order. All requests for one partition arrive, or
-    none. `codec`: with it the params were sealed. `durable`: a saga is Accepted only once a replica has it."""
+    none; on a cluster, they are Unsettled if its node is away. `codec`: with it the params were sealed. `durable`: a
+    saga is Accepted only once a replica has it."""
     check_durable(durable)
     if durable is None:
-        return [*(yield from _begin_all(keys, begins, codec))]
+        return (yield from _begin_all(keys, begins, codec))
     partitions = dict.fromkeys(keys.of(one.saga_id) for one in begins)
-    answers, is_confirmed = yield from confirmed(partitions, _begin_all(keys, begins, codec))
-    if is_confirmed:
-        return [*answers]
+    answers, sure = yield from confirmed(keys, partitions, _begin_all(keys, begins, codec))
     return [
-        answer
-        if isinstance(answer, Refused)
-        else Unsettled(saga_id=answer.saga_id, error=NotReplicated(answer.saga_id, CONFIRMED_WITHIN_MS), sent=True)
+        Unsettled(saga_id=answer.saga_id, error=NotReplicated(answer.saga_id, CONFIRMED_WITHIN_MS), sent=True)
+        if isinstance(answer, Accepted) and keys.of(answer.saga_id) not in sure
+        else answer
         for answer in answers
     ]
 
 
-def _begin_all(keys: StoreKeys, begins: Sequence[Begin], codec: Codec | None) -> Exchange[list[Accepted | Refused]]:
+def _begin_all(
+    keys: StoreKeys, begins: Sequence[Begin], codec: Codec | None
+) -> Exchange[list[Accepted | Refused | Unsettled]]:
     by_partition: dict[int, list[int]] = {}
     for index, one in enumerate(begins):
         by_partition.setdefault(keys.of(one.saga_id).number, []).append(index)
@@ -63,9 +63,16 @@ def _begin_all(keys: StoreKeys, begins: Sequence[Begin], codec: Codec | None) ->
         _begin(keys.partitions[number], [begins[index] for index in those], codec)
         for number, those in by_partition.items()
     ]
-    found = yield from all_of(calls)
-    order = [index for those in by_partition.values() for index in those]
-    answers = dict(zip(order, chain.from_iterable(found), strict=True))
+    answers: dict[int, Accepted | Refused | Unsettled] = {}
+    found = yield from each_of(calls)
+    for those, told in zip(by_partition.values(), found, strict=True):
+        if isinstance(told, redis.RedisError):
+            if not (keys.apart and is_outage(told)):
+                raise told
+            was_sent = not isinstance(told, NodeAway) or told.was_sent
+            answers |= zip(those, _unsettled([begins[at] for at in those], told, sent=was_sent), strict=True)
+        else:
+            answers |= zip(those, told, strict=True)
     return [answers[index] for index in range(len(begins))]
 
 
@@ -94,33 +101,55 @@ def begin_many(
     """Begin these sagas, one batch per round trip. The answers are in their order. `codec`: seals their params;
     `accept_sealed`: as for `sealed`; `durable`: as for `begin`.
 
-    After an outage nothing more is sent. Raises redis.RedisError for an error that is not an outage.
+    After an outage nothing more is sent; if a node of a cluster is away, nothing more to its partitions. Raises
+    redis.RedisError for an error that is not an outage.
     """
     check_durable(durable)
     answers: list[Accepted | Refused | Unsettled] = []
-    failure: redis.RedisError | None = None
+    many = _Many(layout, codec, durable)
     for batch in _batches(
         one_by_one(sagas, "SagaRequest, dicts with saga_id and steps"), codec, accept_sealed=accept_sealed
     ):
         begins = [one for one in batch if isinstance(one, Begin)]
-        sent = failure is None
-        told: Iterator[Accepted | Refused | Unsettled] = iter(())
-        if begins and failure is None:
-            try:
-                keys = yield from layout.opened()
-                told = iter((yield from begin(keys, begins, codec, durable=durable)))
-            except redis.RedisError as error:
-                if not is_outage(error):
-                    raise
-                failure = error
-        for one in batch:
-            if isinstance(one, Refused):
-                answers.append(one)
-            elif failure is not None:
-                answers.append(Unsettled(saga_id=one.saga_id, error=failure, sent=sent))
-            else:
-                answers.append(next(told))
+        told = iter((yield from many.begin(begins)) if begins else ())
+        answers += [one if isinstance(one, Refused) else next(told) for one in batch]
     return answers
+
+
+class _Many:
+    """Begins sagas, one batch after the other. What is away is not tried again: that could take long each time."""
+
+    def __init__(self, layout: Layout, codec: Codec | None, durable: Durable | None) -> None:
+        self._layout = layout
+        self._codec = codec
+        self._durable = durable
+        self._failure: redis.RedisError | None = None  # of the whole broker
+        self._away: dict[Partition, redis.RedisError] = {}  # of single nodes of a cluster
+
+    def begin(self, begins: Sequence[Begin]) -> Exchange[list[Accepted | Refused | Unsettled]]:
+        if self._failure is not None:
+            return _unsettled(begins, self._failure, sent=False)
+        try:
+            keys = yield from self._layout.opened()
+            going = [one for one in begins if keys.of(one.saga_id) not in self._away]
+            found = (yield from begin(keys, going, self._codec, durable=self._durable)) if going else []
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
+            self._failure = error
+            return _unsettled(begins, error, sent=True)
+        told, answers = iter(found), list[Accepted | Refused | Unsettled]()
+        for one in begins:
+            away = self._away.get(keys.of(one.saga_id))
+            answers += [next(told)] if away is None else _unsettled([one], away, sent=False)
+        for answer in found:
+            if isinstance(answer, Unsettled) and isinstance(answer.error, redis.RedisError):
+                self._away[keys.of(answer.saga_id)] = answer.error
+        return answers
+
+
+def _unsettled(begins: Sequence[Begin], error: redis.RedisError, *, sent: bool) -> list[Accepted | Refused | Unsettled]:
+    return [Unsettled(saga_id=one.saga_id, error=error, sent=sent) for one in begins]
 
 
 def one_by_one(sagas: Iterable[_T], what: str) -> Iterator[_T]:
