@@ -178,7 +178,7 @@ def begun_anew(scene: Scene) -> list[str]:
     level = log.level
     log.setLevel(logging.INFO)
     try:
-        scene.worker._lineage.changes += 1
+        scene.worker._lineage.has_changed()
         scene.turns_until(lambda: any(" looked at " in f" {line}" for line in said.lines))
         scene.worker.turn(block_ms=1)
     finally:
@@ -247,7 +247,7 @@ def test_what_a_worker_leaves_to_another_it_looks_at_once_that_is_its_own(
     def repaired() -> list[int]:
         return [scene.redis.zcard(partition.timers) for partition in keys.partitions]
 
-    looking.begin(keys)
+    looking.begin(keys, keys.partitions)
     while looking.step([first]):
         assert repaired()[1:] == [0, 0]
     assert repaired()[0] > 0
@@ -269,9 +269,9 @@ def test_a_worker_that_may_not_look_at_all_keys_goes_on(server: Server) -> None:
     scene.worker = Orchestrator(broker, scene.stop)
     scene.begin("s1", do(1))
     scene.turns_until(lambda: scene.client.get("s1") is not None)
-    scene.worker._lineage.changes += 1
+    scene.worker._lineage.has_changed()
     scene.worker.turn(block_ms=1)
-    scene.turns_until(lambda: scene.worker._upkeep._repair._steps is None)
+    scene.turns_until(lambda: not scene.worker._upkeep._repair.is_under_way)
     assert scene.play("s1").ended
 
 

@@ -374,11 +374,10 @@ def test_an_end_that_may_have_been_told_is_compared_with_the_saga(
         scene.play(saga_id)
     scene.begin("live", do(1, service="nobody"))
     # What the worker has written last is kept, if it finds that the store has lost something.
-    scene.worker._lineage.changes += 1
+    scene.worker._lineage.has_changed()
     scene.worker.turn(block_ms=1)
     assert ends.kept(scene.redis, KEYS) == []
-    scene.worker._lineage.loss = Loss(since_ms=None, evidence="as a test says", found_ms=1)
-    scene.worker._lineage.changes += 1
+    scene.worker._lineage.has_changed(loss=Loss(since_ms=None, evidence="as a test says", found_ms=1))
     scene.worker.turn(block_ms=1)
     assert [(one.saga_id, one.status) for one in ends.kept(scene.redis, KEYS)] == [
         ("aborted", "ABORTED"),
@@ -396,7 +395,7 @@ def test_an_end_that_may_have_been_told_is_compared_with_the_saga(
     assert ends.kept(scene.redis, KEYS) == []
     scene.redis.set(KEYS.told, "x")
     assert ends.kept(scene.redis, KEYS) == []
-    scene.worker._lineage.changes += 1
+    scene.worker._lineage.has_changed(loss=Loss(since_ms=None, evidence="as a test says", found_ms=1))
     scene.worker.turn(block_ms=1)
 
 
@@ -404,11 +403,12 @@ def test_a_saga_that_has_begun_and_ended_in_the_lost_time_is_missing_until_it_ma
     scene = Scene(server.broker())
     scene.begin("s-1", do(1))
     scene.play("s-1")
-    state = scene.worker._committed[-1].written
+    written = scene.worker._written._all
+    state = written[-1].written
     assert isinstance(state, SagaState)
 
     def gone(after_ms: int) -> list[str]:
-        return run(scene.redis, missing(scene.worker._committed, state.updated_ms + after_ms, 1_000))
+        return run(scene.redis, missing(written, state.updated_ms + after_ms, 1_000))
 
     assert gone(0) == []
     scene.redis.delete(ONLY.saga("s-1"))

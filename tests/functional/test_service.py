@@ -754,7 +754,7 @@ def test_a_service_publishes_at_once_if_the_store_has_gone_on_from_another_momen
     scene.redis.delete(KEYS.published("work"), KEYS.services)
     scene.runner._maintenance.turn()
     assert not scene.redis.exists(KEYS.published("work"))
-    scene.runner._inbox._lineage.changes += 1
+    scene.runner._inbox._lineage.has_changed()
     scene.runner._maintenance.turn()
     assert scene.redis.hget(KEYS.published("work"), "Do") == b"Undo"
     assert scene.redis.sismember(KEYS.services, "work")

@@ -23,6 +23,7 @@ OF_A_PARTITION = [
     ONLY.events,
     ONLY.quarantine,
     ONLY.confirm,
+    ONLY.seen,
 ]
 
 
@@ -67,6 +68,7 @@ def test_keys_are_as_the_design_names_them() -> None:
             "events",
             "quarantine",
             "confirm",
+            "seen",
         ]
     }
 

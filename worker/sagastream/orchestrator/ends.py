@@ -49,4 +49,5 @@ class Ends:
     def keep(self, keys: StoreKeys, loss: Loss) -> Exchange[None]:
         """Note in the store those that may be lost."""
         since_ms = 0 if loss.since_ms is None else loss.since_ms - _MARGIN_MS
-        yield from told.keep(keys, [end for end in self._ends if end.ended_ms >= since_ms])
+        ended = [end for end in self._ends if end.ended_ms >= since_ms]
+        yield from told.keep(keys, [end for end in ended if loss.is_of(keys.of(end.saga_id).number)])

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import redis
 
 from sagastream.broker.exchange import run
+from sagastream.broker.failures import is_outage
 from sagastream.broker.wire import execute
 from sagastream.core.messages import is_id
 from sagastream.orchestrator.change import gone
@@ -58,6 +59,12 @@ class Mending:
         #: Where live sagas may be in wrong indexes, and those that have ended since this time, ms.
         self._unsure: dict[Partition, int] = {}
 
+    def forget(self, partitions: Sequence[Partition]) -> None:
+        """What was found of these partitions is of another moment."""
+        for partition in partitions:
+            for known in (self._passes, self._cannot, self._lost, self._unsure):
+                known.pop(partition, None)
+
     @property
     def goes_on(self) -> bool:
         """Whether there is more to do at once."""
@@ -98,9 +105,14 @@ class Mending:
 
     def _is_beside(self, keys: StoreKeys) -> bool:
         """Whether a worker of an earlier release runs, or has just run."""
+        try:
+            processes = heartbeat.processes(self._client, keys)
+        except redis.RedisError as error:
+            if keys.apart and is_outage(error):
+                return False  # the node is away that knows; an earlier release knows no cluster
+            raise
         return any(
-            one.kind == Kind.WORKER and not one.writes_indexes and abs(one.silent_ms) <= _HEARD_MS
-            for one in heartbeat.processes(self._client, keys)
+            one.kind == Kind.WORKER and not one.writes_indexes and abs(one.silent_ms) <= _HEARD_MS for one in processes
         )
 
     def _count(self, partition: Partition) -> _Count:
@@ -129,6 +141,15 @@ class Mending:
 
     def _check(self, partition: Partition, since_ms: int) -> Iterator[None]:
         """Set right the live ones, and those that have ended since this time."""
+        try:
+            yield from self._checked(partition, since_ms)
+        except redis.RedisError:
+            self._unsure.setdefault(partition, since_ms)  # what it had still to look at
+            raise
+        if self._lost.get(partition):
+            self._unsure.setdefault(partition, since_ms)
+
+    def _checked(self, partition: Partition, since_ms: int) -> Iterator[None]:
         for saga_ids in self._members(partition.timers, _READ):
             for at in range(0, len(saga_ids), _READ):
                 self._set_right(partition, saga_ids[at : at + _READ])
@@ -136,8 +157,6 @@ class Mending:
         for saga_ids in self._ended_since(partition, since_ms):
             self._set_right(partition, saga_ids)
             yield
-        if self._lost.get(partition):
-            self._unsure.setdefault(partition, since_ms)
 
     def _find_expired(self, partition: Partition) -> Iterator[None]:
         """Put those of begun that have no hash into `ended` again, for the next sweep: a worker of an earlier release

@@ -9,7 +9,7 @@ newer release takes may stay there for good. Rejected: to have waits go on while
 then go on for as long.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import redis
@@ -69,10 +69,11 @@ class Overdue:
         """Whether a look goes on in the next turn."""
         return bool(self._looks)
 
-    def forget(self) -> None:
-        """The store may have changed. The sagas are due again when their leases are over."""
-        self._looks.clear()
-        self._waiting.clear()
+    def forget(self, partitions: Collection[Partition] | None = None) -> None:
+        """The store may have changed, there or (None) anywhere. The sagas are due again when their leases are over."""
+        for partition in [*self._looks, *self._waiting] if partitions is None else partitions:
+            self._looks.pop(partition, None)
+            self._waiting.pop(partition, None)
         self._looked.clear()
 
     def go_on(self) -> list[str]:

@@ -6,7 +6,7 @@ it. The commit compares it with the hash, as it compares a state that was read. 
 the state is read and the turn decides again. So a wrong guess costs a second try, and cannot lead to a wrong decision.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from sagastream.broker.entries import Entry
@@ -49,10 +49,10 @@ class StateCache:
                 presumed.setdefault(event.saga_id, None)
         return presumed
 
-    def forget(self) -> None:
-        """Others may have changed any of them."""
-        self._states.clear()
-        self._steps = 0
+    def forget(self, which: Callable[[str], bool] = lambda _: True) -> None:
+        """Others may have changed any of those with such an id."""
+        for saga_id in [*filter(which, self._states)]:
+            self._steps -= len(self._states.pop(saga_id).steps)
 
     def keep(self, changes: Iterable[Change], refused: Collection[Change]) -> None:
         """Cache what was committed, and drop what was not."""

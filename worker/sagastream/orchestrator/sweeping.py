@@ -31,6 +31,11 @@ class Sweep:
         #: How many ended sagas of each partition, from the oldest, are known to be there still.
         self._there: dict[Partition, int] = {}
 
+    def forget(self, partitions: Sequence[Partition]) -> None:
+        """Look at all of these partitions again."""
+        for partition in partitions:
+            self._there.pop(partition, None)
+
     def sweep(self, keys: StoreKeys, partitions: Sequence[Partition]) -> None:
         """Take out of these partitions the sagas whose hash has expired. If there are many, each call looks at some of
         them."""

@@ -5,11 +5,13 @@ streams, and repairs what a failover may have left.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import redis
 
+from sagastream.broker.failures import is_outage
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.mending import Mending
 from sagastream.orchestrator.repair import Repair
@@ -28,22 +30,19 @@ class Upkeep:
 
     def __init__(self, client: "redis.Redis", store: Store, report: TurnReport, who: str, *, lease_ms: int) -> None:
         """`who` and `lease_ms`: as for Repair."""
-        self._client = client
         self._store = store
-        self._lease_ms = lease_ms
         self._report = report
         self._repair = Repair(client, store, who, lease_ms=lease_ms)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._sweep = Sweep(self._client, self._store)
-        self._mending = Mending(self._client, self._store, lease_ms=self._lease_ms)
+        self._sweep = Sweep(client, store)
+        self._mending = Mending(client, store, lease_ms=lease_ms)
         self._tidy_at = self._mend_at = 0.0
 
-    def begin_anew(self, keys: StoreKeys) -> None:
-        """The store goes on from another moment: forget how far it was seen to, and look at all of it."""
-        self._forget()
-        self._repair.begin(keys)
+    def begin_anew(self, keys: StoreKeys, partitions: Sequence[Partition]) -> None:
+        """These partitions go on from another moment: forget how far they were seen to, and look at all of them."""
+        self._sweep.forget(partitions)
+        self._mending.forget(partitions)
+        self._tidy_at = self._mend_at = 0.0
+        self._repair.begin(keys, partitions)
 
     def look(self, keys: StoreKeys, partitions: Sequence[Partition], now_ms: int, maxmemory: int) -> bool:
         """Do the next part in these partitions, if it is time. `now_ms`: the broker's time. `maxmemory`: as for
@@ -52,11 +51,35 @@ class Upkeep:
         is_repairing = self._repair.step(partitions)
         if now >= self._tidy_at:
             self._tidy_at = now + _TIDY_EVERY_S
-            self._sweep.sweep(keys, partitions)
-            if not is_repairing:  # a repair looks at all that mending would look at
-                self._mending.look(keys, partitions, now_ms)
-            self._report.trimmed(keys, self._store.trim(keys, partitions, maxmemory))
+            for some in _in_turn(keys, partitions):
+                with _passing_over(keys):
+                    self._tidy(keys, some, now_ms, maxmemory, mends=not is_repairing)
         if self._mending.goes_on and now >= self._mend_at and not is_repairing:
             self._mend_at = now + _MEND_EVERY_S
-            self._mending.step()
+            with _passing_over(keys):
+                self._mending.step()
         return is_repairing
+
+    def _tidy(
+        self, keys: StoreKeys, partitions: Sequence[Partition], now_ms: int, maxmemory: int, *, mends: bool
+    ) -> None:
+        """`mends`: not while a repair looks at all that mending would look at."""
+        self._sweep.sweep(keys, partitions)
+        if mends:
+            self._mending.look(keys, partitions, now_ms)
+        self._report.trimmed(keys, self._store.trim(keys, partitions, maxmemory))
+
+
+def _in_turn(keys: StoreKeys, partitions: Sequence[Partition]) -> Iterator[Sequence[Partition]]:
+    """On a cluster each by itself: the node of one may be away."""
+    return ([partition] for partition in partitions) if keys.apart else iter([partitions])
+
+
+@contextmanager
+def _passing_over(keys: StoreKeys) -> Iterator[None]:
+    """Within this, what cannot be reached of a cluster is passed over: its turn comes again."""
+    try:
+        yield
+    except redis.RedisError as error:
+        if not (keys.apart and is_outage(error)):
+            raise

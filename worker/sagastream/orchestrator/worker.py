@@ -31,12 +31,14 @@ from sagastream.core.sending import Published
 from sagastream.core.steps import services_of
 from sagastream.core.transitions import Moment
 from sagastream.health import HealthFile
+from sagastream.orchestrator.aftermath import Aftermath
 from sagastream.orchestrator.bulks import Bulks
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.clock import WaitingSagas, newest_time
-from sagastream.orchestrator.commit import LOOKED_AT, Store, missing
+from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.ends import Ends
 from sagastream.orchestrator.gate import Gate
+from sagastream.orchestrator.last_written import LastWritten
 from sagastream.orchestrator.order import Order
 from sagastream.orchestrator.overdue import Overdue
 from sagastream.orchestrator.pauses import Pauses
@@ -101,11 +103,12 @@ class Orchestrator:
         self._outage = Outage(broker, self.name, stop, observer=self._observer)
         self._report = TurnReport(self.name, self._observer)
         self._store = Store(broker.client, retention_ms=retention_ms, aborted_retention_ms=aborted_retention_ms)
+        self._written = LastWritten(self._store.least_kept_ms)
         self._lineage = Lineage(
             self.name,
             area="worker",
             observer=self._observer,
-            missing=lambda now_ms: missing(self._committed, now_ms, self._store.least_kept_ms),
+            missing=self._written.missing,
         )
         self._seen_changes = 0  # of the lineage, for which it has begun anew
         self._room = Room(self.name, max_unread)
@@ -130,8 +133,8 @@ class Orchestrator:
         self._overdue = Overdue(broker.client, self._store)
         self._cache = StateCache()
         self._journal_bytes = min(max(history_bytes, 0), MAX_JOURNAL_BYTES)
-        self._committed: Sequence[Change] = ()  # what it wrote last
         self._ends = Ends()
+        self._aftermath = Aftermath(broker.client, self._services, self._ends)
         self._upkeep = Upkeep(broker.client, self._store, self._report, self.name, lease_ms=LEASE_MS)
         self._look_at = 0.0
         self._clock_changes = 0  # of the clock, for which it has looked at all sagas
@@ -195,6 +198,8 @@ class Orchestrator:
         entries = self._read(block_ms)
         if self._lineage.changes != self._seen_changes:
             self._begin_anew()
+        if self._aftermath:
+            self._aftermath.tell(self._opened)
         inputs = [*map(self._read_streams.opened, entries), *self._due(entries)]
         states = self._cache.presume(inputs)
         while inputs:
@@ -206,7 +211,7 @@ class Orchestrator:
             self._cache.keep(changes, [*lost, *stuck])
             self._ends.note(changes, [*lost, *stuck])
             if not (lost or stuck):
-                self._committed = changes[-LOOKED_AT:]
+                self._written.note(changes, is_apart=self._opened.apart)
             self._report.committed(
                 changes, lost=lost, stuck=stuck, messages=len(inputs), duration_s=time.monotonic() - began
             )
@@ -219,17 +224,17 @@ class Orchestrator:
         return len(entries)
 
     def _begin_anew(self) -> None:
-        """The store goes on from another moment than this worker saw last. So forget what it remembers of it, tell it
-        what only the workers may still know, and see to it that all stands where it should."""
-        changes = self._lineage.changes
-        self._cache = StateCache()
-        self._committed = ()
-        self._overdue.forget()
+        """The store, or partitions of it, go on from another moment than this worker saw last. So forget what it
+        remembers of them, and see to it that all stands there where it should."""
+        keys, changes = self._opened, self._lineage.changes
+        partitions = self._lineage.changed_since(self._seen_changes, keys)
+        numbers = {partition.number for partition in partitions}
+        self._cache.forget(lambda saga_id: keys.of(saga_id).number in numbers)
+        self._written.forget(numbers)
+        self._overdue.forget(partitions)
         self._look_at = 0.0  # what is due may be due for the second time
-        self._services.tell_again()
-        if self._lineage.loss is not None:
-            exchange.run(self._broker.client, self._ends.keep(self._opened, self._lineage.loss))
-        self._upkeep.begin_anew(self._opened)
+        self._upkeep.begin_anew(keys, partitions)
+        self._aftermath.owes(partitions, self._lineage.taken())
         self._seen_changes = changes
 
     def _load(self, inputs: Sequence[Input], states: dict[str, Found]) -> int:

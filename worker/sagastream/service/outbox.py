@@ -74,8 +74,8 @@ class Outbox:
         self._ready: list[_Ready] = []  # until the broker has them
         self._ready_bytes = 0  # about how large they are
         self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
-        self._sent: Sequence[_Ready] = ()  # the last few
-        self._sent_ms = 0.0  # when they were sent, by the broker's clock
+        # The last few of each stream that the broker has, and when they were sent, by its clock.
+        self._sent: Mapping[str, tuple[Sequence[_Ready], float]] = {}
 
     def join(self, partitions: Mapping[str, Partition]) -> None:
         """Answer the commands of these streams from now on, each in its partition."""
@@ -123,7 +123,7 @@ class Outbox:
                 if numbers:
                     overruled += self._overruled(ready, numbers)
                 else:
-                    self._sent, self._sent_ms = ready[-_LOOKED_AT:], self._records.now_s * 1000
+                    self._note_sent(ready)
                 with self._lock:
                     self._drop(ready)
                     self._oldest_s = time.monotonic()
@@ -151,13 +151,27 @@ class Outbox:
         """Whether an answer has waited to be sent for so long."""
         return bool(self._ready) and time.monotonic() - self._oldest_s >= longest_s
 
-    def missing(self, now_ms: int) -> Exchange[list[str]]:
+    def _note_sent(self, sent: Sequence[_Ready]) -> None:
+        """Remember the last of these. Another thread may read them."""
+        by_stream: dict[str, list[_Ready]] = {}
+        for one in sent[-_LOOKED_AT:]:
+            by_stream.setdefault(_entry(one).stream, []).append(one)
+        now_ms = self._records.now_s * 1000
+        left = {stream: those for stream, those in self._sent.items() if stream not in by_stream}
+        self._sent = left | {stream: (those, now_ms) for stream, those in by_stream.items()}
+
+    def missing(self, now_ms: int, number: int | None) -> Exchange[list[str]]:
         """Of the last answers, the records that the store no longer has, as far as can be told. `now_ms`: by the
-        broker's clock."""
-        answered = [one for one in self._sent if isinstance(one, tuple) and one[1].is_last_word]
-        # Whoever asks which effects stand deletes the record of the answer.
-        told = [delivery for delivery, _ in answered if delivery.command.type != STANDING]
-        if not told or now_ms >= self._sent_ms + DONE_KEPT_S * 1000:  # the records may have expired
+        broker's clock. `number`: of the partition; None: of all."""
+        told = []
+        for stream, (sent, sent_ms) in self._sent.items():
+            if number not in (None, self._partitions[stream].number) or now_ms >= sent_ms + DONE_KEPT_S * 1000:
+                continue  # of the latter, the records may have expired
+            answered = [one for one in sent if isinstance(one, tuple) and one[1].is_last_word]
+            # Whoever asks which effects stand deletes the record of the answer.
+            told += [delivery for delivery, _ in answered if delivery.command.type != STANDING]
+        told = told[-_LOOKED_AT:]
+        if not told:
             return []
         answers = yield [("HEXISTS", delivery.done, delivery.record) for delivery in told]
         gone = [delivery.record for delivery, there in zip(told, answers, strict=True) if not or_raise(there)]

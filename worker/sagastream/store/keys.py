@@ -20,6 +20,7 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
     saga:{0}:done:<service>:<h>    hash    services                DONE_KEPT_S after its last write
     saga:{0}:full                  string  orchestrator            FULL_KEPT_MS after a worker last saw no room: why
     saga:{0}:confirm               string  clients                 a minute: written to see whether a replica has it
+    saga:{0}:seen                  zset    workers, services       on a cluster; a member: as long as in alive
     <a stream>:moving              stream  doctor                  until its entries are in the stream again
     <a stream>:copy                stream  operators               while a saga is erased: until it replaces the stream
     saga:services:<service>        hash    services                always: its commands and what undoes each
@@ -41,10 +42,10 @@ wholly in one partition. {0} is the tag of the first one; the tags of the others
 
 <h> is the hour in which the saga began. The score of a live saga in timers is when it next needs attention, in ms by
 the broker's clock; it is +inf if the saga is parked. The score in ended is when the saga ended; the score in begun and
-in each index is when it began; the score in alive is when the process was last heard; the score in bulks is when the
-bulk began, that in bulks:open when it was opened. indexed says of a saga in which
-indexes it is, as a JSON list of their names, so that it can be taken out of them once its hash has expired. `saga` is
-the prefix of the store: several stores on one server have several prefixes.
+in each index is when it began; the score in alive is when the process was last heard, that in seen when it last looked
+at this partition; the score in bulks is when the bulk began, that in bulks:open when it was opened. indexed says of a
+saga in which indexes it is, as a JSON list of their names, so that it can be taken out of them once its hash has
+expired. `saga` is the prefix of the store: several stores on one server have several prefixes.
 
 On a cluster a call may touch only keys of one slot. So the keys of the whole store have a hash tag there too, that of
 the first partition: saga:{0}:alive. Only saga:store has none, since it is what says so.
@@ -102,6 +103,7 @@ class Partition(Struct, frozen=True):
     begun: str
     indexed: str
     confirm: str
+    seen: str
 
     @classmethod
     def of(cls, prefix: str, number: int, tag: str) -> "Partition":

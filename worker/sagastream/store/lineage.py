@@ -4,29 +4,52 @@ A failover to a replica that lags loses writes, and so does a restart from an ol
 each process remembers, along with its heartbeat, how far the store was: the replication id and offset, how far its
 streams were read, and its own heartbeat. If any of these goes back, the store has lost what was written since.
 `losses.compare` says so; `Lineage` asks, tells, and keeps what was found in the store, for `sagastream doctor`.
+
+On a cluster each node has a history of its own, and a partition has that of the node that holds it. So each partition
+is looked at by itself, and has a heartbeat of its own, `seen`, which moves along with it.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 import redis
 
-from sagastream.broker import wire
-from sagastream.broker.exchange import Exchange, together
-from sagastream.broker.failures import is_outage, is_wrong_type
+from sagastream.broker.exchange import Exchange, all_of, caught
+from sagastream.broker.failures import NodeAway, is_outage, is_wrong_type
 from sagastream.broker.scripting import even_if_full
-from sagastream.broker.server import facts
 from sagastream.broker.wire import or_raise
-from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
-from sagastream.store.losses import EntryId, Loss, Sight, Switch, compare, when
+from sagastream.store import looks
+from sagastream.store.keys import Partition, StoreKeys
+from sagastream.store.looks import Look
+from sagastream.store.losses import EntryId, Loss, Sight, Switch, as_one, compare, has_only_moved, when
 from sagastream.telemetry import Log, Observer
 
 #: How many looks are remembered, to say since when writes are lost. A process looks about once a second.
 _REMEMBERED: Final = 120
-#: The groups of at most this many streams are looked at. All streams of one server go back together.
-_STREAMS: Final = 16
+#: At most this many streams, or partitions of a cluster, are looked at each time. All streams of one server go back
+#: together; of the partitions of a cluster, each time others are looked at.
+_AT_ONCE: Final = 16
+
+#: How many losses are remembered that nobody has taken.
+_LOSSES: Final = 16
+
+#: Looks for what the process wrote last, given the time by the broker's clock in ms: in the partition with this number,
+#: on a cluster; None: in all. Returns what of it is not there.
+Missing = Callable[[int, int | None], Exchange[list[str]]]
+
+
+class _Trace:
+    """What was seen of one partition of a cluster, or of a whole store."""
+
+    def __init__(self, remembered: int) -> None:
+        self.seen: deque[Sight] = deque(maxlen=remembered)
+        self.gone: list[str] = []  # what was missing when it was looked at last
+        self.beat_ms: int | None = None  # the heartbeat of this process there, on a cluster
+        self.heard: tuple[bytes, int] | None = None  # the newest heartbeat of others, if this process writes none
+        #: The node that holds the partition; "": it is not known.
+        self.node = ""
 
 
 class Lineage:
@@ -39,99 +62,181 @@ class Lineage:
         area: str,
         service: str | None = None,
         observer: Observer | None = None,
-        missing: Callable[[int], Exchange[list[str]]] | None = None,
+        missing: Missing | None = None,
     ) -> None:
         """
         Args:
             who: the name of the process, as its log records have it.
             area: of its log, see Log.
             service: the service that it is a process of; None: it follows sagas.
-            missing: looks for what the process wrote last; returns what of it is not there. Called with the time by the
-                broker's clock, in ms. What was missing before the replication id changed is no loss: it has expired, or
-                somebody has deleted it.
+            missing: what was missing before the replication id changed is no loss: it has expired, or somebody has
+                deleted it.
         """
         self._who = who
         self._log = Log(area, who)
         self._observer = observer
         self._missing = missing
         self._service = service
-        self._seen: deque[Sight] = deque(maxlen=_REMEMBERED)
-        self._gone: list[str] = []  # what was missing when it looked last
-        self._heard: tuple[bytes, int] | None = None  # the newest heartbeat of others, if it writes none
+        self._traces: dict[int | None, _Trace] = {}  # by the number of the partition; None: of all
+        self._turn = 0  # with which partition the next look begins, if there are too many
         self.reached: dict[str, EntryId] = {}  # by stream: the furthest that its group was seen; never changed in place
-        #: How often the store went on from another moment or in another place than this process saw: its server has
-        #: another replication id, or it has lost writes. Each server that starts gives itself a new replication id, and
-        #: so does a replica that becomes the master; so the run id would say nothing more.
+        #: How often the store, or a partition of it, went on from another moment or in another place than this process
+        #: saw: its server has another replication id, or it has lost writes. Each server that starts gives itself a new
+        #: replication id, and so does a replica that becomes the master; so the run id would say nothing more.
         self.changes = 0
-        self.loss: Loss | None = None  # the last one that it found
-        # A loss that is not kept in the store yet. What is read along with a look may fail, and end it early.
-        self._to_keep: tuple[str, bytes] | None = None
+        self._changed: dict[int | None, int] = {}  # … which of them was the last of a partition; None: of all
+        self._found: deque[Loss] = deque(maxlen=_LOSSES)
+        # Those that are not kept in the store yet, by replication id. What is read along with a look may fail, and end
+        # it early.
+        self._to_keep: dict[str, bytes] = {}
         self._refused = ""
 
+    def has_changed(self, *numbers: int | None, loss: Loss | None = None) -> None:
+        """The partitions with these numbers, or all, go on from another moment; `loss`: what they have lost."""
+        self.changes += 1
+        self._changed |= dict.fromkeys(numbers or (None,), self.changes)
+        if loss is not None:
+            self._found.append(loss)
+
+    def taken(self) -> list[Loss]:
+        """The losses that it has found since it was last asked."""
+        found = list(self._found)
+        self._found.clear()
+        return found
+
+    def changed_since(self, changes: int, keys: StoreKeys) -> list[Partition]:
+        """The partitions that go on from another moment since `changes` was so much."""
+        if self._changed.get(None, 0) > changes:
+            return list(keys.partitions)
+        return [partition for partition in keys.partitions if self._changed.get(partition.number, 0) > changes]
+
     def look(self, keys: StoreKeys, member: bytes, beat_ms: int | None) -> Exchange[None]:
-        """Look how far the store is, compare, tell and remember. Before the next heartbeat is written.
+        """Look how far the store is, compare, tell and remember. Before the next heartbeat is written. What cannot be
+        looked at now is passed over.
 
         Args:
             member: of this process, in the heartbeat; empty: it writes none, and looks at the newest one of another.
             beat_ms: the time that its last heartbeat had, as it was acknowledged; None: it wrote none yet.
         """
         try:
-            heard = None
-            if member:
-                now = yield from _look(keys, member, self._streams(keys))
+            if keys.apart:
+                yield from self._look_at_partitions(keys, writes=bool(member))
             else:
-                member, beat_ms = self._heard or (b"", None)
-                now, heard = yield from together(_look(keys, member, self._streams(keys)), _newest_beat(keys))
-                now = now and _of_another(now, beat_ms)
-            if now is None:
-                return  # a replica: it may lag, and the process cannot work with it anyway
-            self._heard = heard
-            if self._seen:
-                last = msgspec.structs.replace(self._seen[-1], beat_ms=beat_ms)
-                gone = [] if self._missing is None else (yield from self._missing(now.at_ms))
-                missing = next((one for one in gone if one not in self._gone), None)
-                self._gone = gone
-                found = compare([*list(self._seen)[:-1], last], now, missing)
-                if found is not None or now.history != last.history:
-                    self.changes += 1
-                if found is not None:
-                    self._seen.clear()
-                    self._tell(found, now)
-            self._seen.append(now)
-            self.reached = self.reached | {
-                stream: max(reached, self.reached.get(stream, reached)) for stream, reached in now.read.items()
-            }
-            if self._to_keep is not None:
-                # All processes find the same loss: the first one keeps it.
-                (answer,) = yield [even_if_full(keys.losses, "HSETNX", keys.losses, *self._to_keep)]
+                yield from self._look_at_all(keys, member, beat_ms)
+            # All processes find the same loss: the first one keeps it.
+            for history, kept in list(self._to_keep.items()):
+                (answer,) = yield [even_if_full(keys.losses, "HSETNX", keys.losses, history, kept)]
                 or_raise(answer)  # a new master may refuse writes until it has a replica; the next look keeps it
-                self._to_keep = None
-        except redis.ResponseError as error:
-            if not is_outage(error) and str(error) != self._refused:
-                self._refused = str(error)
-                self._log.warning(f"cannot look whether the store has lost writes: {error}")
+                del self._to_keep[history]
+        except (redis.ResponseError, NodeAway) as error:
+            self._cannot(error)
 
-    def _streams(self, keys: StoreKeys) -> list[tuple[str, str]]:
-        """Streams that it reads, each with its group."""
-        partitions = keys.partitions[:_STREAMS]
-        if self._service is None:
-            return [(partition.requests, ORCHESTRATOR_GROUP) for partition in partitions]
-        return [(partition.commands(self._service), self._service) for partition in partitions]
+    def _cannot(self, error: redis.RedisError) -> None:
+        if not is_outage(error) and str(error) != self._refused:
+            self._refused = str(error)
+            self._log.warning(f"cannot look whether the store has lost writes: {error}")
 
-    def _tell(self, found: Loss | Switch, now: Sight) -> None:
-        if isinstance(found, Switch):
-            self._log.info(found.text)
-            return
+    def _look_at_all(self, keys: StoreKeys, member: bytes, beat_ms: int | None) -> Exchange[None]:
+        trace = self._trace(None, _REMEMBERED)
+        watched = member or (trace.heard or (b"", 0))[0]
+        found = yield from looks.at_all(keys, watched, self._service, _AT_ONCE, is_own=bool(member))
+        if found is None:
+            return  # a replica: it may lag, and the process cannot work with it anyway
+        if member:
+            trace.beat_ms = beat_ms
+        gone = (yield from self._missing(found.sight.at_ms, None)) if trace.seen and self._missing else []
+        loss = self._compared(trace, None, found, gone)
+        if loss is not None:
+            self._tell(loss, found.sight.history)
+
+    def _look_at_partitions(self, keys: StoreKeys, *, writes: bool) -> Exchange[None]:
+        """Look at each partition by itself, or at some of them; and at all of a node of which one has changed."""
+        remembered = max(1, _REMEMBERED * _AT_ONCE // max(len(keys.partitions), _AT_ONCE))
+        traces = {partition: self._trace(partition.number, remembered) for partition in keys.partitions}
+        asked = self._chosen(traces)
+        looked_at: set[Partition] = set()
+        while asked:
+            name = self._who.encode() if writes else b""
+            watched = {partition: name or (traces[partition].heard or (b"", 0))[0] for partition in asked}
+            found, errors = yield from looks.at_each(watched, self._service, writes=writes)
+            for error in errors:
+                self._cannot(error)
+            changed = yield from self._look_through({one: (traces[one], look) for one, look in found.items()})
+            looked_at.update(asked)
+            asked = [one for one, trace in traces.items() if trace.node in changed and one not in looked_at]
+
+    def _look_through(self, found: Mapping[Partition, tuple[_Trace, Look]]) -> Exchange[set[str]]:
+        """Compare what was found of these partitions. Returns on which nodes those were that have changed."""
+        again = {one: look for one, (trace, look) in found.items() if trace.seen and self._missing}
+        missing = [caught(self._missing(look.sight.at_ms, one.number)) for one, look in again.items() if self._missing]
+        gone = dict(zip(again, (yield from all_of(missing)), strict=True))
+        losses: dict[str, dict[int, Loss]] = {}
+        changed: set[str] = set()
+        for partition, (trace, look) in found.items():
+            answer, changes = gone.get(partition, []), self.changes
+            if isinstance(answer, redis.RedisError):
+                self._cannot(answer)
+                continue  # the next look sees both
+            if (loss := self._compared(trace, partition.number, look, answer)) is not None:
+                losses.setdefault(look.sight.history, {})[partition.number] = loss
+            if changes != self.changes and trace.node:
+                changed.add(trace.node)
+            trace.node = look.sight.node
+            trace.beat_ms = trace.beat_ms if look.written_ms is None else look.written_ms
+        for history, those in losses.items():
+            self._tell(as_one(those), history)
+        return changed
+
+    def _chosen(self, traces: Mapping[Partition, _Trace]) -> list[Partition]:
+        """At which to look now: at all or, if they are too many, at one of each node and at others in turn."""
+        if len(traces) <= _AT_ONCE:
+            return list(traces)
+        those = [*traces][self._turn :] + [*traces][: self._turn]
+        self._turn = (self._turn + _AT_ONCE // 2) % len(traces)
+        of_nodes = {traces[partition].node: partition for partition in reversed(those)}
+        chosen = list(dict.fromkeys([*of_nodes.values(), *those]))
+        return chosen[: max(_AT_ONCE, len(of_nodes))]
+
+    def _trace(self, number: int | None, remembered: int) -> _Trace:
+        if (trace := self._traces.get(number)) is None:
+            trace = self._traces[number] = _Trace(remembered)
+        return trace
+
+    def _compared(self, trace: _Trace, number: int | None, look: Look, gone: list[str]) -> Loss | None:
+        """Compare what is there with what was seen before, and remember it. `gone`: what of that which the process
+        wrote last is not there. Returns what is lost."""
+        now = look.sight if look.is_own else looks.of_another(look.sight, trace.beat_ms)
+        found = None
+        if trace.seen:
+            last = msgspec.structs.replace(trace.seen[-1], beat_ms=trace.beat_ms)
+            missing = next((one for one in gone if one not in trace.gone), None)
+            trace.gone = gone
+            found = compare([*list(trace.seen)[:-1], last], now, missing)
+            if found is not None or (now.history != last.history and not has_only_moved(last, now)):
+                self.has_changed(number)
+            if found is not None:
+                trace.seen.clear()
+            if isinstance(found, Switch):
+                self._log.info(found.text)
+        trace.seen.append(now)
+        trace.heard = look.newest
+        if not look.is_own:
+            trace.beat_ms = None if look.newest is None else look.newest[1]
+        self.reached = self.reached | {
+            stream: max(reached, self.reached.get(stream, reached)) for stream, reached in now.read.items()
+        }
+        return found if isinstance(found, Loss) else None
+
+    def _tell(self, found: Loss, history: str) -> None:
         since = "" if found.since_ms is None else f" after {when(found.since_ms)}"
         self._log.warning(
             f"{found.what}{since}: {found.evidence}; to see which sagas say other than what was "
             "done: sagastream doctor --after-failover"
         )
-        self.loss = found
+        self._found.append(found)
         if self._observer is not None:
             self._observer.writes_lost(since_ms=found.since_ms, evidence=found.evidence)
-        kept = msgspec.json.encode(msgspec.structs.replace(found, found_by=self._who))
-        self._to_keep = now.history or "unknown", kept
+        self._to_keep[history or "unknown"] = msgspec.json.encode(msgspec.structs.replace(found, found_by=self._who))
 
 
 def losses(client: "redis.Redis", keys: StoreKeys) -> list[Loss]:
@@ -154,71 +259,3 @@ def losses(client: "redis.Redis", keys: StoreKeys) -> list[Loss]:
 def settle(client: "redis.Redis", keys: StoreKeys) -> None:
     """Forget the losses: somebody has dealt with what is lost."""
     client.delete(keys.losses, keys.told)
-
-
-def _look(keys: StoreKeys, member: bytes, streams: Sequence[tuple[str, str]]) -> Exchange[Sight | None]:
-    asked: list[wire.Words] = [("XINFO", "GROUPS", stream) for stream, _ in streams]
-    clock, info, score, *groups = yield [("TIME",), ("INFO", "replication"), ("ZSCORE", keys.alive, member), *asked]
-    replication = facts(or_raise(info))
-    if replication.get("role") not in (None, "master"):
-        return None
-    read = {
-        stream: reached
-        for (stream, group), answer in zip(streams, groups, strict=True)
-        if (reached := _reached(answer, group)) is not None
-    }
-    history, before = (replication.get(name, "") for name in ("master_replid", "master_replid2"))
-    return Sight(
-        at_ms=wire.milliseconds(or_raise(clock)),
-        history=history,
-        offset=_number(replication.get("master_repl_offset")),
-        before=before if before.strip("0") else "",
-        taken_over_at=max(0, _number(replication.get("second_repl_offset")) - 1),
-        beat_ms=_milliseconds(score),
-        read=read,
-    )
-
-
-def _of_another(now: Sight, seen_ms: int | None) -> Sight:
-    """The heartbeat of another process, which was of `seen_ms`, may be newer: that process lives, and has compared
-    before it wrote it. An older one proves nothing: another server may have another clock."""
-    is_there = seen_ms is not None and now.beat_ms is not None and now.beat_ms >= seen_ms
-    return msgspec.structs.replace(now, beat_ms=seen_ms if is_there else None)
-
-
-def _newest_beat(keys: StoreKeys) -> Exchange[tuple[bytes, int] | None]:
-    """Whose heartbeat is the newest, and of when it is."""
-    (answer,) = yield [("ZRANGE", keys.alive, 0, 0, "REV", "WITHSCORES")]
-    if not answer or isinstance(answer, redis.ResponseError):
-        return None
-    member, score = answer
-    return None if (beat_ms := _milliseconds(score)) is None else (member, beat_ms)
-
-
-def _number(text: str | None) -> int:
-    try:
-        return int(text or 0)
-    except ValueError:
-        return 0
-
-
-def _milliseconds(score: Any) -> int | None:
-    if score is None or isinstance(score, redis.ResponseError):  # it is no zset: the heartbeat is refused too
-        return None
-    try:
-        return int(float(score))
-    except (ValueError, OverflowError):
-        return None
-
-
-def _reached(answer: Any, group: str) -> EntryId | None:
-    """Up to which entry a group was read; None: there is no such group."""
-    if isinstance(answer, redis.ResponseError):
-        return None
-    for words in answer:
-        pairs = iter(words)
-        about = dict(zip(pairs, pairs, strict=True))
-        if about.get(b"name") == group.encode():
-            ms, _, number = about[b"last-delivered-id"].partition(b"-")
-            return int(ms), int(number)
-    return None

@@ -19,6 +19,9 @@ from sagastream.store.columns import iso
 #: been written since. A process that waits for an answer is silent for at most 5.5 s.
 _FRESH_MS: Final = 6000
 
+#: Of how many partitions of a node the evidence is told.
+_TOLD: Final = 3
+
 _YEAR_5138_MS: Final = 10**14
 
 #: The id of a stream's entry, as numbers.
@@ -37,6 +40,7 @@ class Sight(Struct, frozen=True, kw_only=True):
     #: the newest one of another.
     beat_ms: int | None = None
     read: Mapping[str, EntryId] = {}  # by stream: how far its group was read
+    node: str = ""  # the id of the node of the cluster; "": it is not known, or there is no cluster
 
 
 class Loss(Struct, frozen=True, kw_only=True):
@@ -47,6 +51,7 @@ class Loss(Struct, frozen=True, kw_only=True):
     found_ms: int
     found_by: str = ""  # the name of the process
     certain: bool = True  # False: the new master lacks bytes, and nobody can tell whether they were writes
+    partitions: tuple[int, ...] | None = None  # the numbers of those that lost something, on a cluster; None: all
 
     @property
     def text(self) -> str:
@@ -57,7 +62,14 @@ class Loss(Struct, frozen=True, kw_only=True):
     @property
     def what(self) -> str:
         """The beginning of a sentence."""
-        return f"the store {'has' if self.certain else 'may have'} lost what was written"
+        where = ""
+        if self.partitions is not None:
+            where = f" in partition{'s' * (len(self.partitions) > 1)} {', '.join(map(str, self.partitions))}"
+        return f"the store {'has' if self.certain else 'may have'} lost what was written{where}"
+
+    def is_of(self, partition: int) -> bool:
+        """Whether the partition with this number may have lost something."""
+        return self.partitions is None or partition in self.partitions
 
 
 class Switch(Struct, frozen=True, kw_only=True):
@@ -110,6 +122,29 @@ def compare(seen: Sequence[Sight], now: Sight, missing: str | None = None) -> Lo
         since_ms = max(kept_ms, default=None)
         return Loss(since_ms=since_ms, evidence="; ".join(evidence), found_ms=now.at_ms, certain=certain)
     return Switch(since_ms=last.at_ms) if continued else None
+
+
+def has_only_moved(last: Sight, now: Sight) -> bool:
+    """Whether another node of the cluster holds the partition now, to which all that was seen has moved. Nobody has to
+    look whether it is whole: a node gives up a key once the other one has it."""
+    is_another = "" != last.node != now.node != ""
+    is_there = last.beat_ms is not None and now.beat_ms is not None and now.beat_ms >= last.beat_ms
+    return is_another and is_there and now.before != last.history
+
+
+def as_one(losses: Mapping[int, Loss]) -> Loss:
+    """These losses of one node, by the number of the partition, told as one."""
+    told = [f"partition {number}: {loss.evidence}" for number, loss in sorted(losses.items())]
+    if len(told) > _TOLD:
+        told[_TOLD:] = [f"and the like of {len(told) - _TOLD} more"]
+    known = [loss.since_ms for loss in losses.values() if loss.since_ms is not None]
+    return Loss(
+        since_ms=min(known) if len(known) == len(losses) else None,
+        evidence="; ".join(told),
+        found_ms=max(loss.found_ms for loss in losses.values()),
+        certain=any(loss.certain for loss in losses.values()),
+        partitions=tuple(sorted(losses)),
+    )
 
 
 def _has_beat(seen: Sequence[Sight], now: Sight) -> bool:
