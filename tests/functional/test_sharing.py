@@ -18,7 +18,8 @@ from sagastream.core.sharing import shares
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import heartbeat
-from sagastream_bridge.inspection import doctor, sharing
+from sagastream.store.reach import ranges
+from sagastream_bridge.inspection import doctor
 from sagastream_bridge.inspection.doctor import Doctor
 from support.faults import Process, Scale, World, world_of
 from support.processes import Commands
@@ -196,7 +197,7 @@ def test_doctor_tells_of_requests_that_those_who_prefer_their_partitions_do_not_
     crowd.begin_in(numbers := crowd.numbers(second))
     first.turn(block_ms=1)
     (text,) = told()
-    assert text.startswith(f"requests in partitions {sharing.ranges(numbers)} were not read for ")
+    assert text.startswith(f"requests in partitions {ranges(numbers)} were not read for ")
     assert "the workers that prefer these partitions do not run" in text
     crowd.turns_until(lambda: told() == [], second)
 

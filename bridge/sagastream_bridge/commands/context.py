@@ -14,10 +14,11 @@ from sagastream import log_output
 from sagastream.telemetry import Log
 from sagastream_bridge.commands import variables
 from sagastream_bridge.commands.ending import on_signals, terminated
-from sagastream_bridge.commands.terminal import safe
+from sagastream_bridge.commands.terminal import safe, say
 
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
+    from sagastream.store.reach import Reach
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -108,6 +109,14 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def tell_reach(found: "Reach") -> None:
+    """Say on stderr what could not be reached of the store."""
+    for line in found.told():
+        say(line, err=True)
+    if found.shared is not None:
+        say(f"{found.shared}: what is known of the whole store cannot be read, as who is at work", err=True)
 
 
 def redis_cli(broker: "Broker") -> str:

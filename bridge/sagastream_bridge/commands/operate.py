@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from sagastream_bridge.commands.ask import in_options
-from sagastream_bridge.commands.context import actor_option, opened
+from sagastream_bridge.commands.context import actor_option, opened, tell_reach
 from sagastream_bridge.commands.given import finite
 from sagastream_bridge.commands.terminal import safe, width
 
@@ -44,11 +44,14 @@ def list_quarantined(limit: int, as_json: bool) -> None:
     from itertools import islice
 
     with opened(create=False) as broker:
-        from sagastream.store import layout
+        from sagastream.broker.exchange import run
+        from sagastream.store import layout, reach
         from sagastream.store.quarantine import Quarantine
         from sagastream_bridge.inspection import message_views
 
-        messages = Quarantine(broker.client, layout.look(broker))
+        found = run(broker.client, reach.look(layout.look(broker)))
+        tell_reach(found)
+        messages = Quarantine(broker.client, found.keys)
         shown = 0
         for message in islice(messages.newest_first(), limit):
             shown += 1
@@ -123,11 +126,13 @@ def drop_commands(service: str, reason: str | None, actor: str) -> None:
     _check(actor, reason)
     with opened() as broker:
         from sagastream.broker.exchange import run
-        from sagastream.store import heartbeat, layout
+        from sagastream.store import heartbeat, layout, reach
         from sagastream.store import operations as done
         from sagastream_bridge.inspection import unread
 
-        keys = layout.look(broker)
+        found_keys = run(broker.client, reach.look(layout.look(broker)))
+        tell_reach(found_keys)
+        keys = found_keys.keys
         processes = heartbeat.processes(broker.client, keys, [service])
         if alive := [process.name for process in processes if process.service == service and process.is_alive]:
             raise click.ClickException(safe(f"service {service} is at work, and answers what it reads: {alive[0]}"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from sagastream_bridge.commands.context import opened, orderly
+from sagastream_bridge.commands.context import opened, orderly, tell_reach
 from sagastream_bridge.commands.given import finite
 from sagastream_bridge.commands.searching import refuse_services, search_options, wanted
 from sagastream_bridge.commands.terminal import safe, say, width
@@ -246,7 +246,8 @@ def list_sagas(limit: int, cursor: str | None, as_json: bool, **options: Any) ->
             label = "NEWER" if isinstance(problem, NewerFormat) else "DAMAGED"
             click.echo(f"{label:<12}  {safe(str(problem))}", err=as_json)
         if as_json:
-            click.echo(lookup.page_as_json(page))
+            click.echo(lookup.page_as_json(page, listing.reach.away))
+        tell_reach(listing.reach)
         say(list_views.counted(listing, limit), err=True)
 
 

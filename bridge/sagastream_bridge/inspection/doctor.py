@@ -22,6 +22,7 @@ from sagastream.store import bulks, heartbeat, layout, lineage, published, sagas
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import ORCHESTRATOR_GROUP
 from sagastream.store.quarantine import Quarantine
+from sagastream.store.reach import ranges
 from sagastream_bridge.inspection import bulk_views, rq_check, sharing
 from sagastream_bridge.inspection.findings import Finding, cannot_tell, ok, problem, problem_of, warning
 from sagastream_bridge.inspection.indexes import SagaCheck
@@ -142,13 +143,13 @@ class Doctor:
                     since[one.number] = min(added_ms, since.get(one.number, added_ms))
         if since:
             waits_ms = now_ms - min(since.values())
-            text = f"requests in partitions {sharing.ranges(since)} were not read for {spoken(waits_ms)}"
+            text = f"requests in partitions {ranges(since)} were not read for {spoken(waits_ms)}"
             why = "more come than workers can do, or the workers that prefer these partitions do not run"
             yield warning("workers", f"{text}: {why}")
 
     def _sharing(self, about: str, processes: Sequence[Process]) -> Iterator[Finding]:
         """Who prefers which partitions."""
-        if (text := sharing.line(processes, len(self._keys.partitions))) is not None:
+        if (text := sharing.line(processes, len(self._keys.tags))) is not None:
             yield ok(about, text)
 
     def _formats(self, workers: Sequence[Process]) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -28,12 +28,13 @@ from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK
 from sagastream.errors import UnreadableSaga
 from sagastream.rq_steps import asking
-from sagastream.store import layout, lineage, published, sagas
+from sagastream.store import layout, lineage, published, reach, sagas
 from sagastream.store.columns import iso
 from sagastream.store.finding import Page, find, opened_page
 from sagastream.store.keys import StoreKeys
 from sagastream.store.losses import Loss
 from sagastream.store.quarantine import Quarantine
+from sagastream.store.reach import Reach
 from sagastream_bridge.inspection import graph_views, history_views
 
 #: Among how many of the newest quarantined entries to look for those of a saga.
@@ -72,13 +73,18 @@ class Listing:
     unread: int  # requests that no worker has read yet
     quarantined: int
     standing: tuple[Cause, ...]  # why none of them moves, if that is so
+    reach: Reach  # what could be reached of the store: the list is of that
     causes: list[tuple[Cause, ...]] = field(default_factory=list)  # why each saga of the page waits
 
 
 def saga(broker: Broker, saga_id: str) -> Found:
     """Look up one saga, with all its values opened that can be. Raises UnreadableSaga, and SettingsError if the
     environment names a codec that cannot be used."""
-    client, keys = broker.client, layout.look(broker)
+    client = broker.client
+    found = run(client, reach.look(layout.look(broker)))
+    if found.shared is not None:
+        return _unexplained(client, found, saga_id, found.shared)
+    keys = found.keys
     state, causes, now_ms = asking.run(client, explained(keys, saga_id))
     if isinstance(state, UnreadableSaga):
         raise state
@@ -99,6 +105,20 @@ def saga(broker: Broker, saga_id: str) -> Found:
     state, unopened = open_state(codec_of(None), state)
     notes += _sealed(unopened)
     return Found(state=state, now_ms=now_ms, notes=notes, causes=causes)
+
+
+def _unexplained(client: "redis.Redis", found: Reach, saga_id: str, error: redis.RedisError) -> Found:
+    """The same while what is known of the whole store cannot be read, and so not why the saga waits."""
+    states, now_ms = sagas.read(client, found.keys, [saga_id])
+    state = states[saga_id]
+    if isinstance(state, UnreadableSaga):
+        raise state
+    notes = [f"why it waits cannot be told: {error}"]
+    if state is not None:
+        notes = [] if state.ended else notes
+        state, unopened = open_state(codec_of(None), state)
+        notes += _sealed(unopened)
+    return Found(state=state, now_ms=now_ms, notes=notes)
 
 
 def _sealed(unopened: Mapping[str, str]) -> list[str]:
@@ -169,15 +189,21 @@ def row_as_json(state: SagaState, causes: Sequence[Cause] = ()) -> str:
     return json.dumps(row)
 
 
-def page_as_json(page: Page) -> str:
-    """What is to be known of a page besides its sagas, as one line of JSON."""
-    return json.dumps({"cursor": page.cursor, "total": page.total, "total_is_exact": page.total_is_exact})
+def page_as_json(page: Page, left_out: Collection[int] = ()) -> str:
+    """What is to be known of a page besides its sagas, as one line of JSON. `left_out`: the partitions that could not
+    be reached."""
+    line: dict[str, Any] = {"cursor": page.cursor, "total": page.total, "total_is_exact": page.total_is_exact}
+    if left_out:
+        line["partitions_away"] = sorted(left_out)
+    return json.dumps(line)
 
 
 def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> Listing:
     """One page of the sagas that are looked for, and what there is to say of the store. Raises ValueError for a cursor
     that is not of this search."""
-    store, keys = broker.client, layout.look(broker)
+    store = broker.client
+    reached = run(store, reach.look(layout.look(broker)))
+    keys, is_known = reached.keys, reached.shared is None
     page = opened_page(codec_of(None), _page(store, keys, wanted, limit, cursor))
     pipeline = store.pipeline(transaction=False)
     for partition in keys.partitions:
@@ -187,7 +213,7 @@ def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> L
         pipeline.xlen(partition.requests)
         pipeline.xlen(partition.interventions)
     counts = execute(pipeline)
-    evidence = run(store, survey(keys, ()))
+    evidence = run(store, survey(keys, ())) if is_known else None
     found = Listing(
         wanted=wanted,
         is_first=cursor is None,
@@ -197,9 +223,13 @@ def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> L
         parked=sum(counts[1::5]),
         ended=sum(counts[2::5]),
         unread=sum(counts[3::5]) + sum(counts[4::5]),
-        quarantined=len(Quarantine(store, keys)),
-        standing=evidence.broker or no_worker(evidence),
+        quarantined=len(Quarantine(store, keys)) if is_known else 0,
+        standing=() if evidence is None else evidence.broker or no_worker(evidence),
+        reach=reached,
     )
+    if evidence is None:
+        found.causes = [() for _ in page.sagas]
+        return found
     for at in range(0, len(page.sagas), _EXPLAINED_AT_ONCE):
         found.causes += asking.run(store, explain(keys, page.sagas[at : at + _EXPLAINED_AT_ONCE], _LOOKED_AT))
     return found

@@ -1,9 +1,10 @@
 """Which process prefers which partitions of a store that has several, for people."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from sagastream.store import heartbeat
 from sagastream.store.heartbeat import Process
+from sagastream.store.reach import ranges
 
 #: At most so many processes of a kind are named.
 _NAMED = 32
@@ -24,14 +25,3 @@ def line(processes: Collection[Process], partitions: int) -> str | None:
     parts = [f"{name} prefers {numbers}" for name, numbers in sorted(found.items())[:_NAMED]]
     more = f"; and {len(found) - _NAMED} more processes" if len(found) > _NAMED else ""
     return f"of {partitions} partitions, {'; '.join(parts)}{more}"
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Such as `0-3, 7`."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs) or "none"

@@ -62,7 +62,8 @@ def drop(client: "redis.Redis", keys: StoreKeys, service: str, unwanted: list[tu
         for at in range(0, len(ids), 1000):
             dropped += script(keys=[partition.commands(service)], args=[service, *ids[at : at + 1000]])
     streams = [partition.commands(service) for partition in keys.partitions]
-    if not client.exists(keys.published(service), *streams):
+    is_whole = len(keys.partitions) == len(keys.tags)  # else there may be more of it where nobody can look
+    if is_whole and not client.exists(keys.published(service), *streams):
         client.srem(keys.services, service)  # if it starts after all, it adds itself
     return dropped
 

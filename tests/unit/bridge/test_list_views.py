@@ -7,9 +7,11 @@ from sagastream.core.filtering import Filter
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaStatus
 from sagastream.store.finding import Page
+from sagastream.store.reach import Reach
 from sagastream_bridge.inspection import list_views
 from sagastream_bridge.inspection.lookup import Listing
 from support.shown import NOW_MS, a_saga, a_step
+from support.stores import KEYS
 
 
 def test_the_row_of_a_live_saga_says_what_it_waits_for() -> None:
@@ -52,7 +54,7 @@ def test_a_list_on_a_terminal_says_what_stands_in_its_columns() -> None:
     page = Page(sagas=[a_saga(a_step(phase=Phase.OUT))], cursor=None, total=1, total_is_exact=True)
     listing = Listing(
         wanted=Filter(), is_first=True, page=page, now_ms=NOW_MS, live=1, parked=0, ended=0, unread=0, quarantined=0,
-        standing=(), causes=[()],
+        standing=(), reach=Reach(KEYS, {}, None), causes=[()],
     )  # fmt: skip
     heading, row = (click.unstyle(line) for line in list_views.rows(listing, 80))
     assert heading == "STATUS         BEGUN  SAGA, its attributes, and why it is there"

@@ -171,6 +171,8 @@ def takes_no_writes(error: BaseException) -> bool:
 def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text: str) -> str:
     if isinstance(error, NoMaster):
         return f"the broker does not answer: {text}"
+    if isinstance(error, NodeAway):
+        return f"{text}: what it holds waits until it is back, or until a replica has taken its place"
     if isinstance(error, redis.AuthenticationError):
         return f"the broker refuses the login: {text.rstrip('.')}; look at the user and the password in REDIS_URL"
     if _is_unreached(error):

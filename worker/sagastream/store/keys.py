@@ -52,7 +52,8 @@ the first partition: saga:{0}:alive. Only saga:store has none, since it is what 
 """
 
 from binascii import crc_hqx
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from copy import copy
 from typing import Final, NamedTuple
 
 from msgspec import Struct
@@ -191,8 +192,16 @@ class StoreKeys:
         self.definitions = f"{whole}:definitions"
         self.samples = f"{whole}:samples"
         self._whole = whole
-        self.partitions = tuple(Partition.of(prefix, number, tag) for number, tag in enumerate(tags))
-        self._by_base = {partition.base: partition for partition in self.partitions}
+        self._all = tuple(Partition.of(prefix, number, tag) for number, tag in enumerate(tags))
+        #: Its partitions, or those of them that are looked at: see `only`.
+        self.partitions = self._all
+        self._by_base = {partition.base: partition for partition in self._all}
+
+    def only(self, numbers: Collection[int]) -> "StoreKeys":
+        """The same store, of which somebody looks only at these partitions: nodes may be away that have the others."""
+        keys = copy(self)
+        keys.partitions = tuple(one for one in self._all if one.number in numbers)
+        return keys
 
     def published(self, service: str) -> str:
         """What a service publishes."""
@@ -212,9 +221,9 @@ class StoreKeys:
 
     def of(self, saga_id: str) -> Partition:
         """The partition in which a saga lives. The checksum is that of Redis Cluster, so every language has it."""
-        if len(self.partitions) == 1:
-            return self.partitions[0]
-        return self.partitions[crc_hqx(saga_id.encode(), 0) % len(self.partitions)]
+        if len(self._all) == 1:
+            return self._all[0]
+        return self._all[crc_hqx(saga_id.encode(), 0) % len(self._all)]
 
     def saga(self, saga_id: str) -> str:
         """The key of a saga's hash."""

@@ -214,9 +214,10 @@ def _lengths(keys: StoreKeys) -> Exchange[dict[_Stream, int]]:
 def _get(keys: StoreKeys, entry_id: str) -> Exchange[tuple[_Stream, Quarantined]]:
     parts = _ENTRY_ID.fullmatch(entry_id)
     number = int(parts["partition"] or 0) if parts else 0
-    if parts is None or number >= len(keys.partitions):
+    partition = next((one for one in keys.partitions if one.number == number), None)
+    if parts is None or partition is None:
         raise QuarantineError(f"the quarantine holds no {entry_id!a}")
-    partition, service = keys.partitions[number], parts["service"] or ""
+    service = parts["service"] or ""
     name = partition.quarantine_of(service) if service else partition.quarantine
     stream = _Stream(name, partition, service)
     if not (found := (yield from _range(stream, parts["id"], parts["id"]))):
