@@ -656,7 +656,7 @@ def test_a_hash_damaged_in_any_field_in_any_way_stops_nobody(server: Server) -> 
                     decision = decide(state, event, moment)
                     change = Change(partition=ONLY, saga_id="s1", before=state, after=state)
                     change.add(Entry(stream=ONLY.replies("work"), id=b"1-1", fields={}), decision)
-                    check_commit(*CommitArguments(ONLY, [change], now_ms, {"ended": 1000, "aborted": 1000}).args)
+                    check_commit(*CommitArguments([change], now_ms, {"ended": 1000, "aborted": 1000}).args)
     assert damaged > 1000
     assert read > 1000
 

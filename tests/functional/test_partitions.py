@@ -5,19 +5,23 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from sagastream.broker.connection import Broker
+from sagastream.broker.exchange import Exchange
+from sagastream.broker.scripting import Script
 from sagastream.client.answers import Accepted
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import QuarantineError, RequestRefused, StoreMismatch
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import layout
+from sagastream.store.keys import StoreKeys
 from sagastream.store.quarantine import Quarantine
 from sagastream_bridge.inspection.doctor import Doctor
 from sagastream_bridge.inspection.findings import OK, REPAIRED
@@ -145,6 +149,52 @@ def test_a_process_takes_no_more_commands_than_it_has_slots(scene: Divided) -> N
     taken = [scene.runner._inbox.read(1, count=1) for _ in range(12)]
     assert [len(deliveries) for deliveries in taken] == [1] * 12
     assert Counter(delivery.partition.number for [delivery] in taken) == {0: 4, 1: 4, 2: 4}
+
+
+def test_where_no_call_may_touch_two_partitions_sagas_run_all_the_same(
+    scene: Divided, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a cluster."""
+    apart = StoreKeys(scene.keys.prefix, scene.keys.tags, shared="0")
+    touched: list[set[int]] = []
+    call = Script.call
+
+    def spied(script: Script, keys: Sequence[str], args: Sequence[Any] = ()) -> Exchange[Any]:
+        touched.append({one.number for key in keys if (one := apart.partition_of(key)) is not None})
+        return call(script, keys, args)
+
+    together = StoreKeys.in_calls
+    monkeypatch.setattr(StoreKeys, "in_calls", lambda _, partitions: together(apart, partitions))
+    monkeypatch.setattr(Script, "call", spied)
+    for saga_id in scene.ids:
+        scene.client.begin(saga_id, [do(1), do("fail")])
+    scene.turns_until(lambda: sum(scene.lengths("timers")) == 3)
+    assert [scene.play(saga_id).status for saga_id in scene.ids] == [SagaStatus.ABORTED] * 3
+    assert max(map(len, touched)) == 1
+
+
+def test_what_is_damaged_in_one_partition_holds_up_no_other(scene: Divided) -> None:
+    """The changes of all are written by one call, and so are the answers of a service."""
+    first, second, last = scene.keys.partitions
+    for saga_id in scene.ids:
+        scene.client.begin(saga_id, [do(1), do(2)])
+    scene.turns_until(lambda: sum(scene.redis.xlen(one.commands("work")) for one in scene.keys.partitions) == 3)
+    kept: Any = scene.redis.dump(second.replies("work"))
+    scene.redis.set(second.replies("work"), "in the way")
+    until(lambda: scene.hold_more() == 3, what="it holds the commands of all partitions")
+    with pytest.raises(redis.ResponseError, match="replies:work is not a stream"):
+        scene.runner.turn(block_ms=1)
+    assert [scene.redis.xlen(one.replies("work")) for one in (first, last)] == [1, 1]
+    scene.redis.restore(second.replies("work"), 0, kept, replace=True)
+    scene.redis.set(first.ended, "in the way")
+    scene.runner.turn(block_ms=1)
+    with pytest.raises(redis.ResponseError, match="ended is not a zset"):
+        scene.turns_until(lambda: False)
+    replies = [scene.redis.xlen(one.replies("work")) for one in scene.keys.partitions]
+    assert replies == [1, 0, 0]
+    scene.redis.delete(first.ended)
+    assert [scene.play(saga_id).status for saga_id in scene.ids] == [SagaStatus.COMPLETED] * 3
+    assert len(scene.effects.done) == 6
 
 
 def test_a_process_that_has_not_joined_yet_shows_up_without_an_error(scene: Divided) -> None:

@@ -12,8 +12,9 @@ from sagastream.orchestrator.worker import _PART, _parts
 from sagastream.store import sagas
 from support.scenes import Scene, do
 from support.servers import Server
-from support.stores import ONLY
+from support.stores import ONLY, divided
 from support.streams import append_requests
+from support.waiting import until
 
 IDS = [f"s{number}" for number in range(3 * _PART)]
 
@@ -50,6 +51,28 @@ def test_it_is_committed_in_parts(scene: Scene) -> None:
     before = calls(scene)
     read_the_replies(scene)
     assert calls(scene) - before in (3, 4)  # and perhaps one call that looks for due sagas
+
+
+def test_the_parts_are_as_large_if_there_are_many_partitions(server: Server) -> None:
+    broker = server.broker()
+    partitions = divided(broker, 16).partitions
+    scene = Scene(broker)
+    for one in IDS:
+        scene.client.begin(one, [do(1), do(2)])
+
+    def all_of(name: str) -> int:
+        return sum(scene.redis.xlen(getattr(one, name)("work")) for one in partitions)
+
+    scene.turns_until(lambda: all_of("commands") == len(IDS))
+    until(lambda: scene.hold_more() == len(IDS), what="the service holds all commands")
+    before = calls(scene)
+    scene.runner.turn(block_ms=1)
+    assert all_of("commands") == 0
+    assert calls(scene) - before <= 3  # one, unless the handlers take very long
+    before = calls(scene)
+    scene.turns_until(lambda: all_of("replies") == 0)
+    assert calls(scene) - before in (3, 4)
+    assert all_of("commands") == len(IDS)
 
 
 def test_what_lost_the_comparison_in_any_part_is_decided_again_at_once(scene: Scene) -> None:
@@ -96,8 +119,8 @@ def test_what_is_quarantined_in_any_part_is_told_of(scene: Scene, caplog: pytest
 
 def test_messages_of_one_saga_are_in_one_part() -> None:
     inputs: list[Input] = [(None, Due(saga_id=f"s{number % 50}")) for number in range(200)]
-    parts = _parts(inputs)
-    ids = [{event.saga_id for those in part for _, event in those} for part in parts]
+    parts = _parts([(ONLY, inputs)])
+    ids = [{event.saga_id for _, those in part for _, event in those} for part in parts]
     assert len(parts) > 1
     assert sum(map(len, ids)) == len(set().union(*ids)) == 50
-    assert sum(len(those) for part in parts for those in part) == 200
+    assert sum(len(those) for part in parts for _, those in part) == 200

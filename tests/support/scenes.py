@@ -68,6 +68,12 @@ class Scene:
         append_requests(self.redis, [parse_begin(body, **options)])
         return str(options["request_id"])
 
+    def hold_more(self) -> int:
+        """Have the process of the service hold the commands that one reading brings, without calling a handler. Returns
+        how many it holds."""
+        self.runner._executor.hold(self.runner._inbox.read(1))
+        return self.runner.held
+
     def play(self, saga_id: str) -> SagaState:
         """Let all move until the saga has ended or is parked."""
 

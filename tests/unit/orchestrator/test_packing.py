@@ -20,6 +20,7 @@ from sagastream.orchestrator.change import Change, filled, swept
 from sagastream.orchestrator.packing import CommitArguments
 from sagastream.store import keys
 from sagastream.store.columns import iso
+from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.saga_hash import changed_fields
 from support.stores import ONLY
 
@@ -63,7 +64,7 @@ def two_by_two(items: Sequence[Any]) -> list[tuple[Any, Any]]:
 
 def unpacked(*changes: Change) -> list[Unpacked]:
     """The changes, read from the keys and arguments in the order that the header of commit.lua gives."""
-    arguments = CommitArguments(ONLY, changes, NOW_MS, KEPT_MS)
+    arguments = CommitArguments(changes, NOW_MS, KEPT_MS)
     names, (packed,) = arguments.keys, arguments.args
     assert names[:3] == [ONLY.timers, ONLY.ended, ONLY.events]
     assert len(set(names)) == len(names)
@@ -86,7 +87,7 @@ def indexes_of(arguments: CommitArguments) -> list[str]:
 def places_of(change: Change) -> tuple[dict[str, str], str, str | None]:
     """Its scores, by the key of the index; what indexed says of it then; what it must say before that (None: that does
     not matter)."""
-    arguments = CommitArguments(ONLY, [change], NOW_MS, KEPT_MS)
+    arguments = CommitArguments([change], NOW_MS, KEPT_MS)
     indexes = indexes_of(arguments)
     (packed,) = msgpack.decode(arguments.args[0])[5]
     places, told, before = [*packed[9:], None][:3]
@@ -131,12 +132,16 @@ def a_reply(kind: str, step: int, saga_id: str = "saga42") -> Reply:
 
 
 def a_change(
-    before: Found, *events: Begin | Intervene | Reply, saga_id: str = "saga42", now_ms: int = NOW_MS
+    before: Found,
+    *events: Begin | Intervene | Reply,
+    saga_id: str = "saga42",
+    now_ms: int = NOW_MS,
+    partition: Partition = ONLY,
 ) -> Change:
     """The change that these events make to a saga. They came as the entries 1-0, 2-0 and so on."""
-    change = Change(partition=ONLY, saga_id=saga_id, before=before, after=before)
+    change = Change(partition=partition, saga_id=saga_id, before=before, after=before)
     for number, event in enumerate(events, 1):
-        stream = ONLY.replies("work") if isinstance(event, Reply) else ONLY.requests
+        stream = partition.replies("work") if isinstance(event, Reply) else partition.requests
         change.add(
             an_entry(b"%d-0" % number, stream), decide(change.after, event, Moment(now_ms=now_ms, published=PUBLISHED))
         )
@@ -153,10 +158,6 @@ def known(state: Found) -> SagaState:
     """The saga, which exists and can be read."""
     assert isinstance(state, SagaState)
     return state
-
-
-def test_a_turn_with_nothing_in_it_packs_no_change() -> None:
-    assert unpacked() == []
 
 
 def test_a_new_saga_must_not_be_there_yet_and_is_written_whole_with_its_first_command() -> None:
@@ -379,7 +380,7 @@ def test_a_saga_that_cannot_be_read_is_not_compared() -> None:
     (read,) = unpacked(change)
     assert (read.key, read.version, read.timer, read.hash) == (None, "", "", [])
     assert [append.fields["reason"] for append in read.appends] == ["damaged"]
-    assert CommitArguments(ONLY, [change], NOW_MS, KEPT_MS).keys == [
+    assert CommitArguments([change], NOW_MS, KEPT_MS).keys == [
         ONLY.timers,
         ONLY.ended,
         ONLY.events,
@@ -419,7 +420,7 @@ def test_many_changes_share_their_streams_and_each_has_its_own_hash() -> None:
     assert [change.key for change in read] == [ONLY.saga("saga0"), None, ONLY.saga("saga1"), None, ONLY.saga("saga2")]
     for change in (read[0], read[2], read[4]):
         assert [append.stream for append in change.appends] == [ONLY.commands("inventory")]
-    assert CommitArguments(ONLY, begins, NOW_MS, KEPT_MS).keys == [
+    assert CommitArguments(begins, NOW_MS, KEPT_MS).keys == [
         ONLY.timers,
         ONLY.ended,
         ONLY.events,
@@ -436,7 +437,7 @@ def test_a_command_that_nobody_waits_for_any_more_is_named_with_its_stream_and_h
     change = Change(partition=ONLY, saga_id="saga42", before=before, after=before)
     change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)), gives_up=True)
     [given_up] = change.given_up
-    arguments = CommitArguments(ONLY, [change], now_ms, KEPT_MS)
+    arguments = CommitArguments([change], now_ms, KEPT_MS)
     words = msgpack.decode(arguments.args[0])[5][0][8]
     command = before.step.definition
     assert words[1:3] == [command.service, before.step.sent_ms]
@@ -445,10 +446,10 @@ def test_a_command_that_nobody_waits_for_any_more_is_named_with_its_stream_and_h
 
 
 def test_a_plain_saga_is_in_begun_once_and_in_no_other_index() -> None:
-    begin = CommitArguments(ONLY, [a_change(None, a_begin())], NOW_MS, KEPT_MS)
+    begin = CommitArguments([a_change(None, a_begin())], NOW_MS, KEPT_MS)
     assert indexes_of(begin) == [ONLY.begun]
     assert len(msgpack.decode(begin.args[0])[5][0]) == 8
-    later = CommitArguments(ONLY, [a_change(a_saga(), a_reply("Reserve_ok", 1))], NOW_MS, KEPT_MS)
+    later = CommitArguments([a_change(a_saga(), a_reply("Reserve_ok", 1))], NOW_MS, KEPT_MS)
     assert indexes_of(later) == []
     assert len(msgpack.decode(later.args[0])[5][0]) == 8
 
@@ -461,7 +462,7 @@ def test_a_saga_with_attributes_is_in_their_indexes_from_its_begin() -> None:
     assert places_of(change) == ({ONLY.index(name): begun_ms for name in names}, orjson.dumps(names).decode(), "")
     reply = Change(partition=ONLY, saga_id="saga42", before=change.after, after=change.after)
     reply.add(None, decide(change.after, a_reply("Reserve_ok", 1), Moment(now_ms=NOW_MS, published=PUBLISHED)))
-    assert indexes_of(CommitArguments(ONLY, [reply], NOW_MS, KEPT_MS)) == []
+    assert indexes_of(CommitArguments([reply], NOW_MS, KEPT_MS)) == []
 
 
 def test_what_is_rare_is_in_an_index_as_long_as_it_is_so() -> None:
@@ -482,7 +483,7 @@ def test_what_is_given_up_and_where_a_saga_stands_do_not_get_mixed_up() -> None:
     change.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms, published=PUBLISHED)), gives_up=True)
     assert change.given_up
     change.after = replace(known(change.after), status=SagaStatus.ABORTED)
-    packed = msgpack.decode(CommitArguments(ONLY, [change], now_ms, KEPT_MS).args[0])[5][0]
+    packed = msgpack.decode(CommitArguments([change], now_ms, KEPT_MS).args[0])[5][0]
     assert len(packed) == 12
     assert packed[8]
     assert places_of(change) == ({ONLY.index("status=ABORTED"): str(before.begun_ms)}, '["status=ABORTED"]', "")
@@ -522,3 +523,33 @@ def test_a_saga_that_a_fault_holds_up_stays_leased() -> None:
     change.after = change.before
     change.add(None, Decision(state=change.before, quarantine="a fault in sagastream"), leased=True)
     assert (change.rearm, change.fault) == (False, "a fault in sagastream")
+
+
+# --- changes of several partitions
+
+
+def test_changes_of_several_partitions_are_told_apart_by_how_many_each_has() -> None:
+    one, two = StoreKeys("saga", ["0", "1"]).partitions
+    changes = [a_change(None, a_begin(saga_id), saga_id=saga_id, partition=one) for saga_id in ("a", "b")]
+    changes.append(a_change(a_saga(), a_reply("Reserve_ok", 1), partition=two))
+    arguments = CommitArguments(changes, NOW_MS, KEPT_MS)
+    words = msgpack.decode(arguments.args[0])
+    assert len(words[5]) == 3
+    assert words[6:] == [2, False, [2, 1]]
+    assert arguments.keys[:6] == [one.timers, one.ended, one.events, two.timers, two.ended, two.events]
+    fixed = words[0]
+    streams = {one.commands("inventory"), one.requests, two.commands("payment"), two.replies("work")}
+    assert set(arguments.keys[6:fixed]) == streams
+    assert arguments.keys[fixed : fixed + 2] == [one.begun, two.begun]
+    assert arguments.keys[fixed + 2 :] == [one.saga("a"), one.saga("b"), two.saga("saga42")]
+
+
+def test_the_indexes_of_several_partitions_have_numbers_of_their_own() -> None:
+    one, two = StoreKeys("saga", ["0", "1"]).partitions
+    changes = [swept(one, "a", ("status=PARKED",)), swept(two, "b", ("status=PARKED",))]
+    arguments = CommitArguments(changes, NOW_MS, KEPT_MS)
+    words = msgpack.decode(arguments.args[0])
+    assert words[6:] == [4, 1, [1, 1]]
+    indexes = [one.begun, two.begun, one.index("status=PARKED"), two.index("status=PARKED")]
+    assert arguments.keys[words[0] :][:6] == [*indexes, one.indexed, two.indexed]
+    assert [[indexes[number - 1] for number in change[9][::2]] for change in words[5]] == [indexes[::2], indexes[1::2]]

@@ -33,8 +33,8 @@ REPLY = {"type": "A_ok", "saga_id": "saga42", "step": 1}
 
 def folded(inputs: Sequence[Input], states: Mapping[str, Found], now_ms: int, published: Published) -> list[Change]:
     moment = Moment(now_ms=now_ms, published=published, jitter=jitter(random.getrandbits(32)))
-    parts = _parts(inputs)
-    return [change for part in parts for change in _fold(part, ONLY, states, moment)]
+    parts = _parts([(ONLY, inputs)])
+    return [change for part in parts for change in _fold(part, states, moment)]
 
 
 def a_request(body: object, **fields: bytes) -> Entry:

@@ -172,3 +172,11 @@ def test_what_is_read_and_acknowledged_is_told_by_its_name(service: str, partiti
 )  # fmt: skip
 def test_no_other_name_is(name: str) -> None:
     assert SEVERAL.place_of(name) is None
+
+
+def test_which_partitions_one_call_may_touch() -> None:
+    tags = ["0", "1", "2"]
+    on_one_server, on_a_cluster = StoreKeys("saga", tags), StoreKeys("saga", tags, shared="0")
+    first, _, last = on_one_server.partitions
+    assert [list(those) for those in on_one_server.in_calls([first, last])] == [[first, last]]
+    assert [list(those) for those in on_a_cluster.in_calls([first, last])] == [[first], [last]]

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from enum import IntEnum
+from itertools import groupby
 from typing import Final
 
 import redis
 
 from sagastream.broker import exchange, scripting, wire
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import execute, or_raise
 from sagastream.core.indexing import index_names
 from sagastream.core.messages import is_id
@@ -127,7 +129,8 @@ class Store:
         return dropped
 
     def commit(self, changes: Sequence[Change], now_ms: int) -> tuple[list[Change], list[Change]]:
-        """Write these changes, all of one partition, in one script call, or in several if they are very large.
+        """Write these changes in one script call, or in several if they are very large. They are of partitions that may
+        go together (StoreKeys.in_calls), those of one after those of another.
 
         Returns two lists of those that were not written: those that lost the comparison (somebody has changed the saga
         since), and those that are stuck (one of the keys to which they append is not a stream, or takes no more).
@@ -141,10 +144,15 @@ class Store:
         its change is tried once more."""
         if len(changes) > 1 and _sent_bytes(changes) > _MOST_SENT:
             return (yield from self._by_halves(changes, now_ms))
-        arguments = CommitArguments(changes[0].partition, changes, now_ms, self._kept_ms)
+        arguments = CommitArguments(changes, now_ms, self._kept_ms)
         if len(changes) > 1 and len(arguments.args[0]) > _LONGEST:
             return (yield from self._by_halves(changes, now_ms))
-        results = yield from self._commit.call(arguments.keys, arguments.args)
+        try:
+            results = yield from self._commit.call(arguments.keys, arguments.args)
+        except redis.ResponseError as error:
+            if not is_wrong_type(error) or changes[0].partition is changes[-1].partition:
+                raise
+            return (yield from self._by_partition(changes, now_ms))  # a key of one of them is damaged
         if results.count(_Result.WRITTEN) == len(results):
             return [], []
         return (yield from self._not_just_written(changes, results, now_ms, may_set_right=may_set_right))
@@ -159,29 +167,30 @@ class Store:
             by_result.setdefault(result, []).append(change)
         lost, misplaced = by_result.get(_Result.LOST, []), by_result.get(_Result.MISPLACED, [])
         stuck = by_result.get(_Result.STUCK, []) + by_result.get(_Result.FULL, [])
-        wrong = [(change.saga_id, change.before) for change in misplaced]
-        wrong += [(change.saga_id, change.written) for change in by_result.get(_Result.BEGUN_AGAIN, [])]
+        wrong = [(change, change.before) for change in misplaced]
+        wrong += [(change, change.written) for change in by_result.get(_Result.BEGUN_AGAIN, [])]
         if wrong and may_set_right:
-            yield from self._set_right(changes[0].partition, wrong, now_ms)
+            yield from self._set_right(wrong, now_ms)
             if misplaced:
                 more_lost, more_stuck = yield from self.committing(misplaced, now_ms, may_set_right=False)
                 return lost + more_lost, stuck + more_stuck
         return lost + misplaced, stuck
 
-    def _set_right(
-        self, partition: Partition, those: Sequence[tuple[str | None, Found]], now_ms: int
-    ) -> Exchange[None]:
-        """Have these sagas in the indexes in which they should be, and in no others that `indexed` tells: those of an
-        earlier saga with the same id, or those in which a worker of an earlier release has left it."""
-        (answer,) = yield [("HMGET", partition.indexed, *[str(saga_id) for saga_id, _ in those])]
-        changes = []
-        for (saga_id, state), there in zip(those, or_raise(answer), strict=True):
+    def _set_right(self, those: Sequence[tuple[Change, Found]], now_ms: int) -> Exchange[None]:
+        """Have the sagas of these changes, each as it is now, in the indexes in which they should be, and in no others
+        that `indexed` tells: those of an earlier saga with the same id, or those in which a worker of an earlier
+        release has left it."""
+        answers = yield [("HGET", change.partition.indexed, str(change.saga_id)) for change, _ in those]
+        by_partition: dict[int, list[Change]] = {}
+        for (change, state), answer in zip(those, answers, strict=True):
+            there = or_raise(answer)
             names = names_in(there or b"[]")
+            right = by_partition.setdefault(change.partition.number, [])
             if not isinstance(state, SagaState):
-                changes.append(swept(partition, str(saga_id), names))
+                right.append(swept(change.partition, str(change.saga_id), names))
             elif (there or b"").decode(errors="replace") != written(index_names(state)):
-                changes.append(filled(partition, state, names))
-        if changes:
+                right.append(filled(change.partition, state, names))
+        if changes := [change for right in by_partition.values() for change in right]:
             yield from self.committing(changes, now_ms)
 
     def _by_halves(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
@@ -189,6 +198,23 @@ class Store:
         lost, stuck = yield from self.committing(changes[:half], now_ms)
         more_lost, more_stuck = yield from self.committing(changes[half:], now_ms)
         return lost + more_lost, stuck + more_stuck
+
+    def _by_partition(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
+        """The changes of each partition by themselves, so that a damaged one holds up no other. Raises what is wrong
+        with the first damaged one when all are written."""
+        lost: list[Change] = []
+        stuck: list[Change] = []
+        refused: redis.ResponseError | None = None
+        for _, those in groupby(changes, lambda change: change.partition.number):
+            try:
+                more_lost, more_stuck = yield from self.committing(list(those), now_ms)
+            except redis.ResponseError as error:
+                refused = refused or error
+            else:
+                lost, stuck = lost + more_lost, stuck + more_stuck
+        if refused is not None:
+            raise refused
+        return lost, stuck
 
 
 def _sent_bytes(changes: Sequence[Change]) -> int:

@@ -1,6 +1,7 @@
 """Changes as commit.lua takes them."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Final
 
 from sagastream.broker import wire
@@ -23,27 +24,35 @@ _SWEPT: Final = "swept"
 _GONE: Final = "gone"
 #: How many elements a change has that gives nothing up.
 _WITHOUT_GIVEN_UP: Final = 8
+#: How many elements a list for commit.lua has whose changes are in no indexes.
+_WITHOUT_INDEXES: Final = 6
 
 
 class CommitArguments:
-    """Changes of one partition, packed; the header of commit.lua describes the order."""
+    """Changes, those of one partition after those of another, packed; the header of commit.lua describes the order."""
 
-    def __init__(
-        self, partition: Partition, changes: Sequence[Change], now_ms: int, kept_ms: Mapping[str, int]
-    ) -> None:
-        self._streams = {partition.timers: 1, partition.ended: 2, partition.events: 3}
-        self._indexes = {partition.begun: 1}
+    def __init__(self, changes: Sequence[Change], now_ms: int, kept_ms: Mapping[str, int]) -> None:
+        counts = _counts(changes)
+        partitions = [partition for partition, _ in counts]
+        self._streams: dict[str, int] = {}
+        for one in partitions:
+            for key in (one.timers, one.ended, one.events):
+                self._streams[key] = len(self._streams) + 1
+        self._indexes = {one.begun: number for number, one in enumerate(partitions, 1)}
         self._begun_changes = self._tells = False
         self._hashes: list[str] = []
         packed = [self._packed(change) for change in changes]
         words = [len(self._streams), ORCHESTRATOR_GROUP, EVENTS_KEPT, now_ms, kept_ms, packed]
         indexes: list[str] = []
+        if self._tells or self._begun_changes:
+            indexes = list(self._indexes)
+            words.append(len(indexes))
         if self._tells:
-            indexes = [*self._indexes, partition.indexed]
-            words += (len(self._indexes), 1)
-        elif self._begun_changes:
-            indexes = [partition.begun]
+            indexes += [one.indexed for one in partitions]
             words.append(1)
+        if len(counts) > 1:
+            words += [0, False][len(words) - _WITHOUT_INDEXES :]
+            words.append([number for _, number in counts])
         self.keys = [*self._streams, *indexes, *self._hashes]
         self.args = [wire.message_pack(words)]
 
@@ -97,7 +106,7 @@ class CommitArguments:
         """The same of a saga that stays as it is."""
         partition, state = change.partition, change.after
         if change.is_swept:
-            return [[1, _GONE, *self._scores(partition, (), "", change.leaves)], ""]
+            return [[self._index(partition.begun), _GONE, *self._scores(partition, (), "", change.leaves)], ""]
         if not (isinstance(state, SagaState) and (change.fill or change.rearm)):
             return []
         names = index_names(state)
@@ -105,7 +114,7 @@ class CommitArguments:
             return [[], written(names), written(names)]
         score = str(state.begun_ms)
         leaves = [name for name in change.leaves if name not in names]
-        return [[1, score, *self._scores(partition, names, score, leaves)], written(names)]
+        return [[self._index(partition.begun), score, *self._scores(partition, names, score, leaves)], written(names)]
 
     def _scores(self, partition: Partition, joins: Sequence[str], score: str, leaves: Sequence[str]) -> list[int | str]:
         places: list[int | str] = []
@@ -133,6 +142,13 @@ class CommitArguments:
             return 0
         self._hashes.append(key)
         return len(self._hashes)
+
+
+def _counts(changes: Sequence[Change]) -> list[tuple[Partition, int]]:
+    """The partitions of these changes, in order, each with how many of them it has."""
+    if changes[0].partition is changes[-1].partition:
+        return [(changes[0].partition, len(changes))]
+    return [(one, len(list(those))) for one, those in groupby([change.partition for change in changes])]
 
 
 def _timer_of_unmoved(change: Change, before: SagaState | None, after: SagaState | None) -> str:

@@ -36,6 +36,8 @@ _A_FEW_EVERY: Final = 8
 
 #: What a turn works on: an entry, and what it says. Without an entry: a saga is due.
 Input = tuple[Entry | None, Event]
+#: Inputs of one partition.
+OfPartition = tuple[Partition, Sequence[Input]]
 
 
 class Streams:
@@ -140,14 +142,16 @@ class Streams:
         assert event.saga_id is not None  # it is due
         return self._keys.of(event.saga_id)
 
-    def by_partition(self, inputs: Sequence[Input]) -> Collection[Sequence[Input]]:
-        """The inputs of each partition that has any."""
+    def in_calls(self, inputs: Sequence[Input]) -> Collection[Sequence[OfPartition]]:
+        """The inputs by partition. Those that stand together here may be decided in one part, and committed in one
+        call."""
         if self._only is not None:
-            return [inputs]
+            return [[(self._only, inputs)]]
         found: dict[int, list[Input]] = {}
         for item in inputs:
             found.setdefault(self.partition_of(item).number, []).append(item)
-        return found.values()
+        calls = self._keys.in_calls([self._keys.partitions[number] for number in found])
+        return [[(one, found[one.number]) for one in together] for together in calls]
 
     def opened(self, entry: Entry) -> Input:
         """What an entry says. What it says in the wrong place does not count."""

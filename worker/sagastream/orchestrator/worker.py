@@ -46,7 +46,7 @@ from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
 from sagastream.orchestrator.state_cache import StateCache
-from sagastream.orchestrator.streams import Input, Streams
+from sagastream.orchestrator.streams import Input, OfPartition, Streams
 from sagastream.orchestrator.upkeep import Upkeep
 from sagastream.store import layout, published, sagas
 from sagastream.store.heartbeat import Heartbeat, Kind
@@ -272,7 +272,7 @@ class Orchestrator:
         changes: list[Change] = []
         left: list[Change] = []
         streams = self._read_streams
-        parts = [part for of_one in streams.by_partition(inputs) for part in _parts(of_one)]
+        parts = [part for those in streams.in_calls(inputs) for part in _parts(those)]
         published = self._published(inputs, states)
         closed = self._gate.closed(inputs)
         moment = Moment(
@@ -289,7 +289,7 @@ class Orchestrator:
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:
-                decided = _fold(part, streams.partition_of(part[0][0]), states, moment)
+                decided = _fold(part, states, moment)
                 if leaving := [change for change in decided if change.left]:
                     left.extend(leaving)
                     decided = [change for change in decided if not change.is_empty]
@@ -379,33 +379,29 @@ class Orchestrator:
         return self._order.begins_first(inputs, states, self._read_streams, now_ms) if kinds & _TO_SAGA else inputs
 
 
-def _parts(inputs: Sequence[Input]) -> list[list[list[Input]]]:
-    """These inputs of one partition in parts, each a list of the inputs of one saga after another. A part has _PART
-    inputs, or a few more, since no saga is in two parts."""
-    by_saga: dict[str | None, list[Input]] = {}
-    for item in inputs:
-        by_saga.setdefault(item[1].saga_id, []).append(item)
-    parts: list[list[list[Input]]] = []
+def _parts(inputs: Sequence[OfPartition]) -> list[list[OfPartition]]:
+    """These inputs in parts, each a list of the inputs of one saga after another, and of one partition after another. A
+    part has _PART inputs, or a few more, since no saga is in two parts."""
+    parts: list[list[OfPartition]] = []
     room = 0
-    for those in by_saga.values():
-        if room <= 0:
-            parts.append([])
-            room = _PART
-        parts[-1].append(those)
-        room -= len(those)
+    for partition, of_one in inputs:
+        by_saga: dict[str | None, list[Input]] = {}
+        for item in of_one:
+            by_saga.setdefault(item[1].saga_id, []).append(item)
+        for those in by_saga.values():
+            if room <= 0:
+                parts.append([])
+                room = _PART
+            parts[-1].append((partition, those))
+            room -= len(those)
     return parts
 
 
-def _fold(
-    part: Sequence[Sequence[Input]],
-    partition: Partition,
-    states: Mapping[str, Found],
-    moment: Moment,
-) -> list[Change]:
+def _fold(part: Sequence[OfPartition], states: Mapping[str, Found], moment: Moment) -> list[Change]:
     """Decide on the inputs: one change for each saga, however many inputs it got. A saga
     gets no change if nothing changes and nothing is left to others."""
     changes: list[Change] = []
-    for inputs in part:
+    for partition, inputs in part:
         saga_id = inputs[0][1].saga_id
         before = None if saga_id is None else states[saga_id]
         change = Change(partition=partition, saga_id=saga_id, before=before, after=before)

@@ -1,18 +1,19 @@
 #!lua flags=allow-oom
 -- Commit a part of a turn of the orchestrator. For each saga, if nobody has changed it since it was read, write all
--- that was decided about it.
+-- that was decided about it. The sagas may be of several partitions, if one call may touch the keys of all of them.
 --
 -- KEYS  1 timers (zset)  2 ended (zset)  3 events (stream)
---       4.. the other streams that are appended to or acknowledged
---       if ARGV says so: begun (zset), then the other indexes (zsets), then indexed (hash)
+--       and, if there are changes of more than one partition, the same three of each of the others
+--       the other streams that are appended to or acknowledged
+--       if ARGV says so: begun (zset) of each partition, then the other indexes (zsets), then indexed (hash) of each
 --       then the hashes of the sagas
 -- ARGV  1 a list, in MessagePack, so that the script gets one long argument and not many short ones:
 --           1 how many of KEYS are timers, ended or streams
 --           2 the group of the acknowledged streams
---           3 about how many entries the events stream keeps
+--           3 about how many entries an events stream keeps
 --           4 the time now, ms
 --           5 how long the hash of a saga is kept after the saga has ended, ms: by the word that says so, see below
---           6 the changes; each is a list:
+--           6 the changes, those of one partition after those of another; each is a list:
 --               1 index of its saga's hash among the hashes, from 1 (0: no saga, nothing to compare)
 --               2 the version that the hash must have, as text ("": there must be no hash)
 --               3 the time of the last change that the hash must have, as text. The version is not enough: a saga that
@@ -26,48 +27,51 @@
 --               8 the entries to acknowledge and delete: a list of key index, entry id, ...
 --               9 if there are any, the commands that nobody waits for any more: a list of key index, group, when it was
 --                 sent in ms, what its body begins with, ... They are deleted if nobody has read them
---              10 if they change, its places in the indexes: a list of the number of an index (1: begun), its score there
---                 ("gone": it leaves), ...
+--              10 if they change, its places in the indexes: a list of the number of an index (1: begun of the first
+--                 partition), its score there ("gone": it leaves), ...
 --              11 with that, what indexed says of it then: the indexes that it is in ("": it says nothing)
 --              12 if that matters, what indexed must say of it before that
 --           7 if a saga begins, or a change has places: how many of KEYS are indexes, begun among them. A saga that begins
 --             is in begun without a place
 --           8 if a change has places: 1, indexed is among KEYS
+--           9 if there are changes of more than one partition: how many changes are of each, in the order of KEYS
 -- RETURNS  for every change 1: committed; 5: the same, it began, and an earlier saga may have had its id, of which indexed
 --          may say something; or, if nothing of it was written, 0: the hash has another version or time, or sagastream did not
 --          write it; 2: one of the keys to which it appends is not a stream; 3: one of these streams takes no more
 --          entries, since somebody has added one with the greatest id that there is; 4: indexed says something else of
 --          it, so it may be in indexes that this change does not know
 --          error WRONGTYPE: timers, ended, events or an index has another type than it should; nothing was
---          written
+--          written, of no partition
 --
 -- If a script fails halfway, what it has written stays written. So everything is checked before the first write. Only
 -- an append shows whether a stream takes more: so a change appends first, and takes that back if a stream does not.
 -- XINFO would say it before, but copies the first and the last entry for that, which may be megabytes.
 
 -- Globals are looked up by name each time.
-local KEYS, call, try = KEYS, redis.call, redis.pcall
-local fixed, group, events_kept, now, kept_ms, changes, indexes, tells = unpack(cmsgpack.unpack(ARGV[1]))
-local hashes = fixed + (indexes or 0)  -- the key before that of the first hash
-local indexed
-if tells then
-  hashes = hashes + 1
-  indexed = KEYS[hashes]
-end
+local KEYS, call, try, unpack = KEYS, redis.call, redis.pcall, unpack
+local fixed, group, events_kept, now, kept_ms, changes, indexes, tells, counts = unpack(cmsgpack.unpack(ARGV[1]))
+counts = counts or { #changes }
+local partitions, before_indexed = #counts, fixed + (indexes or 0)  -- the key before that of the first indexed
+local hashes = tells and before_indexed + partitions or before_indexed  -- the key before that of the first hash
 
--- Lua can pass at most some 8,000 values in one call.
-local function in_slices(list, take)
-  for first = 1, #list, 1000 do
-    take(unpack(list, first, math.min(first + 999, #list)))
+-- Call a command with a list, after `first` if there is one. Lua can pass at most some 8,000 values in one call.
+local function in_slices(command, key, list, first)
+  for from = 1, #list, 1000 do
+    local to = math.min(from + 999, #list)
+    if first then
+      call(command, key, first, unpack(list, from, to))
+    else
+      call(command, key, unpack(list, from, to))
+    end
   end
 end
 
 local unusable, is_any_unusable = {}, false
 for i = 1, fixed do
-  local found = call('TYPE', KEYS[i]).ok
-  local wanted = i <= 2 and 'zset' or 'stream'
+  local found, is_own = call('TYPE', KEYS[i]).ok, i <= 3 * partitions
+  local wanted = is_own and i % 3 ~= 0 and 'zset' or 'stream'
   if found ~= wanted and found ~= 'none' then
-    if i <= 3 then
+    if is_own then
       return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a ' .. wanted)
     end
     unusable[i], is_any_unusable = true, true
@@ -76,7 +80,7 @@ end
 
 for i = fixed + 1, hashes do
   local found = call('TYPE', KEYS[i]).ok
-  local wanted = KEYS[i] == indexed and 'hash' or 'zset'
+  local wanted = i > before_indexed and 'hash' or 'zset'
   if found ~= wanted and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a ' .. wanted)
   end
@@ -103,13 +107,14 @@ local function is_stuck(appends)
   return false
 end
 
--- Append the entries of a change. Returns whether all of them could be appended; otherwise none is there.
-local function append(appends)
+-- Append the entries of a change; `events`: which key the events of its partition are. Returns whether all of them could
+-- be appended; otherwise none is there.
+local function append(appends, events)
   local added = {}
   for i = 1, #appends, 2 do
     local stream, fields, answer = appends[i], appends[i + 1], nil
-    if stream == 3 then
-      answer = try('XADD', KEYS[3], 'MAXLEN', '~', events_kept, '*', unpack(fields))
+    if stream == events then
+      answer = try('XADD', KEYS[stream], 'MAXLEN', '~', events_kept, '*', unpack(fields))
     else
       answer = try('XADD', KEYS[stream], '*', unpack(fields))
     end
@@ -124,24 +129,27 @@ local function append(appends)
   return true
 end
 
-local results = {}
-for number, change in ipairs(changes) do
-  local hash, version, updated_at, appends = change[1], change[2], change[3], change[7]
-  if hash > 0 and not is_as_it_was(KEYS[hashes + hash], version, updated_at) then
-    results[number] = 0
-  elseif indexed and change[12] and (call('HGET', indexed, change[5]) or '') ~= change[12] then
-    results[number] = 4
-  else
-    results[number] = is_any_unusable and is_stuck(appends) and 2 or 1
+local results, last = {}, 0
+for partition = 1, partitions do
+  for number = last + 1, last + counts[partition] do
+    local change = changes[number]
+    local hash, version, updated_at, told_before = change[1], change[2], change[3], change[12]
+    if hash > 0 and not is_as_it_was(KEYS[hashes + hash], version, updated_at) then
+      results[number] = 0
+    elseif told_before and (call('HGET', KEYS[before_indexed + partition], change[5]) or '') ~= told_before then
+      results[number] = 4
+    else
+      results[number] = is_any_unusable and is_stuck(change[7]) and 2 or 1
+    end
   end
+  last = last + counts[partition]
 end
 
-local acknowledged, waiting, ended, done_with = {}, {}, {}, {}
-local swept, begins = {}, {}
-local joins, leaves, told, untold = {}, {}, {}, {}  -- what changes in the indexes, by their numbers, and in indexed
+-- By key index: the entries to acknowledge; what changes in the indexes.
+local acknowledged, joins, leaves = {}, {}, {}
 
--- Note the places of a saga, and what indexed says of it.
-local function note_places(id, places, names)
+-- Note the places of a saga in the indexes.
+local function note_places(id, places)
   for i = 1, #places, 2 do
     local index, score = places[i], places[i + 1]
     if score == 'gone' then
@@ -153,58 +161,99 @@ local function note_places(id, places, names)
       table.insert(joins[index], id)
     end
   end
-  if names == '' then
-    untold[#untold + 1] = id
-  else
-    told[#told + 1], told[#told + 2] = id, names
+end
+
+-- The sagas that begin are in begun. If one of them was there already, an earlier saga had its id: its hash has expired
+-- or was deleted, and no sweep has seen to it yet. Which one that is, is of no matter: it is rare.
+local function begin(begun, ended, ...)
+  if call('ZADD', begun, 'NX', ...) == select('#', ...) / 2 then
+    return
+  end
+  call('ZADD', begun, ...)
+  local words, again = {...}, {}
+  for i = 2, #words, 2 do
+    call('ZREM', ended, words[i])
+    again[words[i]] = true
+  end
+  for number, change in ipairs(changes) do
+    if results[number] == 1 and change[2] == '' and again[change[5]] then
+      results[number] = 5
+    end
   end
 end
 
-for number, change in ipairs(changes) do
-  if results[number] == 1 and not append(change[7]) then
-    results[number] = 3
-  end
-  if results[number] == 1 then
-    local hash, _, _, timer, id, fields, _, entries = unpack(change)
-    local key, moves = KEYS[hashes + hash], #fields > 0
-    if moves then
-      call('HSET', key, unpack(fields))
-      if change[2] == '' then
-        begins[#begins + 1], begins[#begins + 2] = now, id
-      end
+-- Write the changes of a partition, from the first to the last.
+local function write(partition, first, last)
+  local events = 3 * partition
+  local timers_key, ended_key, indexed_key = KEYS[events - 2], KEYS[events - 1], KEYS[before_indexed + partition]
+  local waiting, ended, done_with, swept, begins, told, untold = {}, {}, {}, {}, {}, {}, {}
+  for number = first, last do
+    local change = changes[number]
+    if results[number] == 1 and not append(change[7], events) then
+      results[number] = 3
     end
-    if change[10] then
-      note_places(id, change[10], change[11])
-    end
-    -- A change that writes no fields only corrects the saga's places in timers and ended.
-    if kept_ms[timer] then
-      if moves or call('PTTL', key) == -1 then
-        call('PEXPIRE', key, kept_ms[timer])
-      end
+    if results[number] == 1 then
+      local hash, _, _, timer, id, fields, _, entries = unpack(change)
+      local key, moves = KEYS[hashes + hash], #fields > 0
       if moves then
-        ended[#ended + 1], ended[#ended + 2] = now, id
-      else
-        call('ZADD', KEYS[2], 'NX', now, id)
+        call('HSET', key, unpack(fields))
+        if change[2] == '' then
+          begins[#begins + 1], begins[#begins + 2] = now, id
+        end
       end
-      done_with[#done_with + 1] = id
-    elseif timer == 'gone' then
-      done_with[#done_with + 1] = id
-      ended[#ended + 1], ended[#ended + 2] = 0, id
-    elseif timer == 'swept' then
-      done_with[#done_with + 1], swept[#swept + 1] = id, id
-    elseif timer ~= '' then
-      if not moves then
-        call('PERSIST', key)
+      if change[10] then
+        note_places(id, change[10])
+        if change[11] == '' then
+          untold[#untold + 1] = id
+        else
+          told[#told + 1], told[#told + 2] = id, change[11]
+        end
       end
-      waiting[#waiting + 1], waiting[#waiting + 2] = timer, id
-    end
-    for i = 1, #entries, 2 do
-      local stream = entries[i]
-      local ids = acknowledged[stream] or {}
-      ids[#ids + 1] = entries[i + 1]
-      acknowledged[stream] = ids
+      -- A change that writes no fields only corrects the saga's places in timers and ended.
+      if kept_ms[timer] then
+        if moves or call('PTTL', key) == -1 then
+          call('PEXPIRE', key, kept_ms[timer])
+        end
+        if moves then
+          ended[#ended + 1], ended[#ended + 2] = now, id
+        else
+          call('ZADD', ended_key, 'NX', now, id)
+        end
+        done_with[#done_with + 1] = id
+      elseif timer == 'gone' then
+        done_with[#done_with + 1] = id
+        ended[#ended + 1], ended[#ended + 2] = 0, id
+      elseif timer == 'swept' then
+        done_with[#done_with + 1], swept[#swept + 1] = id, id
+      elseif timer ~= '' then
+        if not moves then
+          call('PERSIST', key)
+        end
+        waiting[#waiting + 1], waiting[#waiting + 2] = timer, id
+      end
+      for i = 1, #entries, 2 do
+        local stream = entries[i]
+        local ids = acknowledged[stream] or {}
+        ids[#ids + 1] = entries[i + 1]
+        acknowledged[stream] = ids
+      end
     end
   end
+  for from = 1, #begins, 1000 do
+    begin(KEYS[fixed + partition], ended_key, unpack(begins, from, math.min(from + 999, #begins)))
+  end
+  in_slices('ZADD', timers_key, waiting)
+  in_slices('ZREM', timers_key, done_with)
+  in_slices('ZADD', ended_key, ended)
+  in_slices('ZREM', ended_key, swept)
+  in_slices('HSET', indexed_key, told)
+  in_slices('HDEL', indexed_key, untold)
+end
+
+last = 0
+for partition = 1, partitions do
+  write(partition, last + 1, last + counts[partition])
+  last = last + counts[partition]
 end
 
 -- Delete a command that nobody waits for any more, unless a process of the service has read it: such a process may have
@@ -244,43 +293,16 @@ for number, change in ipairs(changes) do
   end
 end
 
--- The sagas that begin are in begun. If one of them was there already, an earlier saga had its id: its hash has expired
--- or was deleted, and no sweep has seen to it yet. Which one that is, is of no matter: it is rare.
-local function begin(...)
-  if call('ZADD', KEYS[fixed + 1], 'NX', ...) == select('#', ...) / 2 then
-    return
-  end
-  call('ZADD', KEYS[fixed + 1], ...)
-  local words, again = {...}, {}
-  for i = 2, #words, 2 do
-    call('ZREM', KEYS[2], words[i])
-    again[words[i]] = true
-  end
-  for number, change in ipairs(changes) do
-    if results[number] == 1 and change[2] == '' and again[change[5]] then
-      results[number] = 5
-    end
-  end
-end
-
-in_slices(begins, begin)
-in_slices(waiting, function(...) call('ZADD', KEYS[1], ...) end)
-in_slices(done_with, function(...) call('ZREM', KEYS[1], ...) end)
-in_slices(ended, function(...) call('ZADD', KEYS[2], ...) end)
-in_slices(swept, function(...) call('ZREM', KEYS[2], ...) end)
 for index, list in pairs(joins) do
-  in_slices(list, function(...) call('ZADD', KEYS[fixed + index], ...) end)
+  in_slices('ZADD', KEYS[fixed + index], list)
 end
 for index, ids in pairs(leaves) do
-  in_slices(ids, function(...) call('ZREM', KEYS[fixed + index], ...) end)
+  in_slices('ZREM', KEYS[fixed + index], ids)
 end
-in_slices(told, function(...) call('HSET', indexed, ...) end)
-in_slices(untold, function(...) call('HDEL', indexed, ...) end)
 for stream, ids in pairs(acknowledged) do
-  -- if the key is not a stream any more, the entries are gone
-  in_slices(unusable[stream] and {} or ids, function(...)
-    call('XACK', KEYS[stream], group, ...)
-    call('XDEL', KEYS[stream], ...)
-  end)
+  if not unusable[stream] then -- if the key is not a stream any more, the entries are gone
+    in_slices('XACK', KEYS[stream], ids, group)
+    in_slices('XDEL', KEYS[stream], ids)
+  end
 end
 return results

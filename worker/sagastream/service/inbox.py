@@ -108,7 +108,8 @@ class CommandInbox:
         self._keys = keys = self._open()
         self._heartbeat.join(keys)
         self._partitions = {partition.commands(self._service): partition for partition in keys.partitions}
-        self.outbox.join(self._partitions)
+        self.outbox.join(keys)
+        self._records.join(keys)
         return list(self._partitions)
 
     @property

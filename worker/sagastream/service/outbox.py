@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from sagastream.broker import scripting
 from sagastream.broker.entries import BATCH, REPLAYED, Entry
 from sagastream.broker.exchange import Exchange, run
+from sagastream.broker.failures import is_outage
 from sagastream.broker.group_reader import GroupReader
 from sagastream.broker.portions import BYTES, in_all
 from sagastream.broker.wire import Words, or_raise, round_trip
@@ -23,7 +24,7 @@ from sagastream.core.service_actions import Answer, Requeue
 from sagastream.core.steps import STANDING
 from sagastream.service.delivery import Delivery
 from sagastream.service.records import Records
-from sagastream.store.keys import DONE_KEPT_S, Partition
+from sagastream.store.keys import DONE_KEPT_S, Partition, StoreKeys
 from sagastream.telemetry import Log, Observer, Observers, about, guarded
 
 #: How many of the last answers are remembered, to see whether the store has lost them.
@@ -69,6 +70,7 @@ class Outbox:
         self._log = log
         self._answer = scripting.Script("answer")
         self._partitions: Mapping[str, Partition] = {}  # by the stream of their commands
+        self._calls: Sequence[Mapping[str, Partition]] = ()  # the same: those whose keys one call may touch
         self._lock = threading.Lock()  # of _ready: one thread may read while others answer
         self._sending = threading.Lock()  # so that no answer is sent twice
         self._ready: list[_Ready] = []  # until the broker has them
@@ -77,9 +79,11 @@ class Outbox:
         # The last few of each stream that the broker has, and when they were sent, by its clock.
         self._sent: Mapping[str, tuple[Sequence[_Ready], float]] = {}
 
-    def join(self, partitions: Mapping[str, Partition]) -> None:
-        """Answer the commands of these streams from now on, each in its partition."""
-        self._partitions = partitions
+    def join(self, keys: StoreKeys) -> None:
+        """Answer the commands of this store from now on."""
+        calls = keys.in_calls(keys.partitions)
+        self._calls = [{one.commands(self._service): one for one in together} for together in calls]
+        self._partitions = {stream: one for together in self._calls for stream, one in together.items()}
 
     def answer_for(self, consumer: str) -> None:
         """Answer what this consumer holds from now on."""
@@ -114,21 +118,8 @@ class Outbox:
         if not self._ready:
             return overruled
         with self._sending:
-            while ready := self._of_one_partition(self._ready[:BATCH]):
-                try:
-                    numbers = self._answer_all(ready, ahead)
-                except redis.ResponseError as error:
-                    self._set_aside(ready, error)
-                    continue
-                if numbers:
-                    overruled += self._overruled(ready, numbers)
-                else:
-                    self._note_sent(ready)
-                with self._lock:
-                    self._drop(ready)
-                    self._oldest_s = time.monotonic()
-                if self._observer is not None:
-                    _tell_sent(self._observer, ready, numbers)
+            while ready := self._for_a_call(self._ready[:BATCH]):
+                overruled += self._send(ready, ahead)
         return overruled
 
     def ready(self) -> set[tuple[str, bytes]]:
@@ -184,49 +175,92 @@ class Outbox:
             self._ready.append(one)
             self._ready_bytes += _size(one)
 
-    def _of_one_partition(self, ready: Sequence[_Ready]) -> list[_Ready]:
-        """Those that one script call can answer: of the partition of the first one, and not too large together."""
-        if len(self._partitions) > 1 and ready:
-            stream = _entry(ready[0]).stream
-            ready = [one for one in ready if _entry(one).stream == stream]
+    def _for_a_call(self, ready: Sequence[_Ready]) -> list[_Ready]:
+        """Those that one script call can answer: of partitions whose keys it may touch, and not too large together."""
+        if len(self._calls) > 1 and ready:
+            together = next(one for one in self._calls if _entry(ready[0]).stream in one)
+            ready = [one for one in ready if _entry(one).stream in together]
         if not self.is_heavy:
             return list(ready)
         sizes = accumulate(map(_size, ready))
         return list(ready[: max(1, sum(size <= BYTES for size in sizes))])
 
+    def _send(self, ready: Sequence[_Ready], ahead: int) -> list[Delivery]:
+        """Send these in one call. Returns the commands that were overruled and are to be undone here."""
+        try:
+            numbers = self._answer_all(ready, ahead)
+        except redis.ResponseError as error:
+            if is_outage(error) or len(streams := {_entry(one).stream for one in ready}) == 1:
+                self._set_aside(ready, error)
+                return []
+            return self._send_apart(ready, sorted(streams))
+        overruled: list[Delivery] = []
+        if numbers:
+            overruled = self._overruled(ready, numbers)
+        else:
+            self._note_sent(ready)
+        with self._lock:
+            self._drop(ready)
+            self._oldest_s = time.monotonic()
+        if self._observer is not None:
+            _tell_sent(self._observer, ready, numbers)
+        return overruled
+
+    def _send_apart(self, ready: Sequence[_Ready], streams: Sequence[str]) -> list[Delivery]:
+        """Send those of each partition by themselves: what is damaged in one holds up no other. Raises what is wrong
+        with one of them when all are sent."""
+        self._reader.renew()  # what came along with the answer is read again
+        overruled: list[Delivery] = []
+        refused: redis.ResponseError | None = None
+        for stream in streams:
+            try:
+                overruled += self._send([one for one in ready if _entry(one).stream == stream], 0)
+            except redis.ResponseError as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
+        return overruled
+
     def _drop(self, sent: Sequence[_Ready]) -> None:
         """They are no longer ready: they were sent."""
-        if len(self._partitions) == 1:
+        if self._ready[len(sent) - 1] is sent[-1]:  # so they are the first: they stand in order
             del self._ready[: len(sent)]
         else:
             gone = {id(one) for one in sent}
             self._ready = [one for one in self._ready if id(one) not in gone]
         self._ready_bytes = sum(map(_size, self._ready))
 
+    def _streams(self, ready: Sequence[_Ready]) -> dict[str, int]:
+        """The streams of the partitions of these, each with its place among the keys of the call."""
+        streams: dict[str, int] = {}
+        for commands in self._partitions if len(self._partitions) == 1 else {_entry(one).stream for one in ready}:
+            partition = self._partitions[commands]
+            for key in (commands, partition.replies(self._service), partition.quarantine_of(self._service)):
+                streams[key] = len(streams) + 1
+        return streams
+
     def _answer_all(self, ready: Sequence[_Ready], ahead: int) -> list[int]:
-        """Send these, all of one partition. Returns the numbers, from 1, of those that were overruled, as answer.lua
-        does."""
-        stream = _entry(ready[0]).stream
-        partition = self._partitions[stream]
-        streams = {stream: 1, partition.replies(self._service): 2, partition.quarantine_of(self._service): 3}
+        """Send these. Returns the numbers, from 1, of those that were overruled, as answer.lua does."""
+        keys = self._streams(ready)
         args: list[str | bytes | int] = [self._service, DONE_KEPT_S, self._holder]
         for one in ready:
             if isinstance(one, _Quarantined):
                 fields: Fields | dict[str, str | bytes | int] = one.entry.quarantined(one.reason, is_command=True)
-                args += (one.entry.id, 3, 0, "", "", "", "final", "", 2 * len(fields))
+                args += (one.entry.id, keys[one.entry.stream] + 2, 0, "", "", "", "final", "", 2 * len(fields))
             else:
                 delivery, answer = one
                 reply = answer.reply
                 fields = reply.fields()
                 if service_rules.names_process(delivery.command, reply):
                     fields["process"] = self._process
-                done = streams.setdefault(delivery.done, len(streams) + 1)
+                done = keys.setdefault(delivery.done, len(keys) + 1)
                 tombstone = "" if delivery.command.compensating else delivery.tombstone
-                args += (delivery.entry.id, 2, done, delivery.record, tombstone, delivery.seen)
+                entry = delivery.entry
+                args += (entry.id, keys[entry.stream] + 1, done, delivery.record, tombstone, delivery.seen)
                 args += (answer.kind, reply.payload or "", 2 * len(fields))
             for pair in fields.items():
                 args += pair
-        answering: Exchange[list[int]] = self._answer.call(keys=list(streams), args=args)
+        answering: Exchange[list[int]] = self._answer.call(keys=list(keys), args=args)
         if ahead:
             answering = self._reader.read_along(answering, in_all(ahead))
         return run(self._client, answering)

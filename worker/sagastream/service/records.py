@@ -5,16 +5,17 @@ holds something else, nothing can be recorded there, and its commands go into th
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import redis
 
 from sagastream.broker import scripting
+from sagastream.broker.exchange import Exchange, all_of, run
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import execute, or_raise, round_trip
 from sagastream.service.delivery import Delivery
-from sagastream.store.keys import DONE_KEPT_S
+from sagastream.store.keys import DONE_KEPT_S, StoreKeys
 
 #: The most that a count can have come to: far more than a command is tried. What is above was not counted.
 _MOST_COUNTED: Final = 999_999
@@ -27,7 +28,8 @@ class Records:
 
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
-        self._recall = scripting.load(client, "recall")
+        self._recall = scripting.Script("recall")
+        self._call_of: Mapping[int, int] = {}  # by the number of a partition: in which call its records are looked up
         self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
 
     @property
@@ -35,18 +37,31 @@ class Records:
         """The time by the broker's clock, as this process computes it since it last looked up a command."""
         return time.monotonic() + self._ahead_ms / 1000
 
+    def join(self, keys: StoreKeys) -> None:
+        """Look up in this store from now on."""
+        together = keys.in_calls(keys.partitions)
+        self._call_of = {one.number: number for number, those in enumerate(together) for one in those}
+
     def look_up(self, deliveries: Sequence[Delivery]) -> dict[int, tuple[bytes | None, int]]:
         """What is known of each command, by its 1-based index: the record, and whether there is a tombstone. A command
         of which nothing is known is left out."""
+        calls: dict[int, list[int]] = {}  # the indexes of the commands of each call
+        for index, delivery in enumerate(deliveries, 1):
+            calls.setdefault(self._call_of[delivery.partition.number], []).append(index)
+        asked = [self._asked([deliveries[index - 1] for index in those]) for those in calls.values()]
+        known: dict[int, tuple[bytes | None, int]] = {}
+        for those, (now_ms, *found) in zip(calls.values(), run(self._client, all_of(asked)), strict=True):
+            self._ahead_ms = now_ms - time.monotonic() * 1000
+            known |= {those[index - 1]: (record, tombstone) for index, record, tombstone in found}
+        return known
+
+    def _asked(self, deliveries: Sequence[Delivery]) -> Exchange[list[Any]]:
         hashes: dict[str, int] = {}
         args: list[str | int] = [DONE_KEPT_S]
         for delivery in deliveries:
             index = hashes.setdefault(delivery.done, len(hashes) + 1)
             args += (index, delivery.record, delivery.tombstone, int(delivery.command.compensating))
-        answer: list[Any] = self._recall(keys=list(hashes), args=args)
-        now_ms, *known = answer
-        self._ahead_ms = now_ms - time.monotonic() * 1000
-        return {index: (record, tombstone) for index, record, tombstone in known}
+        return self._recall.call(list(hashes), args)
 
     def count(self, key: str, field: str, by: int) -> int:
         """What stands in a counter now that so many were added."""

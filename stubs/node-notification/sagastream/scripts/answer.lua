@@ -3,13 +3,14 @@
 -- that another consumer holds by now is not acknowledged: its entry may stand for what that consumer has begun.
 --
 -- KEYS  1 the service's commands (stream)  2 replies (stream)  3 quarantine (stream)
---       4.. the service's records (hashes)
+--       and, if the commands are of more than one partition, the same three of each of the others
+--       then the service's records (hashes)
 -- ARGV  1 the service's group
 --       2 how long a record is kept after the last write to its hash, in seconds
 --       3 the consumer that answers
 --       4.. for each command a group of arguments:
 --           the command's entry id
---           key index of the stream that the answer goes to
+--           key index of the stream that the answer goes to: replies or quarantine of the command's partition
 --           key index of its record (0: it has none)
 --           field of the record: the idempotency key and the type of the command
 --           field of the tombstone of its step ("": the command is a compensation)
@@ -45,9 +46,30 @@ local group, kept, consumer = ARGV[1], ARGV[2], ARGV[3]
 -- The idle time that hands an entry back: longer than any lease.
 local handed_back_ms = 24 * 3600 * 1000
 
+-- Where each command's arguments begin; the fields to look up, by key index; and the places of the commands of each
+-- partition, by the key index of its commands.
+local places, fields, of_stream, streams, last = {}, {}, {}, 3, 4
+while last <= #ARGV do
+  local target, key = tonumber(ARGV[last + 1]), tonumber(ARGV[last + 2])
+  local stream = target - (target - 1) % 3
+  local those = of_stream[stream]
+  if not those then
+    those = {}
+    of_stream[stream], streams = those, math.max(streams, stream + 2)
+  end
+  those[#those + 1] = last
+  if key > 0 then
+    local asked = fields[key] or {}
+    asked[#asked + 1], asked[#asked + 2] = ARGV[last + 3], ARGV[last + 4]
+    fields[key] = asked
+  end
+  places[#places + 1] = last
+  last = last + 9 + tonumber(ARGV[last + 8])
+end
+
 for i = 1, #KEYS do
   local found = call('TYPE', KEYS[i]).ok
-  local wanted = i <= 3 and 'stream' or 'hash'
+  local wanted = i <= streams and 'stream' or 'hash'
   if found ~= wanted and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is not a ' .. wanted)
   end
@@ -81,19 +103,6 @@ local function is_newer(record)
   return format and tonumber(format) > 1
 end
 
--- Where each command's arguments begin; and the fields to look up, by key index.
-local places, fields, last = {}, {}, 4
-while last <= #ARGV do
-  local key = tonumber(ARGV[last + 2])
-  if key > 0 then
-    local asked = fields[key] or {}
-    asked[#asked + 1], asked[#asked + 2] = ARGV[last + 3], ARGV[last + 4]
-    fields[key] = asked
-  end
-  places[#places + 1] = last
-  last = last + 9 + tonumber(ARGV[last + 8])
-end
-
 -- What the records hold, by key index and field. One call a hash: a call costs more than a field. A batch has at most
 -- as many commands as one read brings: far fewer than one call can take.
 local known = {}
@@ -105,24 +114,28 @@ for key, asked in pairs(fields) do
   known[key] = values
 end
 
--- The entries that this consumer holds, as far as one call finds them: a batch is usually in order, and held whole.
+-- The entries that this consumer holds, by the key index of their stream, as far as one call finds them: a batch is
+-- usually in order, and held whole.
 local held = {}
-local found = #places > 0
-  and try('XPENDING', KEYS[1], group, ARGV[4], ARGV[places[#places]], #places, consumer) or {}
-for i = 1, #found do
-  held[found[i][1]] = true
+for stream, those in pairs(of_stream) do
+  local first, final, ids = ARGV[those[1]], ARGV[those[#those]], {}
+  local found = try('XPENDING', KEYS[stream], group, first, final, #those, consumer)
+  for i = 1, #found do
+    ids[found[i][1]] = true
+  end
+  held[stream] = ids
 end
 
 -- Who holds an entry; nil: nobody. Without a group nobody does.
-local function holder_of(id)
-  if held[id] then
+local function holder_of(stream, id)
+  if held[stream][id] then
     return consumer
   end
-  local pending = try('XPENDING', KEYS[1], group, id, id, 1)
+  local pending = try('XPENDING', KEYS[stream], group, id, id, 1)
   return pending[1] and pending[1][2]
 end
 
-local overruled, ids, records, appends = {}, {}, {}, {}
+local overruled, done, records, appends = {}, {}, {}, {}
 
 -- Record a value; the commands after this one see it.
 local function record_it(key, field, value)
@@ -132,7 +145,8 @@ local function record_it(key, field, value)
 end
 
 for number, at in ipairs(places) do
-  local key, field, tombstone = tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4]
+  local target, key, field, tombstone = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4]
+  local stream = target - (target - 1) % 3
   local seen, kind, payload = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7]
   local values = known[key] or {}
   local record = values[field] or ''
@@ -144,10 +158,10 @@ for number, at in ipairs(places) do
   -- is recorded: it is from an earlier delivery, and the undo did not cover what this delivery did after it.
   local is_void = before == 'failed' or values[tombstone]
   local may_be_done = tombstone ~= '' and (kind == 'ok' or kind == 'unknown')
-  local holder = holder_of(ARGV[at])
+  local holder = holder_of(stream, ARGV[at])
   if record ~= '' and is_newer(record) then
     if holder == consumer then
-      call('XCLAIM', KEYS[1], group, consumer, 0, ARGV[at], 'IDLE', handed_back_ms, 'JUSTID')
+      call('XCLAIM', KEYS[stream], group, consumer, 0, ARGV[at], 'IDLE', handed_back_ms, 'JUSTID')
     elseif may_be_done then
       overruled[#overruled + 1] = -number
     end
@@ -164,7 +178,9 @@ for number, at in ipairs(places) do
     end
     appends[#appends + 1], appends[#appends + 2] = at, in_doubt
     if not holder or holder == consumer then
+      local ids = done[stream] or {}
       ids[#ids + 1] = ARGV[at]
+      done[stream] = ids
     end
   end
 end
@@ -192,8 +208,8 @@ for key, words in pairs(records) do
   call('HSET', KEYS[key], unpack(words))
   call('EXPIRE', KEYS[key], kept)
 end
-if #ids > 0 then
-  call('XACK', KEYS[1], group, unpack(ids))
-  call('XDEL', KEYS[1], unpack(ids))
+for stream, ids in pairs(done) do
+  call('XACK', KEYS[stream], group, unpack(ids))
+  call('XDEL', KEYS[stream], unpack(ids))
 end
 return overruled
