@@ -337,7 +337,7 @@ import { SocketClosedUnexpectedlyError } from '@redis/client'
 import { Patience } from './sagastream/broker.mjs'
 
 const [reader, writer] = [{ isReady: true }, { isReady: true }]
-const broker = { get isReady() { return reader.isReady && writer.isReady } }
+const broker = { name: 'Redis', get isReady() { return reader.isReady && writer.isReady } }
 const patience = new Patience(console.log, new AbortController().signal, broker)
 const fails = () => { throw new SocketClosedUnexpectedlyError() }
 

@@ -38,6 +38,11 @@ export class Broker {
     return this.#opened(this.#map ? new ClusterConnection(this.#map) : new Connection(this.#server))
   }
 
+  /** What is away in an outage, for people to see. Of its nodes, a cluster tells by itself. */
+  get name() {
+    return this.isCluster ? 'a part of the cluster' : 'Redis'
+  }
+
   /** Whether all connections to a single server are there. */
   get isReady() {
     return this.isCluster || this.#open.every((connection) => connection.isReady)
@@ -103,7 +108,7 @@ export class Patience {
   }
 
   #isAway(call, error) {
-    if (!this.#outage.isTold) this.#say(`Redis is away (${error.message}); waiting`)
+    if (!this.#outage.isTold) this.#say(`${this.#broker.name} is away (${error.message}); waiting`)
     this.#outage.isTold = true
     this.#outage.calls.add(call)
   }
@@ -112,7 +117,7 @@ export class Patience {
     const { calls, isTold } = this.#outage
     if (!isTold || calls.size > 0 || !this.#broker.isReady) return
     this.#outage.isTold = false
-    this.#say('Redis is back')
+    this.#say(`${this.#broker.name} is back`)
   }
 
   /** Wait, but stop waiting at the stop. */

@@ -2,7 +2,7 @@
 
 import * as redis from '@redis/client'
 import { Connection } from './connection.mjs'
-import { Away, isOutage } from './outage.mjs'
+import { Away, isOutage, NodeAway } from './outage.mjs'
 
 const SLOTS = 16384
 /** How long a node may take to say which node has which slots. Then the next one is asked. */
@@ -87,6 +87,10 @@ export class ClusterMap {
     if (!this.#masters.has(address) || this.#away.has(address)) return
     this.#away.add(address)
     this.#say(`the node ${address} of the cluster is away (${why}); the others go on`)
+  }
+
+  isAway(address) {
+    return this.#away.has(address)
   }
 
   answered(address) {
@@ -185,8 +189,10 @@ export class ClusterConnection {
       } catch (error) {
         const [, kind, , to] = /^(MOVED|ASK) (\d+) (\S+)$/.exec(error.message) ?? []
         if (kind === undefined) {
-          if (isOutage(error)) this.#map.look()
-          throw error
+          if (!isOutage(error)) throw error
+          this.#map.look()
+          // It is on its way back, and is not there yet.
+          throw this.#map.isAway(address) ? new NodeAway(error.message, { cause: error }) : error
         }
         // Without a host, it is where the node that was asked is.
         address = to.startsWith(':') ? hostOf(address) + to : to

@@ -117,8 +117,8 @@ export class Connection {
     } catch (error) {
       if (!(error instanceof redis.ErrorReply)) throw this.#lost(error)
       // Of a cluster, the map says where the slots are by now.
-      if (this.#node) this.#node.answered()
-      else if (isLeft(error)) this.#leave(client)
+      if (!this.#node && isLeft(error)) this.#leave(client)
+      if (!isOutage(error)) this.#node?.answered()
       throw error
     }
   }

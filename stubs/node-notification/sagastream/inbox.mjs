@@ -30,7 +30,8 @@ export class Inbox {
   #nextClaim = 0
   #claimBegan = 0
   #nextForget = 0
-  #deleted = false // whether a group was deleted since it last joined
+  #deleted = false // whether a group was deleted since it last joined …
+  #moved = false // … or has only moved to another node: unless it has to be made again
   #aheadMs = 0 // how far the clock of Redis is ahead of performance.now()
 
   /**
@@ -86,9 +87,11 @@ export class Inbox {
       const answer = await this.#xreadgroup(this.reader, this.#all('>'), 'COUNT', each, 'BLOCK', BLOCK_MS)
       return await this.#whatIsNew(this.#entries(answer))
     } catch (error) {
-      if (!/^(NOGROUP|UNBLOCKED the stream key no longer exists)/.test(error.message)) throw error
-      this.say(`a stream or group of the commands of ${this.service} was deleted; created it again`)
-      this.#deleted = true
+      const [found] = /^(NOGROUP|UNBLOCKED the stream key no longer exists)/.exec(error.message) ?? []
+      if (found === undefined) throw error
+      // On a cluster, a stream that moves to another node is gone from where it was.
+      if (found === 'NOGROUP' || !this.store.broker.isCluster) this.#deleted = true
+      else this.#moved = true
       this.recover()
       return []
     }
@@ -181,25 +184,31 @@ export class Inbox {
   async #join() {
     await this.store.join()
     if (this.isGone) return
-    await Promise.all(this.#partitions.map(({ commands }) => this.#makeGroup(commands)))
+    const made = await Promise.all(this.#partitions.map(({ commands }) => this.#makeGroup(commands)))
+    this.#deleted ||= this.#moved && made.includes(true)
     if (this.#deleted) {
       // Whoever has made the group again: it gives, as new, what it gave before.
       const now = async (one) => Object.assign(one, { untilMs: await this.writer.time(one.commands) })
       await Promise.all(this.#partitions.map(now))
-      this.#deleted = false
+      this.say(`a stream or group of the commands of ${this.service} was deleted; created it again`)
     }
+    this.#deleted = false
+    this.#moved = false
     this.#own = this.#all('0')
     this.#nextClaim = 0
     this.#joined = true
   }
 
+  /** Returns whether there was none. */
   async #makeGroup(stream) {
     try {
       // From 0: what was sent before anybody read is for this group too.
       const words = ['XGROUP', 'CREATE', stream, this.service, '0', 'MKSTREAM']
       await this.writer.script('even_if_full', [stream], words)
+      return true
     } catch (error) {
       if (!error.message.startsWith('BUSYGROUP')) throw error
+      return false
     }
   }
 

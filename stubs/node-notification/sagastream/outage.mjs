@@ -12,7 +12,7 @@ const FORMER = /^NOREPLICAS /
 /** Redis cannot be reached, or its answer was lost. */
 export class Away extends Error {}
 
-/** A node of a cluster cannot be reached, or its answer was lost. The map of the cluster has told of it. */
+/** The same of one node of a cluster. Its map has told of that. */
 export class NodeAway extends Away {}
 
 /** Whether Redis is away for a while. If so, wait; every other error is a fault. */

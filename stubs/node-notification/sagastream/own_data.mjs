@@ -3,7 +3,7 @@
 import * as redis from '@redis/client'
 import { ClusterMap } from './cluster.mjs'
 import { open, reconnect, timeouts } from './connection.mjs'
-import { Away, delay } from './outage.mjs'
+import { Away, delay, NodeAway } from './outage.mjs'
 import { openOwn } from './sentinel.mjs'
 import { parse } from './urls.mjs'
 
@@ -15,8 +15,10 @@ const ENDS = ['destroy', 'close', 'quit', 'disconnect']
 /** A node could not be reached, or its answer was lost. */
 const LOST = [
   ...[redis.SocketClosedUnexpectedlyError, redis.SocketTimeoutError, redis.ConnectionTimeoutError],
-  ...[redis.DisconnectsClientError, redis.ClientClosedError, redis.ClientOfflineError, redis.RootNodesUnavailableError],
+  redis.RootNodesUnavailableError,
 ]
+/** A client was left for a new one. */
+const LEFT = [redis.DisconnectsClientError, redis.ClientClosedError]
 
 /** The clients that are connected, each to one server. */
 const own = new Set()
@@ -58,6 +60,7 @@ function eitherOf(client, server) {
     if (ENDS.includes(name)) isOver = true
     if (cluster) return cluster.call(name, words)
     const answer = client[name](...words)
+    if (answer === client) return either // such as that of on()
     if (!(answer instanceof Promise)) return answer
     return answer.catch((error) => {
       // It was called before the server has said what it is, and nothing of it was done.
@@ -65,18 +68,20 @@ function eitherOf(client, server) {
       return turn().call(name, words)
     })
   }
-  return new Proxy(client, {
+  const either = new Proxy(client, {
     get(_, name) {
       const value = cluster ? cluster.property(name) : client[name]
       return typeof value === 'function' ? (...words) => call(name, words) : value
     },
   })
+  return either
 }
 
-/** A client of a cluster. When slots have another node, and so after a failover, a new one takes its place. */
+/** A client of a cluster. It follows slots by itself, but not a failover: then a new one takes its place. */
 class OwnCluster {
   #server
   #map
+  #masters = new Set()
   #client
   #isConnected = false
   #connecting // the first time
@@ -85,8 +90,10 @@ class OwnCluster {
   constructor(server) {
     this.#server = server
     this.#map = new ClusterMap(server, () => {}) // the service says which nodes are away
-    this.#map.onChange(() => {
-      if (this.#isConnected) this.#renew()
+    this.#map.onChange((masters) => {
+      const isLeft = [...this.#masters].some((address) => !masters.has(address))
+      this.#masters = masters
+      if (isLeft && this.#isConnected) this.#renew()
     })
     this.#client = this.#open() // until it is connected, it only shows what it has
     this.#connecting = this.#renew()
@@ -102,9 +109,11 @@ class OwnCluster {
     const answer = this.#client[name](...words)
     if (!(answer instanceof Promise)) return answer
     return answer.catch((error) => {
-      const isLost = error.syscall !== undefined || LOST.some((one) => error instanceof one)
-      if (this.#isOver || !isLost) throw error
-      throw new Away(error.message || error.code, { cause: error })
+      const isOne = (known) => known.some((one) => error instanceof one)
+      if (this.#isOver) throw error
+      if (isOne(LEFT)) throw new NodeAway('a master of the cluster was left', { cause: error })
+      if (isOne(LOST) || error.syscall !== undefined) throw new Away(error.message || error.code, { cause: error })
+      throw error
     })
   }
 

@@ -12,6 +12,7 @@ const PUBLISH_EVERY_MS = 30_000
 const AGAIN_MS = 1000
 
 export class Store {
+  #services // the names of the keys of services begin so
   #published // what all releases publish, as last read
   #nextPublish = 0
   #joining // on a cluster: what is done beside all else
@@ -31,13 +32,15 @@ export class Store {
   /** The tags of the partitions; null: there is no store yet. */
   async tags() {
     const store = `${this.prefix}:store`
-    const found = await this.broker.writer.call('HMGET', store, 'protocol', 'partitions', 'tags')
-    const [protocol, partitions, tags] = found.map((value) => value && String(value))
+    const found = await this.broker.writer.call('HMGET', store, 'protocol', 'partitions', 'tags', 'shared')
+    const [protocol, partitions, tags, shared] = found.map((value) => value && String(value))
     if (partitions === null && protocol === null) return null
     if (protocol !== PROTOCOL) {
       throw new ServiceError(`${store} has protocol ${protocol ?? '1'}; this service knows ${PROTOCOL}`)
     }
     this.layout = tags
+    // Only on a cluster, the keys of the whole store have a hash tag.
+    this.#services = `${this.prefix}${shared === null ? '' : `:{${shared}}`}:services`
     return tags.split(' ')
   }
 
@@ -83,7 +86,7 @@ export class Store {
   }
 
   async #read() {
-    const key = `${this.prefix}:services:${this.service}`
+    const key = `${this.#services}:${this.service}`
     const words = await this.#unlessOther([], key, this.broker.writer.call('HGETALL', key))
     const fields = new Map()
     for (let at = 0; at < words.length; at += 2) fields.set(String(words[at]), String(words[at + 1]))
@@ -116,9 +119,9 @@ export class Store {
     for (const undo of [...this.compensations, ...Object.keys(this.publishes).map((name) => before.get(name))]) {
       if (isId(undo) && !named.includes(undo)) pairs.push([`(${undo})`, undo])
     }
-    const services = `${this.prefix}:services`
+    const services = this.#services
     await this.#unlessOther(0, services, writer.evenIfFull('SADD', services, this.service))
-    const key = `${this.prefix}:services:${this.service}`
+    const key = `${services}:${this.service}`
     if (pairs.length) await this.#unlessOther(0, key, writer.evenIfFull('HSET', key, ...pairs.flat()))
     // Another release may say at this moment what undoes it.
     for (const [name] of said.filter(isNew)) {

@@ -4,7 +4,7 @@
 /** The service is declared or configured wrongly. Its text is one line, fit to show a person. */
 export class ServiceError extends Error {}
 
-const SERVER = /^(rediss?):\/\/(?:([^:@/]*)(?::([^@/]*))?@)?(\[[^\]@/?]+\]|[^:@/?[\]]*)(?::(\d{1,5}))?(?:\/(\d*))?(?:\?(.*))?$/
+const SERVER = /^(rediss?):\/\/(?:([^:@/?#]*)(?::([^@/?#]*))?@)?(\[[^\]@/?#]+\]|[^:@/?#[\]]*)(?::(\d{1,5}))?(?:\/(\d*))?(?:\?(.*))?$/
 const SOCKET = /^unix:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?(\/[^?]+)(?:\?(.*))?$/
 const SENTINELS = /^(rediss?)\+sentinel:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?([^@/?]+)\/([\w.-]+)(?:\/(\d*))?(?:\?(.*))?$/
 const PORT = 6379
@@ -62,9 +62,12 @@ function usable(parse) {
   }
 }
 
+/** The parts of a url. What follows the ? is the last of them. */
 function taken(form, url) {
-  const found = form.exec(url)
-  if (found) return found.slice(1)
+  const parts = form.exec(url)?.slice(1)
+  const query = parts?.at(-1)
+  // A password may have a ? in it.
+  if (parts && (query ?? '').split('&').every((option) => option === '' || /^[a-z_]+=/.test(option))) return parts
   const encode = 'characters of a password such as # / ? @ & % are written %23 %2F %3F %40 %26 %25'
   throw new Error(`it cannot be taken apart; ${encode}`)
 }
