@@ -2,19 +2,29 @@
 holds for the others while one node is away."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from sagastream import Accepted, AsyncSagaClient, NotReplicated, SagaClient, SagaRequest, Unsettled
-from sagastream.broker.failures import NodeAway, is_refusal
+from sagastream.broker.failures import NodeAway, is_outage, is_refusal
+from sagastream.broker.wire import Words, or_raise, round_trip
 from sagastream.client.beginning import BATCH
+from sagastream.client.requests import to_begin
+from sagastream.core.phases import Phase
+from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.step_state import Step
 from sagastream.store.keys import StoreKeys
+from sagastream.store.saga_hash import changed_fields
 from support.clusters import Cluster, Node
 from support.stores import divided, in_each
+from support.waiting import slowness, until
 
 pytestmark = pytest.mark.both_in_soak
 
@@ -110,3 +120,124 @@ def test_each_node_is_asked_for_its_own_replicas(tmp_path: Path) -> None:
         assert sum(isinstance(one, Accepted) for one in answers) == len(more) - len(unsure)
     finally:
         cluster.stop()
+
+
+# --- wait
+
+
+def end(client: SagaClient, keys: StoreKeys, saga_id: str) -> None:
+    """End a saga as a worker does: hash and event at once."""
+    (definition,) = to_begin(saga(saga_id)).steps
+    step = Step(definition=definition, phase=Phase.COMPLETED, attempt=1, sent_ms=1)
+    ended = SagaState(
+        saga_id=saga_id, status=SagaStatus.COMPLETED, current_step=1, steps=(step,), begun_ms=1, updated_ms=2, version=1
+    )
+    words: list[Words] = [
+        ("HSET", keys.saga(saga_id), *changed_fields(None, ended)),
+        ("XADD", keys.of(saga_id).events, "*", "kind", "outcome", "saga_id", saga_id),
+    ]
+    for answer in round_trip(client._redis, [("MULTI",), *words, ("EXEC",)]):
+        or_raise(answer)
+
+
+def asked_of(cluster: Cluster) -> int:
+    """How many commands the live nodes have had, besides those of this test and of each other."""
+    stats = [node.ask("INFO", "commandstats") for node in cluster.live]
+    others = ("info", "ping", "publish", "cluster")
+    return sum(
+        one["calls"]
+        for found in stats
+        for name, one in found.items()
+        if name.removeprefix("cmdstat_").partition("|")[0] not in others
+    )
+
+
+def test_an_end_wakes_whoever_waits_in_whichever_partition_and_waiting_is_cheap(cluster: Cluster) -> None:
+    keys, ids, _, _ = shared_out(cluster)
+    worker = SagaClient(cluster.broker())
+    took: list[float] = []
+
+    def waits(saga_ids: list[str]) -> None:
+        for state in SagaClient(cluster.broker()).as_completed(saga_ids, 60):
+            took.append(time.monotonic() - ended[state.saga_id])
+
+    ended: dict[str, float] = {}
+    for together in ([*ids], in_each(keys, "t")[3:4]):
+        ended.clear()
+        took.clear()
+        waiting = threading.Thread(target=waits, args=[together])
+        waiting.start()
+        time.sleep(0.8)
+        before = asked_of(cluster)
+        time.sleep(2)
+        per_s = (asked_of(cluster) - before) / 2
+        assert per_s <= (16 if len(together) > 1 else 7)
+        for saga_id in together:
+            ended[saga_id] = time.monotonic()
+            end(worker, keys, saga_id)
+            time.sleep(0.03)
+        waiting.join()
+        assert sorted(took)[len(took) // 2] < 0.05 * slowness()
+        assert max(took) < 0.3 * slowness()
+
+
+def test_waits_of_the_other_nodes_go_on_while_one_is_away_and_its_own_are_over_when_it_is_back(own: Cluster) -> None:
+    keys, ids, node, there = shared_out(own)
+    more = in_each(keys, "t")
+    blocking: dict[str, float] = {}
+    looped: dict[str, float] = {}
+    killed = threading.Event()
+
+    def waits() -> None:
+        with SagaClient(own.broker()) as client:
+            for state in client.as_completed([*ids, *more], 120):
+                blocking[state.saga_id] = time.monotonic()
+
+    async def wait_all() -> None:
+        async with AsyncSagaClient(own.broker()) as client:
+
+            async def wait(saga_id: str) -> None:
+                await client.wait(saga_id, 120)
+                looped[saga_id] = time.monotonic()
+
+            early = [asyncio.create_task(wait(saga_id)) for saga_id in ids]
+            await asyncio.to_thread(killed.wait)
+            await asyncio.gather(*early, *(wait(saga_id) for saga_id in more))
+
+    worker = SagaClient(own.broker())
+    threads = [threading.Thread(target=waits), threading.Thread(target=lambda: asyncio.run(wait_all()))]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    node.kill()
+    killed.set()
+    reached = [saga_id for saga_id in (*ids, *more) if own.node_of(keys.saga(saga_id)) is not node]
+    for number, saga_id in enumerate(reached, 1):
+        began = time.monotonic()
+        end(worker, keys, saga_id)
+        until(partial(_are_told, reached[:number], blocking, looped), what=f"{saga_id} is told")
+        assert max(blocking[saga_id], looped[saga_id]) - began < 1.5 * slowness()
+    assert {*blocking} == {*looped} == {*reached}
+    with pytest.raises(TimeoutError, match="away"):
+        SagaClient(own.broker()).wait(there.copy().pop(), 0.2)
+    node.start()
+    own.wait_ok()
+    for saga_id in {*ids, *more} - {*reached}:
+        until(partial(_ended, worker, keys, saga_id), what="the node is reached")
+    for thread in threads:
+        thread.join(60)
+    assert {*blocking} == {*looped} == {*ids, *more}
+
+
+def _are_told(saga_ids: Sequence[str], *told: Mapping[str, float]) -> bool:
+    return all({*one} == {*saga_ids} for one in told)
+
+
+def _ended(client: SagaClient, keys: StoreKeys, saga_id: str) -> bool:
+    try:
+        end(client, keys, saga_id)
+    except redis.RedisError as error:
+        if not is_outage(error):
+            raise
+        return False
+    return True

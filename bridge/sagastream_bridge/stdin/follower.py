@@ -78,7 +78,7 @@ class Follower:
         self._codec = codec
         # The lock of what follows.
         self._changed = threading.Condition()
-        self._watcher = SagaWatcher(Layout(broker.prefix), in_order=True, codec=codec)
+        self._watcher = SagaWatcher(Layout(broker.prefix), in_order=True, in_all=True, codec=codec)
         self._unanswered: dict[Waiter, None] = {}
 
     def start(self) -> None:

@@ -105,8 +105,8 @@ def heard(watcher: SagaWatcher) -> list[bytes]:
 
 def watching(store: Store, *waiters: Waiter, in_order: bool = True) -> SagaWatcher:
     """A watcher that has looked at all sagas, and reads on from here."""
-    watcher = SagaWatcher(Layout("saga"), waiters, in_order=in_order)
-    while watcher._to_look or not watcher.in_place:
+    watcher = SagaWatcher(Layout("saga"), waiters, in_order=in_order, in_all=True)
+    while watcher._to_look or not watcher.is_in_place("a"):
         assert store.run(watcher.turn(0)) == []
     return watcher
 
@@ -182,7 +182,7 @@ def test_a_store_that_lost_its_last_events_is_read_from_its_new_end(store: Store
     store.tell("reply", "a")
     store.tell("reply", "a")
     watcher = watching(store, Waiter.for_end_of("a"))
-    watcher.in_place = False  # as after an outage
+    watcher.lose_place()  # as after an outage
     del store.events[1:]
     store.run(watcher.turn(0))
     store.end("a")
@@ -197,7 +197,7 @@ def test_an_end_that_the_store_has_lost_again_settles_nobody(store: Store) -> No
     store.tell("reply", "a")
     store.end("a")
     assert store.run(watcher.look_at(["a"])) == []
-    watcher.in_place = False  # a failover
+    watcher.lose_place()  # a failover
     store.events.pop()
     store.sagas["a"] = a_saga("a")
     store.tell("parked", "b")

@@ -36,7 +36,7 @@ class LoopWatcher:
         self._outage = outage
         self._layout = layout
         self._codec = codec
-        self._watcher = SagaWatcher(layout, codec=codec)
+        self._watcher = SagaWatcher(layout, in_all=True, codec=codec)
         self._futures: dict[Waiter, asyncio.Future[Outcome]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -46,23 +46,22 @@ class LoopWatcher:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._futures[waiter] = future
         if self._task is None or self._task.done():
-            self._watcher = SagaWatcher(
-                self._layout, codec=self._codec
-            )  # the last one may be far behind in the events stream
+            # The last one may be far behind in the events.
+            self._watcher = SagaWatcher(self._layout, in_all=True, codec=self._codec)
             self._watcher.add(waiter)
             self._task = asyncio.create_task(self._follow(), name="sagastream events")
         else:
             self._watcher.add(waiter)
         try:
             if isinstance(waiter.request, ToSaga):
-                await run_async(self._pool, self._watcher.start())
+                await run_async(self._pool, self._watcher.start(waiter.saga_id))
                 keys = await run_async(self._pool, self._layout.opened())
                 await run_async(self._pool, append(keys, [waiter.request]))
             elif timeout_s is not None and timeout_s <= 0:
                 await self._look()  # the question is whether it has ended by now
             async with asyncio.timeout(timeout_s):
                 # The reader may be waiting for events. If it is not in place, it looks at all sagas first anyway.
-                if self._watcher.in_place and not future.done():
+                if self._watcher.is_in_place(waiter.saga_id) and not future.done():
                     await self._look()
                 return await future
         except TimeoutError:

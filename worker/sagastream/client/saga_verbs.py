@@ -148,7 +148,7 @@ class SagaVerbs(Access):
         request = requests.to_send(self._codec, request, accept_sealed=self._accept_sealed)
         keys = self._opened()
         watcher = SagaWatcher(self._layout, [Waiter(saga_id=request.saga_id, request=request)], codec=self._codec)
-        self._run(watcher.start())
+        self._run(watcher.start(request.saga_id))
         self._run(requests.append(keys, [request]))
         for outcome in self._settled(watcher, timeout_s):
             return granted(outcome)

@@ -6,25 +6,27 @@ write one. So every saga that somebody waits for is looked at now and then, what
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
 import redis
 
-from sagastream.broker.entries import Entry, is_possible
+from sagastream.broker.entries import Entry
 from sagastream.broker.exchange import Exchange, together
-from sagastream.client import evidence, refusals
+from sagastream.broker.failures import is_outage
+from sagastream.broker.wire import or_raise
+from sagastream.client import refusals, timing_out
 from sagastream.client.answers import Refused, opened
+from sagastream.client.following import Following
 from sagastream.client.waiting import Outcome, Settled, Waiter
-from sagastream.core.messages import Begin, Code, ToSaga
+from sagastream.core.messages import Begin, Code
 from sagastream.core.saga import Found
 from sagastream.core.sealing import Codec
-from sagastream.core.why import headline
 from sagastream.store import events
-from sagastream.store.keys import StoreKeys
+from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.layout import Layout
-from sagastream.store.sagas import load
+from sagastream.store.sagas import load_there
 
 #: Events after which to look at the saga itself.
 _LOOK_AT: Final = (b"outcome", b"parked", b"done")
@@ -48,30 +50,33 @@ class SagaWatcher:
         waiters: Iterable[Waiter] = (),
         *,
         in_order: bool = False,
+        in_all: bool = False,
         codec: Codec | None = None,
     ) -> None:
         """
         Args:
             in_order: settle a waiter only after the caller has dealt with all events (`heard`) up to the one that
                 settled it. Without that, settle it at once.
+            in_all: follow all partitions, since waiters may be added for any of them. Without that, only those of these
+                waiters are followed.
             codec: opens the sealed values of the sagas that settle waiters.
         """
         self._layout = layout
         self._codec = codec
         self._in_order = in_order
+        self._in_all = in_all
+        self._keys: StoreKeys | None = None
         self._waiters: dict[str, list[Waiter]] = {}
         self._to_look: dict[str, None] = {}  # the sagas to look at, in the order in which that became known
         self._unknown: set[str] = set()  # the sagas that were not there at the last look
-        self._after: events.Place | None = None  # the last events that were read
-        self._portion = events.portion()
-        self._dealt_with: events.Place | None = None  # the last events that the caller has dealt with
-        # What a look has found, and the newest events after that look: the saga's own events are not newer.
-        self._found: list[tuple[events.Place, Settled]] = []
+        self._following = Following()
+        self._dealt_with: dict[int, bytes] = {}  # by partition, the last event that the caller has dealt with
+        # What a look has found in a partition, and its newest event after that look: the saga's own are not newer.
+        self._found: list[tuple[Partition, bytes, Settled]] = []
         self._refused: dict[Waiter, Refused] = {}  # by a worker, which may have taken the same saga for another
         self._absent: Counter[Waiter] = Counter()  # at how many looks their saga was not there
         self.heard: Sequence[Entry] = ()  # the events that the last turn read of sagas that somebody waits for
-        self.in_place = False  # whether all that is not known yet comes after `_after`
-        self.away: redis.RedisError | None = None  # why the last turn failed
+        self._failure: redis.RedisError | None = None  # why the last turn failed
         self._sweep_at = time.monotonic() + _SWEEP_EVERY_S
         for waiter in waiters:
             self.add(waiter)
@@ -105,68 +110,70 @@ class SagaWatcher:
         waits, or the first of them: that takes some round trips, so not if the time to wait was none."""
         waiters = [waiter] if waiter is not None else [one for alike in self._waiters.values() for one in alike]
         unbegun = next((one for one in waiters if one.saga_id in self._unknown and one.unbegun), None)
-        why = ""
-        if self.away is not None:
-            why = f" (the broker is away: {self.away})"
-        elif unbegun is not None:
-            why = f": {unbegun.unbegun}{yield from self._why_unbegun(unbegun)}"
-        elif timeout_s > 0 and not isinstance(waiters[0].request, ToSaga):
-            why = yield from self._why(waiters[0].saga_id, of_many=len(waiters) > 1)
-        return waiters[0].timeout_error(timeout_s, why, others=len(waiters) - 1)
-
-    def _why(self, saga_id: str, *, of_many: bool) -> Exchange[str]:
-        """Why a saga waits, as the end of a sentence; nothing if that cannot be found out."""
-        try:
-            found = yield from evidence.explained((yield from self._layout.opened()), saga_id)
-        except redis.RedisError:
-            return ""
-        if not found.causes:
-            return ""
-        return f"{f'; {saga_id}' if of_many else ''}: {headline(found.causes)}"
-
-    def _why_unbegun(self, waiter: Waiter) -> Exchange[str]:
-        """The same of a saga that is not there, if it was refused lately."""
-        try:
-            refusal = yield from refusals.of_saga((yield from self._layout.opened()), waiter.saga_id, waiter.request)
-        except redis.RedisError:
-            return ""
-        return "" if refusal is None else f"; its request was refused: {refusal}"
+        away = self._why_away(waiters[0])
+        return (yield from timing_out.error(self._layout, waiters, timeout_s, away, unbegun))
 
     def turn(self, block_ms: int) -> Exchange[Settled]:
         """Look at the sagas that must be read. If that settles no waiter, read events, and wait for them up to
         `block_ms` milliseconds; below 1, read none. Call it again after the result of the last call, and `heard`, were
         dealt with; and after an error."""
         self.heard = ()
-        self._dealt_with = self._after
+        self._dealt_with = self._following.after.copy()
         try:
-            if not self.in_place:
-                yield from self.start()
+            yield from self._take_place()
             settled = self._due()
             while self._to_look and not settled:
                 settled = yield from self.look()
             if not settled and block_ms > 0:
                 settled = yield from self._read(block_ms)
         except redis.RedisError as error:
-            self.in_place = False
-            self.away = error
+            self.lose_place()
+            self._failure = error
             raise
-        self.away = None
+        self._failure = None
         return settled
 
-    def start(self) -> Exchange[None]:
-        """Take the place in the events stream from which to read on. All news of a request that is sent from now on
-        come after it."""
-        keys = yield from self._layout.opened()
-        newest = yield from events.newest(keys.partitions)
-        if self._after is None:
-            self._after = newest
-        # A partition may have lost its last events.
-        self._after = tuple(min(both, key=events.sort_key) for both in zip(self._after, newest, strict=True))
-        if self._dealt_with is None or not events.is_reached(self._dealt_with, self._after):
-            self._dealt_with = self._after
-        self._found.clear()
-        self._to_look = dict.fromkeys(self._waiters)
-        self.in_place = True
+    def lose_place(self) -> None:
+        """The events may be others than before."""
+        self._following.lose_all()
+
+    def is_in_place(self, saga_id: str) -> bool:
+        """Whether all that is not known yet of a saga comes after the events that were read."""
+        return self._keys is not None and self._following.is_in_place(self._keys.of(saga_id))
+
+    def start(self, saga_id: str | None = None) -> Exchange[None]:
+        """Take the place in the events from which to read on. All news of a request that is sent from now on come
+        after it. `saga_id`: raise redis.RedisError if the node of this saga is away."""
+        self.lose_place()
+        yield from self._take_place()
+        if saga_id is not None and (why := self._following.away.get(self._of(saga_id).number)) is not None:
+            raise why
+
+    def _take_place(self) -> Exchange[None]:
+        """The same for partitions that are not in place yet, or no more. Their sagas are looked at after that."""
+        self._keys = keys = yield from self._layout.opened()
+        placed = {one.number for one in (yield from self._following.take_place(self._followed()))}
+        if not placed:
+            return
+        for number in placed:
+            after = self._following.after[number]
+            self._dealt_with[number] = min(self._dealt_with.get(number, after), after, key=events.sort_key)
+        self._found = [one for one in self._found if one[0].number not in placed]
+        self._to_look |= {one: None for one in self._waiters if keys.of(one).number in placed}
+
+    def _followed(self) -> Collection[Partition]:
+        assert self._keys is not None
+        return self._keys.partitions if self._in_all else dict.fromkeys(map(self._keys.of, self._waiters))
+
+    def _of(self, saga_id: str) -> Partition:
+        assert self._keys is not None
+        return self._keys.of(saga_id)
+
+    def _why_away(self, waiter: Waiter) -> redis.RedisError | None:
+        """Why a saga cannot be read now."""
+        if self._failure is not None or self._keys is None:
+            return self._failure
+        return self._following.away.get(self._of(waiter.saga_id).number)
 
     def look(self) -> Exchange[Settled]:
         """Look at the next sagas that are to be looked at. Several may do so side by side."""
@@ -177,30 +184,46 @@ class SagaWatcher:
         """Look at these sagas, whether or not they are to be looked at."""
         for saga_id in saga_ids:  # now: what is heard of one from here on may be too new for the answer
             self._to_look.pop(saga_id, None)
-        newest = None
+        newest: dict[Partition, bytes] = {}
         try:
-            keys = yield from self._layout.opened()
+            self._keys = keys = yield from self._layout.opened()
             if self._in_order:
-                (states, _), newest = yield from together(load(keys, saga_ids), events.newest(keys.partitions))
+                looked, newest = yield from together(load_there(keys, saga_ids), self._newest(saga_ids))
             else:
-                states, _ = yield from load(keys, saga_ids)
+                looked = yield from load_there(keys, saga_ids)
+            states, away = looked
+            for saga_id, why in away.items():
+                self._following.lose_place(keys.of(saga_id), why)
+            if not states:
+                self._following.check(self._followed())
         except BaseException:
             self._to_look |= dict.fromkeys(saga_ids)
             raise
-        self._unknown.difference_update(saga_ids)
-        self._unknown.update(one for one in saga_ids if states[one] is None and one in self._waiters)
-        waiters = [waiter for saga_id in saga_ids for waiter in self._waiters.get(saga_id, ())]
+        self._unknown.difference_update(states)
+        self._unknown.update(one for one, state in states.items() if state is None and one in self._waiters)
+        waiters = [waiter for saga_id in states for waiter in self._waiters.get(saga_id, ())]
         yield from self._look_back(keys, [waiter for waiter in waiters if states[waiter.saga_id] is None])
         found = [
             (waiter, opened(self._codec, outcome))
             for waiter in waiters
             if (outcome := self._outcome(waiter, states[waiter.saga_id]))
         ]
-        if newest is None:
+        if not self._in_order:
             return self._settle(found)
-        if found:
-            self._found.append((newest, found))
+        for partition, place in newest.items():
+            if those := [one for one in found if keys.of(one[0].saga_id) == partition]:
+                self._found.append((partition, place, those))
         return self._due()
+
+    def _newest(self, saga_ids: Iterable[str]) -> Exchange[dict[Partition, bytes]]:
+        """The newest events of the partitions of these sagas, whose nodes answer."""
+        partitions = list(dict.fromkeys(map(self._of, saga_ids)))
+        answers = yield [events.words_of_newest(one) for one in partitions]
+        return {
+            one: events.newest_in(or_raise(answer))
+            for one, answer in zip(partitions, answers, strict=True)
+            if not (isinstance(answer, redis.RedisError) and is_outage(answer))
+        }
 
     def _look_back(self, keys: StoreKeys, waiters: Sequence[Waiter]) -> Exchange[None]:
         """Find out whether the requests of these were refused before they were waited for. Their sagas are not there.
@@ -222,22 +245,21 @@ class SagaWatcher:
 
     def _due(self) -> Settled:
         """Settle those whose events the caller has dealt with."""
-        assert self._dealt_with is not None
-        reached = self._dealt_with
-        due = [one for newest, found in self._found if events.is_reached(newest, reached) for one in found]
-        if due:
-            self._found = [one for one in self._found if not events.is_reached(one[0], reached)]
+        due: list[tuple[Waiter, Outcome]] = []
+        left = []
+        for one in self._found:
+            reached = self._dealt_with.get(one[0].number, b"0-0")
+            if events.sort_key(one[1]) <= events.sort_key(reached):
+                due += one[2]
+            else:
+                left.append(one)
+        self._found = left
         return self._settle(due)
 
     def _read(self, block_ms: int) -> Exchange[Settled]:
-        assert self._after is not None
-        partitions = (yield from self._layout.opened()).partitions
-        entries = yield from events.after(partitions, self._after, block_ms, self._portion)
+        entries = yield from self._following.read(self._followed(), block_ms)
         heard: list[Entry] = []
         refused: list[tuple[Waiter, Outcome]] = []
-        self._after = events.moved(partitions, self._after, entries)
-        if not all(map(is_possible, self._after)):
-            self.in_place = False  # the events come to lie before this place when the stream is mended
         for entry in entries:
             saga_id = entry.fields.get(b"saga_id", b"").decode(errors="replace")
             if saga_id not in self._waiters:
@@ -257,7 +279,7 @@ class SagaWatcher:
 
     def _look_anew(self) -> None:
         """There are no more events, so those that the last looks wait for are lost: the next look waits for fewer."""
-        for _, found in self._found:
+        for _, _, found in self._found:
             self._to_look |= dict.fromkeys(waiter.saga_id for waiter, _ in found)
         self._found.clear()
 

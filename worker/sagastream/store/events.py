@@ -6,7 +6,7 @@ from typing import Any, Final
 from sagastream.broker.entries import Entry, entries_of
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.portions import BYTES, Portion
-from sagastream.broker.wire import or_raise
+from sagastream.broker.wire import Words, or_raise
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, RequestRefused, of_refusal
 from sagastream.store.keys import Partition
@@ -23,9 +23,18 @@ Place = tuple[bytes, ...]
 
 def newest(partitions: Sequence[Partition]) -> Exchange[Place]:
     """The id of the newest event of each partition, from which to read on; b"0-0" if there is none."""
-    answers = yield [("XREVRANGE", partition.events, "+", "-", "COUNT", 1) for partition in partitions]
-    found: list[Any] = [or_raise(answer) for answer in answers]
-    return tuple(bytes(page[0][0]) if page else b"0-0" for page in found)
+    answers = yield [words_of_newest(partition) for partition in partitions]
+    return tuple(newest_in(or_raise(answer)) for answer in answers)
+
+
+def words_of_newest(partition: Partition) -> Words:
+    """The command that asks for the newest event of a partition."""
+    return ("XREVRANGE", partition.events, "+", "-", "COUNT", 1)
+
+
+def newest_in(page: Any) -> bytes:
+    """The id of the newest event, in the answer."""
+    return bytes(page[0][0]) if page else b"0-0"
 
 
 def portion() -> Portion:

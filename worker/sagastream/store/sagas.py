@@ -1,12 +1,13 @@
 """Sagas read from the store."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import redis
 
 from sagastream.broker import exchange, wire
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import is_wrong_type
+from sagastream.broker.failures import is_outage, is_wrong_type
 from sagastream.broker.wire import or_raise
 from sagastream.core.saga import Found
 from sagastream.core.steps import TIMEOUT_MS
@@ -25,14 +26,31 @@ def load(keys: StoreKeys, saga_ids: Collection[str]) -> Exchange[tuple[dict[str,
     """See `read`."""
     commands: list[wire.Words] = [("TIME",), *(("HGETALL", keys.saga(saga_id)) for saga_id in saga_ids)]
     time, *answers = yield commands
-    states: dict[str, Found] = {}
-    for saga_id, answer in zip(saga_ids, answers, strict=True):
-        if is_wrong_type(answer):
-            states[saga_id] = CorruptSaga(f"the key of saga {saga_id} holds no hash")
-        else:
-            words = iter(or_raise(answer))
-            states[saga_id] = saga_hash.read(saga_id, dict(zip(words, words, strict=True)))
+    states = {saga_id: _state(saga_id, answer) for saga_id, answer in zip(saga_ids, answers, strict=True)}
     return states, wire.milliseconds(or_raise(time))
+
+
+def load_there(
+    keys: StoreKeys, saga_ids: Collection[str]
+) -> Exchange[tuple[dict[str, Found], dict[str, redis.RedisError]]]:
+    """The states of these sagas; and why those cannot be read now whose nodes are away."""
+    states: dict[str, Found] = {}
+    away: dict[str, redis.RedisError] = {}
+    answers = yield [("HGETALL", keys.saga(saga_id)) for saga_id in saga_ids]
+    for saga_id, answer in zip(saga_ids, answers, strict=True):
+        if isinstance(answer, redis.RedisError) and is_outage(answer):
+            away[saga_id] = answer
+        else:
+            states[saga_id] = _state(saga_id, answer)
+    return states, away
+
+
+def _state(saga_id: str, answer: Any) -> Found:
+    """A saga, in the answer to HGETALL."""
+    if is_wrong_type(answer):
+        return CorruptSaga(f"the key of saga {saga_id} holds no hash")
+    words = iter(or_raise(answer))
+    return saga_hash.read(saga_id, dict(zip(words, words, strict=True)))
 
 
 def timeouts(keys: StoreKeys, steps: Sequence[tuple[str, int]]) -> Exchange[list[int | None]]:
