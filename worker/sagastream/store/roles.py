@@ -64,6 +64,7 @@ _PLACES: Final[Mapping[str, Callable[[StoreKeys, Partition, str], str]]] = {
     "losses": lambda keys, _, __: keys.losses,
     "told": lambda keys, _, __: keys.told,
     "confirm": lambda _, partition, __: partition.confirm,
+    "seen": lambda _, partition, __: partition.seen,
     "paused": lambda keys, _, __: keys.paused,
     "operations": lambda keys, _, __: keys.operations,
     "bulks": lambda keys, _, __: keys.bulks,
@@ -86,7 +87,7 @@ _TRANSACTIONS: Final = "multi exec"
 _CONFIRMED: Final = "wait"  # whether a replica has what was begun
 _IN_SCRIPTS: Final = "eval evalsha"
 #: On a cluster, everybody has to know which node has which slots, and follows a slot that is on the move. …
-_FIND_NODES: Final = "cluster|slots asking"
+_FIND_NODES: Final = "cluster|slots cluster|myid asking"
 #: … Those who look at the nodes see also which of them are down.
 _LOOK_AT_NODES: Final = "cluster|nodes"
 _LOOKS_AT_NODES: Final = (Role.INSPECTOR, Role.OPERATOR, Role.DOCTOR)
@@ -96,10 +97,14 @@ _GROUP: Final = (
     "type xreadgroup xpending xclaim xautoclaim xack xdel xgroup|create xgroup|delconsumer xinfo|consumers xinfo|groups"
 )
 
+#: A place that is there only on a cluster.
+_ON_A_CLUSTER: Final = "seen"
+
 #: How a process is heard, and how it notices that the store has lost writes.
 _HEARTBEAT: Final = (
     _Grant("alive running", f"{_IN_SCRIPTS} type zadd zrem zcard zscore zrange zrangebyscore hset hdel"),
     _Grant("losses", f"{_IN_SCRIPTS} hsetnx"),
+    _Grant(_ON_A_CLUSTER, f"{_IN_SCRIPTS} zadd zremrangebyscore zscore"),
 )
 _WORK: Final = (
     _Grant("store", "hgetall hsetnx"),
@@ -271,6 +276,8 @@ def rules(role: Role, keys: StoreKeys, service: str | None = None, queues: Seque
         keyless += f" {_FIND_NODES}" + (f" {_LOOK_AT_NODES}" if role in _LOOKS_AT_NODES else "")
     if role is Role.BRIDGE and service is not None:
         grants = (*grants, *_SERVE)
+    if not keys.apart:
+        grants = [grant for grant in grants if grant.places != _ON_A_CLUSTER]
     places = {name: place(keys, keys.partitions[0], service or "*") for name, place in _PLACES.items()}
     places |= {f"{name}:copy": copy_of(places[name]) for name in _STREAMS.split()}
     selectors = [_selector(grant, places) for grant in grants]
