@@ -1,23 +1,14 @@
-"""A node of a cluster that comes back without what it had accepted: it is noticed of its partitions, and of those alone."""
-
-import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+"""A node of a cluster comes back without what it had accepted: that is noticed of its partitions, and of those alone."""
 
 import pytest
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
-from sagastream.client.blocking import SagaClient
-from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import layout, lineage
 from sagastream.store.keys import StoreKeys
 from sagastream.store.lineage import Lineage
 from support.clusters import Cluster
 from support.servers import KINDS
-from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
 
