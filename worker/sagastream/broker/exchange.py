@@ -64,15 +64,6 @@ def each_of(exchanges: Sequence[Exchange[_T]]) -> Exchange[list[_T | RedisError]
     return found
 
 
-def caught(exchange: Exchange[_T]) -> Exchange[_T | RedisError]:
-    """The same exchange. What the broker refuses, or that a node is away, is returned and not raised: so it does not
-    keep others from what they do together with it."""
-    try:
-        return (yield from exchange)
-    except (ResponseError, NodeAway) as error:
-        return error
-
-
 def locked(exchange: Exchange[_T], lock: AbstractContextManager[object]) -> Exchange[_T]:
     """The same exchange, for threads that share what it changes: it goes on only under the lock, and leaves the lock
     to others during each round trip."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import redis
 
 from sagastream.broker.exchange import run
-from sagastream.broker.failures import is_outage
+from sagastream.broker.partial import is_partial
 from sagastream.orchestrator.ends import Ends
 from sagastream.orchestrator.services import KnownServices
 from sagastream.store.keys import Partition, StoreKeys
@@ -41,5 +41,5 @@ class Aftermath:
                 run(self._client, self._ends.keep(keys, self._losses[0]))
                 del self._losses[0]
         except redis.RedisError as error:
-            if not (keys.apart and is_outage(error)):
+            if not is_partial(self._client, error):
                 raise

@@ -22,6 +22,7 @@ from msgspec import Struct, field
 from sagastream.broker import wire
 from sagastream.broker.exchange import run
 from sagastream.broker.failures import is_outage
+from sagastream.broker.partial import is_partial
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import is_id
 from sagastream.errors import CorruptSaga
@@ -151,12 +152,11 @@ class Repair:
             self._tell()
 
     def _failed(self, one: _Round, error: redis.RedisError) -> None:
-        assert self._keys is not None
-        if is_outage(error) or not isinstance(error, redis.ResponseError):
-            if not self._keys.apart:
-                raise error
+        if is_partial(self._client, error):
             self._owed |= dict.fromkeys(one.partitions, time.monotonic() + _TRY_AGAIN_S)
             return
+        if is_outage(error) or not isinstance(error, redis.ResponseError):
+            raise error
         for partition in one.partitions:
             self._owed.pop(partition, None)
         text = f"cannot check whether each saga stands where it should: {error}"

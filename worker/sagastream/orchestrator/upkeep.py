@@ -11,7 +11,7 @@ from typing import Final
 
 import redis
 
-from sagastream.broker.failures import is_outage
+from sagastream.broker.partial import is_partial
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.mending import Mending
 from sagastream.orchestrator.repair import Repair
@@ -30,6 +30,7 @@ class Upkeep:
 
     def __init__(self, client: "redis.Redis", store: Store, report: TurnReport, who: str, *, lease_ms: int) -> None:
         """`who` and `lease_ms`: as for Repair."""
+        self._client = client
         self._store = store
         self._report = report
         self._repair = Repair(client, store, who, lease_ms=lease_ms)
@@ -52,11 +53,11 @@ class Upkeep:
         if now >= self._tidy_at:
             self._tidy_at = now + _TIDY_EVERY_S
             for some in _in_turn(keys, partitions):
-                with _passing_over(keys):
+                with self._passing_over():
                     self._tidy(keys, some, now_ms, maxmemory, mends=not is_repairing)
         if self._mending.goes_on and now >= self._mend_at and not is_repairing:
             self._mend_at = now + _MEND_EVERY_S
-            with _passing_over(keys):
+            with self._passing_over():
                 self._mending.step()
         return is_repairing
 
@@ -69,17 +70,16 @@ class Upkeep:
             self._mending.look(keys, partitions, now_ms)
         self._report.trimmed(keys, self._store.trim(keys, partitions, maxmemory))
 
+    @contextmanager
+    def _passing_over(self) -> Iterator[None]:
+        """Within this, what cannot be reached of a cluster is passed over: its turn comes again."""
+        try:
+            yield
+        except redis.RedisError as error:
+            if not is_partial(self._client, error):
+                raise
+
 
 def _in_turn(keys: StoreKeys, partitions: Sequence[Partition]) -> Iterator[Sequence[Partition]]:
     """On a cluster each by itself: the node of one may be away."""
     return ([partition] for partition in partitions) if keys.apart else iter([partitions])
-
-
-@contextmanager
-def _passing_over(keys: StoreKeys) -> Iterator[None]:
-    """Within this, what cannot be reached of a cluster is passed over: its turn comes again."""
-    try:
-        yield
-    except redis.RedisError as error:
-        if not (keys.apart and is_outage(error)):
-            raise

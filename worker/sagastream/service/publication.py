@@ -3,7 +3,10 @@
 import time
 from typing import Final
 
+import redis
+
 from sagastream.broker.connection import Broker
+from sagastream.broker.partial import is_partial
 from sagastream.service.declaration import Service
 from sagastream.service.report import ServiceReport
 from sagastream.store import layout, published
@@ -11,6 +14,8 @@ from sagastream.store.keys import StoreKeys
 
 #: After this time a service publishes its commands again, in seconds: they may have been deleted.
 _PUBLISH_EVERY_S: Final = 30.0
+#: … and after this time if it could not.
+_TRY_AGAIN_S: Final = 1.0
 
 
 class Publication:
@@ -40,21 +45,30 @@ class Publication:
         if self._keys is None:
             return
         is_another = self._broker.connections != self._over or changes != self._changes
-        if is_another or time.monotonic() >= self._again_at_s:
-            self._publish(self._keys)
+        if (is_another or time.monotonic() >= self._again_at_s) and self._publish(self._keys):
             self._changes = changes
 
-    def _publish(self, keys: StoreKeys) -> None:
-        self._over = self._broker.connections
-        unusable = published.publish(
-            self._broker.client,
-            keys,
-            self._service.name,
-            self._publishes,
-            commands=self._service.commands,
-            compensations=self._service.compensations,
-        )
+    def _publish(self, keys: StoreKeys) -> bool:
+        """Returns whether the store has been told. Of a cluster, the node may be away that keeps this. Then it is tried
+        again soon: what the other nodes have is worked on meanwhile."""
+        over = self._broker.connections
+        try:
+            unusable = published.publish(
+                self._broker.client,
+                keys,
+                self._service.name,
+                self._publishes,
+                commands=self._service.commands,
+                compensations=self._service.compensations,
+            )
+        except redis.RedisError as error:
+            if not is_partial(self._broker.client, error):
+                raise
+            self._again_at_s = time.monotonic() + _TRY_AGAIN_S
+            return False
+        self._over = over
         if unusable and unusable != self._unusable:
             self._report.not_published(unusable)
         self._unusable = unusable
         self._again_at_s = time.monotonic() + _PUBLISH_EVERY_S
+        return True

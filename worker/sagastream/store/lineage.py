@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 import redis
 
-from sagastream.broker.exchange import Exchange, all_of, caught
+from sagastream.broker.exchange import Exchange, each_of
 from sagastream.broker.failures import NodeAway, is_outage, is_wrong_type
 from sagastream.broker.scripting import even_if_full
 from sagastream.broker.wire import or_raise
@@ -168,8 +168,8 @@ class Lineage:
     def _look_through(self, found: Mapping[Partition, tuple[_Trace, Look]]) -> Exchange[set[str]]:
         """Compare what was found of these partitions. Returns on which nodes those were that have changed."""
         again = {one: look for one, (trace, look) in found.items() if trace.seen and self._missing}
-        missing = [caught(self._missing(look.sight.at_ms, one.number)) for one, look in again.items() if self._missing]
-        gone = dict(zip(again, (yield from all_of(missing)), strict=True))
+        missing = [self._missing(look.sight.at_ms, one.number) for one, look in again.items() if self._missing]
+        gone = dict(zip(again, (yield from each_of(missing)), strict=True))
         losses: dict[str, dict[int, Loss]] = {}
         changed: set[str] = set()
         for partition, (trace, look) in found.items():

@@ -9,7 +9,7 @@ import redis
 from msgspec import Struct
 
 from sagastream.broker import wire
-from sagastream.broker.exchange import Exchange, all_of, caught, together
+from sagastream.broker.exchange import Exchange, each_of, together
 from sagastream.broker.failures import is_outage
 from sagastream.broker.scripting import Script
 from sagastream.broker.server import facts
@@ -58,8 +58,8 @@ def at_each(
         watched: by partition: the name of the process whose heartbeat is looked at there …
         writes: … which is this one, and writes the next.
     """
-    looking = [caught(_at_one(partition, name, service, writes=writes)) for partition, name in watched.items()]
-    found = dict(zip(watched, (yield from all_of(looking)), strict=True))
+    looking = [_at_one(partition, name, service, writes=writes) for partition, name in watched.items()]
+    found = dict(zip(watched, (yield from each_of(looking)), strict=True))
     looks = {partition: look for partition, look in found.items() if isinstance(look, Look)}
     return looks, [error for error in found.values() if isinstance(error, redis.RedisError)]
 
@@ -68,17 +68,16 @@ def _at_one(partition: Partition, name: bytes, service: str | None, *, writes: b
     read = _read(partition, service)
     # A key comes first: what has none goes to the node of the one before.
     asked: list[wire.Words] = [("ZSCORE", partition.seen, name), ("XINFO", "GROUPS", read[0]), ("INFO", "replication")]
-    looking = _asked([*asked, ("CLUSTER", "MYID"), ("TIME",)])
-    beside: Exchange[Any] = (
-        caught(_SEEN.call([partition.seen], [name, ALIVE_KEPT_MS])) if writes else _newest(partition.seen)
-    )
-    (score, groups, info, node, clock), more = yield from together(looking, beside)
+    looking: Exchange[Any] = _asked([*asked, ("CLUSTER", "MYID"), ("TIME",)])
+    beside: Exchange[Any] = _SEEN.call([partition.seen], [name, ALIVE_KEPT_MS]) if writes else _newest(partition.seen)
+    answers, more = yield from each_of([looking, beside])
+    score, groups, info, node, clock = or_raise(answers)
     sight = _sight(clock, info, score, {read: groups}, "" if isinstance(node, redis.RedisError) else node.decode())
     if sight is None:
         return None
     if writes:
         return Look(sight=sight, is_own=True, written_ms=more if isinstance(more, int) else None)
-    return Look(sight=sight, is_own=False, newest=more)
+    return Look(sight=sight, is_own=False, newest=None if isinstance(more, redis.RedisError) else more)
 
 
 def _read(partition: Partition, service: str | None) -> tuple[str, str]:
