@@ -208,12 +208,11 @@ def doctor(repair: bool, after_failover: bool, hours: float, settled: bool, as_j
         from sagastream_bridge.inspection.doctor import Doctor
         from sagastream_bridge.inspection.findings import PROBLEM, lines
 
-        keys = layout.look(broker)
         if settled:
-            _settle(broker, keys)
+            _settle(broker, layout.look(broker))
             return
         if after_failover:
-            since_ms = sagas.read(broker.client, keys, [])[1] - round(hours * 3600_000)
+            since_ms = sagas.read(broker.client, layout.look(broker), [])[1] - round(hours * 3600_000)
             findings = AfterFailover(broker, since_ms=since_ms, repair=repair).examine()
         else:
             findings = chain(embedded.findings(broker), Doctor(broker, repair=repair).examine())

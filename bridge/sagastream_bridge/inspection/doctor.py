@@ -4,11 +4,14 @@
 what to do.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Final
+
+import redis
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
+from sagastream.broker.failures import is_outage
 from sagastream.client.evidence import survey
 from sagastream.codecs.setting import codec_of
 from sagastream.core.bulks import BulkState
@@ -18,16 +21,15 @@ from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK
 from sagastream.core.why_waits import pause_told, pauses_nothing
 from sagastream.errors import SettingsError
-from sagastream.store import bulks, heartbeat, layout, lineage, published, sagas
+from sagastream.store import bulks, heartbeat, layout, lineage, published, reach, sagas
 from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import ORCHESTRATOR_GROUP
 from sagastream.store.quarantine import Quarantine
 from sagastream.store.reach import ranges
-from sagastream_bridge.inspection import bulk_views, rq_check, sharing
+from sagastream_bridge.inspection import bulk_views, rq_check, server_check, sharing
 from sagastream_bridge.inspection.findings import Finding, cannot_tell, ok, problem, problem_of, warning
 from sagastream_bridge.inspection.indexes import SagaCheck
 from sagastream_bridge.inspection.key_check import KeyCheck, central
-from sagastream_bridge.inspection.server_check import ServerCheck
 from sagastream_bridge.inspection.service_check import ServiceCheck
 from sagastream_bridge.inspection.strays import strays
 from sagastream_bridge.inspection.streams import StreamCheck
@@ -45,29 +47,37 @@ class Doctor:
         """`repair`: set right what can be set right; else only report it. Raises StoreMismatch."""
         self._broker = broker
         self._client = broker.client
-        self._keys = layout.look(broker)
+        self._unreadable: redis.RedisError | None = None  # why it is not known how the store is laid out
+        try:
+            self._reach = run(self._client, reach.look(layout.look(broker)))
+        except redis.RedisError as error:
+            if not (broker.is_cluster and is_outage(error)):
+                raise
+            self._unreadable = error
+            return
+        self._keys = self._reach.keys
         self._sagas = SagaCheck(self._client, self._keys, repair=repair)
         self._streams = StreamCheck(self._client, repair=repair)
         self._key_check = KeyCheck(self._client, repair=repair)
         self._repair = repair
 
     def examine(self) -> Iterator[Finding]:
-        yield from ServerCheck(self._broker, self._keys).examine()
+        yield from server_check.examine(self._broker, None if self._unreadable else self._keys)
+        if self._unreadable is not None:
+            text = f"how the store is laid out cannot be read: {self._unreadable}"
+            yield problem("store", f"{text}; so nothing else can be examined, and no process can start")
+            return
+        for text in self._reach.told():
+            yield problem("partitions", text)
+        if self._reach.shared is not None:
+            yield problem("store", f"{self._reach.shared}: who is at work and what is paused cannot be read")
+            yield from self._of_partitions()
+            return
         for loss in lineage.losses(self._client, self._keys):
             remedy = "see sagastream doctor --after-failover; once that is dealt with: sagastream doctor --settled"
             yield problem("failover", f"{loss.text}: {loss.evidence}", remedy)
-        wrong_types = list(self._key_check.types(central(self._keys)))
-        yield from wrong_types
-        if wrong_types:
+        if not (yield from self._of_partitions()):
             return  # then nothing else can be read
-        yield from self._key_check.kept(central(self._keys))
-        for partition in self._keys.partitions:
-            for stream in partition.streams:
-                yield from self._streams.renew(stream)
-                yield from self._streams.size(stream)
-        yield from self._sagas.examine()
-        yield from strays(self._client, self._keys, repair=self._repair)
-        yield from self._sealed()
         services = {service for service, _ in self._sagas.waiting}
         services |= set(run(self._client, published.services(self._keys)))
         evidence = run(self._client, survey(self._keys, services))
@@ -92,6 +102,23 @@ class Doctor:
             yield warning(
                 "quarantine", f"messages that were set aside: {quarantined}", "see sagastream quarantine list"
             )
+
+    def _of_partitions(self) -> Generator[Finding, None, bool]:
+        """What stands in the partitions that can be reached. Returns whether their keys have the right types."""
+        needed = central(self._keys, shared=self._reach.shared is None)
+        wrong_types = list(self._key_check.types(needed))
+        yield from wrong_types
+        if wrong_types:
+            return False
+        yield from self._key_check.kept(needed)
+        for partition in self._keys.partitions:
+            for stream in partition.streams:
+                yield from self._streams.renew(stream)
+                yield from self._streams.size(stream)
+        yield from self._sagas.examine()
+        yield from strays(self._client, self._keys, repair=self._repair)
+        yield from self._sealed()
+        return True
 
     def _sealed(self) -> Iterator[Finding]:
         """With which keys values are sealed: so a person knows whether a key is still needed."""

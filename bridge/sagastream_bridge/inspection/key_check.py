@@ -13,9 +13,9 @@ from sagastream.store.keys import StoreKeys
 from sagastream_bridge.inspection.findings import Finding, not_allowed, problem, repaired
 
 
-def central(keys: StoreKeys) -> dict[str, str]:
-    """The types of the keys that everything needs."""
-    types = {keys.alive: "zset", keys.running: "hash", keys.services: "set", keys.paused: "hash"}
+def central(keys: StoreKeys, *, shared: bool = True) -> dict[str, str]:
+    """The types of the keys that everything needs. `shared`: also of those of the whole store."""
+    types = {keys.alive: "zset", keys.running: "hash", keys.services: "set", keys.paused: "hash"} if shared else {}
     for one in keys.partitions:
         types |= dict.fromkeys((one.requests, one.interventions, one.events, one.quarantine), "stream")
         types |= dict.fromkeys((one.timers, one.ended, one.begun), "zset")

@@ -1,28 +1,70 @@
-"""Examines the server of a store: its release, what a crash would lose, what takes its place, its memory."""
+"""Examines the server of a store, or each node of its cluster: its release, what a crash would lose, what takes its
+place, its memory."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
+
+import redis
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
+from sagastream.broker.failures import is_outage
 from sagastream.broker.launch import MEMORY_VARIABLE
 from sagastream.client.evidence import troubles_of_broker
 from sagastream.core.causes import CauseKind
 from sagastream.orchestrator.room import FULL_AT, ROOM_AT
 from sagastream.store import published
 from sagastream.store.keys import StoreKeys
-from sagastream_bridge.inspection import memory, succession_check
-from sagastream_bridge.inspection.findings import Finding, ok, problem, problem_of, warning
+from sagastream_bridge.inspection import cluster_check, memory, succession_check
+from sagastream_bridge.inspection.findings import OK, Finding, ok, problem, problem_of, warning
 from sagastream_bridge.inspection.holes import holes
 
 #: What findings about holes of the server are about.
 SECURITY: Final = "security"
 
 
+def examine(broker: Broker, keys: StoreKeys | None) -> Iterator[Finding]:
+    """The server, or the nodes of the cluster. `keys`: None: nothing can be said of the store."""
+    servers = broker.servers()
+    if not broker.is_cluster:
+        yield from ServerCheck(broker, broker.client, keys).examine()
+        return
+    found = cluster_check.seen(broker, keys)
+    partitions = None if keys is None else len(keys.tags)
+    yield from cluster_check.of_view(found, partitions)
+    wrong: dict[Finding, list[str]] = {}  # and the nodes of which it is so: most settings are alike on all
+    clocks: dict[str, int] = {}
+    coverage: dict[str, str] = {}
+    for one in found.masters:
+        if (client := servers.get(one.address)) is None:  # it has no slots, or is new
+            continue
+        try:
+            findings = list(ServerCheck(broker, client, None if keys is None else keys.only(one.partitions)).examine())
+            clocks[one.address] = cluster_check.ahead_ms(client)
+            coverage[one.address] = cluster_check.coverage(client)
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
+            yield cluster_check.of_away(one, error, partitions)
+            continue
+        well = [finding.text for finding in findings if finding.level == OK]
+        yield ok(f"node {one.address}", "; ".join([*well, *cluster_check.held(one, partitions)]))
+        for finding in findings:
+            if finding.level != OK:
+                wrong.setdefault(finding, []).append(one.address)
+    for finding, addresses in wrong.items():
+        where = "each node" if len(addresses) == len(clocks) > 1 else f"node {', '.join(addresses)}"
+        yield replace(finding, text=f"{where}: {finding.text}")
+    yield from cluster_check.of_coverage(coverage)
+    yield from cluster_check.of_clocks(clocks)
+
+
 class ServerCheck:
-    def __init__(self, broker: Broker, keys: StoreKeys) -> None:
+    def __init__(self, broker: Broker, client: "redis.Redis", keys: StoreKeys | None) -> None:
+        """`client`: of the server. `keys`: of what it has of the store; None: that is not known."""
         self._broker = broker
-        self._client = broker.client
+        self._client = client
         self._keys = keys
 
     def examine(self) -> Iterator[Finding]:
@@ -30,7 +72,7 @@ class ServerCheck:
         yield from self._release(info)
         yield from self._troubles()
         yield self._durability(info)
-        yield from succession_check.examine(self._broker, info)
+        yield from self._succession(info)
         yield from self._memory()
 
     def _release(self, info: Mapping[str, Any]) -> Iterator[Finding]:
@@ -51,10 +93,16 @@ class ServerCheck:
             if cause.kind is not CauseKind.BROKER_FULL:  # of which _memory tells
                 yield problem_of("server", cause.text, cause)
 
+    def _succession(self, info: Mapping[str, Any]) -> Iterator[Finding]:
+        if self._broker.is_cluster:
+            yield from succession_check.of_replicas(info, watched=False)
+        else:
+            yield from succession_check.examine(self._broker, info)
+
     def _durability(self, info: Mapping[str, Any]) -> Finding:
         if not info["aof_enabled"]:
             return problem("durability", "appendonly is off: a crash loses what was accepted", "set appendonly yes")
-        if (mode := self._broker.appendfsync()) is None:
+        if (mode := self._broker.appendfsync(self._client)) is None:
             return warning("durability", "appendonly is on; the server does not say with which appendfsync")
         if mode != "always":
             return warning(
@@ -75,10 +123,7 @@ class ServerCheck:
 
     def _full(self, used: int, most: int) -> Finding:
         """What fills the store, and what helps."""
-        services = run(self._client, published.services(self._keys))
-        parts = memory.parts(self._client, self._keys, services)
-        parts.append(memory.Part("all else", max(0, used - sum(part.bytes for part in parts))))
-        taken = ", ".join(f"{part.what} {part.bytes // 1024} KiB" for part in parts)
+        taken = ", ".join(f"{part.what} {part.bytes // 1024} KiB" for part in self._parts(used))
         state = f"{used / most:.0%} of maxmemory ({most / 2**20:.0f} MiB) is used"
         begins = f"sagas begin again below {ROOM_AT:.0%}, and what has begun goes on"
         more = f"{max(2 * most, 2 * used) // 2**20}mb"
@@ -91,3 +136,10 @@ class ServerCheck:
             f"raise it: {how}",
             "or keep less from now on: fewer --retention-days, small results",
         )
+
+    def _parts(self, used: int) -> list[memory.Part]:
+        parts = []
+        if self._keys is not None:
+            client = self._broker.client  # of a cluster, too: it finds the node
+            parts = memory.parts(client, self._keys, run(client, published.services(self._keys)))
+        return [*parts, memory.Part("all else", max(0, used - sum(part.bytes for part in parts)))]

@@ -1,0 +1,108 @@
+"""What the doctor says of the nodes of a cluster."""
+
+from typing import Any
+
+import pytest
+import redis
+
+from sagastream.store.keys import StoreKeys
+from sagastream_bridge.inspection.cluster_check import (
+    Master,
+    View,
+    of_away,
+    of_clocks,
+    of_coverage,
+    of_view,
+    view,
+)
+from sagastream_bridge.inspection.findings import OK, PROBLEM, WARNING, Finding
+
+#: Their slots are 13907, 264 and 5649.
+KEYS = StoreKeys("saga", ["0", "1br", "2"], "0")
+
+
+def node(number: int) -> list[Any]:
+    """A node, as CLUSTER SLOTS has it."""
+    return [b"10.0.0.%d" % number, 6379, b"id%d" % number, []]
+
+
+def line(number: int, flags: str = "master", master: str = "-") -> str:
+    """A node, as CLUSTER NODES has it."""
+    return f"id{number} 10.0.0.{number}:6379@16379 {flags} {master} 0 0 1 connected"
+
+
+SLOTS = [[0, 8191, node(1), node(3)], [8192, 16383, node(2)]]
+
+
+def lines(findings: Any) -> list[tuple[str, str, str]]:
+    found: list[Finding] = list(findings)
+    return [(one.level, one.about, one.line) for one in found]
+
+
+def test_each_node_has_the_partitions_in_its_slots() -> None:
+    one = Master(address="10.0.0.1:6379", slots=8192, partitions=(1, 2), replicas=1)
+    two = Master(address="10.0.0.2:6379", slots=8192, partitions=(0,), has_shared=True)
+    assert view(SLOTS, "", KEYS) == View(masters=(one, two))
+    assert view(SLOTS, "", None).masters[1] == Master(address="10.0.0.2:6379", slots=8192)
+
+
+def test_nodes_that_are_down_are_seen_as_the_others_see_them() -> None:
+    nodes = [line(1, "myself,master"), line(2, "master,fail"), line(3, "slave,fail?", "id1"), line(4)]
+    found = view(SLOTS, "\n".join(nodes), KEYS)
+    assert [(one.address, one.is_down, one.replicas, one.slots) for one in found.masters] == [
+        ("10.0.0.1:6379", False, 0, 8192),
+        ("10.0.0.2:6379", True, 0, 8192),
+        ("10.0.0.4:6379", False, 0, 0),
+    ]
+    assert found.replicas_down == ("10.0.0.3:6379",)
+    said = lines(of_view(found, 3))
+    assert said[0] == (OK, "cluster", "nodes: 3 masters, 0 replicas; each slot has a node")
+    assert (WARNING, "cluster", "the replica 10.0.0.3:6379 is down") in said
+    assert ("node 10.0.0.4:6379", "it has no slots") in [(about, text[:15]) for _, about, text in said]
+
+
+def test_a_cluster_that_lacks_slots_is_a_problem() -> None:
+    ((level, _, text), *_) = lines(of_view(view(SLOTS[:1], "", KEYS), 3))
+    assert (level, "8192 of 16384 slots have no node" in text) == (PROBLEM, True)
+
+
+@pytest.mark.parametrize(
+    ("held", "level", "ends"),
+    [
+        ([(0,), (1, 2)], OK, "b has 1-2"),
+        ([(0, 1, 2), ()], WARNING, "some nodes have more work than others; move slots: redis-cli --cluster rebalance"),
+    ],
+)
+def test_partitions_are_to_be_spread_evenly(held: list[tuple[int, ...]], level: str, ends: str) -> None:
+    masters = [Master(address=name, slots=1, partitions=of, replicas=1) for name, of in zip("ab", held, strict=True)]
+    found = lines(of_view(View(masters=tuple(masters)), 3))[-1]
+    assert (found[0], found[1], ends in found[2]) == (level, "partitions", True)
+
+
+def test_a_node_without_a_partition_does_no_work() -> None:
+    masters = tuple(Master(address=name, slots=1, partitions=of, replicas=1) for name, of in (("a", (0,)), ("b", ())))
+    (level, _, text) = lines(of_view(View(masters=masters), 1))[-1]
+    assert level == WARNING
+    assert text.startswith("of 1 partition, a has 0; b has none: nodes without one do no work; ")
+
+
+def test_one_dead_node_must_not_stop_all() -> None:
+    assert lines(of_coverage({"a": "no", "b": ""})) == []
+    assert " is yes: " in lines(of_coverage({"a": "yes", "b": "yes"}))[0][2]
+    assert " is yes on b: " in lines(of_coverage({"a": "no", "b": "yes"}))[0][2]
+
+
+def test_clocks_that_are_apart_are_told() -> None:
+    assert lines(of_clocks({})) == lines(of_clocks({"a": 0, "b": 400, "c": -100})) == []
+    ((_, about, text),) = lines(of_clocks({"a": 0, "b": 3000, "c": -2000}))
+    assert (about, text.partition(":")[0]) == ("clock", "the clock of b is 5 s ahead of that of c")
+
+
+def test_what_a_node_has_that_is_away() -> None:
+    error = redis.TimeoutError("Timeout")
+    one = Master(address="a", slots=1, partitions=(0, 1), has_shared=True)
+    text = "it does not answer (Timeout); what it has waits: partitions 0-1 of 3 and the keys of the whole store"
+    assert lines([of_away(one, error, 3)]) == [(PROBLEM, "node a", f"{text}; start it: no replica takes its place")]
+    other = Master(address="b", slots=1, partitions=(2,), replicas=1)
+    assert "partition 2 of 3; a replica takes its place" in of_away(other, error, 3).line
+    assert "nothing of which is known" in of_away(one, error, None).line
