@@ -1,0 +1,119 @@
+"""What people see of a store on a cluster, and what they still see while one of its nodes is dead."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from sagastream.broker.connection import Broker
+from sagastream.client.blocking import SagaClient
+from sagastream.store import layout
+from sagastream.store.keys import StoreKeys
+from sagastream_bridge.inspection.doctor import Doctor
+from sagastream_bridge.inspection.findings import OK, PROBLEM, WARNING, Finding
+from support.clusters import Cluster, Node
+from support.processes import Commands
+from support.scenes import do
+from support.servers import KINDS
+from support.waiting import until
+
+pytestmark = pytest.mark.both_in_soak
+
+#: Nodes by their place: they have the partitions 1-2, 3-4, and 0 and 5 with the keys of the whole store.
+FIRST, SECOND, THIRD = 0, 1, 2
+IDS: Final = tuple(f"s{number}" for number in range(24))
+
+
+class Stage:
+    """A cluster of three nodes; a store of six partitions, with sagas in all of them that wait for a service."""
+
+    def __init__(self, kind: str, folder: Path, commands: Commands) -> None:
+        self.commands = commands
+        self.cluster = Cluster(kind, folder)
+        worker = self.run("worker", url=self.cluster.url)
+        self.broker = self.cluster.broker()
+        client = SagaClient(self.broker)
+        for saga_id in IDS:
+            client.begin(saga_id, [do(1, "Fly", "nobody", compensation=None)])
+        self.keys: StoreKeys = layout.look(self.broker)
+        until(lambda: self.commands_out() == len(IDS), what="all commands are out")
+        worker.terminate()
+        worker.wait()
+
+    def run(self, *arguments: str, url: str) -> "subprocess.Popen[bytes]":
+        return self.commands.quiet(*arguments, env={"REDIS_URL": url})
+
+    def commands_out(self) -> int:
+        return sum(self.broker.client.xlen(one.commands("nobody")) for one in self.keys.partitions)
+
+    def told(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """What a command says, which is told of a node that answers."""
+        return self.commands.run(*arguments, REDIS_URL=self.cluster.url)
+
+    def ids(self, *partitions: int) -> set[str]:
+        """The sagas in these partitions."""
+        return {saga_id for saga_id in IDS if self.keys.of(saga_id).number in partitions}
+
+    def restart(self, node: Node) -> None:
+        node.start()
+        self.cluster.wait_ok()
+
+
+@pytest.fixture
+def stage(kind: str, tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    monkeypatch.setenv("SAGASTREAM_PARTITIONS", "6")
+    made = Stage(kind, tmp_path, commands)
+    yield made
+    made.cluster.stop()
+
+
+def examined(stage: Stage) -> list[Finding]:
+    """What the doctor finds, asked by a process that has just begun."""
+    return list(Doctor(Broker(stage.cluster.url)).examine())
+
+
+def said(findings: list[Finding], about: str) -> str:
+    return "\n".join(f"{one.level} {one.line}" for one in findings if one.about == about)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_can_be_reached_is_told_and_so_is_what_cannot(stage: Stage) -> None:
+    cluster, where = stage.cluster, [f"127.0.0.1:{node.port}" for node in stage.cluster.nodes]
+    found = examined(stage)
+    assert said(found, "cluster").startswith(f"{OK} nodes: 3 masters, 0 replicas; each slot has a node")
+    assert f"{WARNING} nodes without a replica: {', '.join(where)}" in said(found, "cluster")
+    spread = f"{where[0]} has 1-2; {where[1]} has 3-4; {where[2]} has 0, 5"
+    assert said(found, "partitions") == f"{OK} of 6 partitions, {spread}"
+    assert said(found, f"node {where[2]}").endswith("; partitions 0, 5 of 6; the keys of the whole store")
+    assert said(found, "sagas").startswith(f"{OK} 24 live")
+
+    cluster.nodes[SECOND].kill()
+    found, away = examined(stage), stage.ids(3, 4)
+    assert said(found, f"node {where[1]}").startswith(f"{PROBLEM} it does not answer (")
+    assert f"(Error 111 connecting to {where[1]}. Connection refused.): partitions 3-4 of 6" in said(
+        found, "partitions"
+    )
+    assert said(found, "sagas").startswith(f"{OK} {len(IDS) - len(away)} live")
+    assert "no process of service nobody is listening" in said(found, "service nobody")
+    done = stage.told("list", "--json")
+    *rows, last = map(json.loads, done.stdout.splitlines())
+    assert {row["saga_id"] for row in rows} == {*IDS} - away
+    assert last["partitions_away"] == [3, 4]
+    assert "partitions 3-4 of 6 are left out" in done.stderr
+    assert stage.told("quarantine", "list").returncode == 0
+    done = stage.told("show", min(away))
+    assert (done.returncode, "what it holds waits until it is back" in done.stderr) == (1, True)
+    assert "no process of service nobody" in stage.told("show", min(stage.ids(1))).stdout
+    stage.restart(cluster.nodes[SECOND])
+
+    cluster.nodes[THIRD].kill()
+    found = examined(stage)
+    assert "who is at work and what is paused cannot be read" in said(found, "store")
+    assert said(found, "sagas").startswith(f"{OK} {len(stage.ids(1, 2, 3, 4))} live")
+    done = stage.told("list")
+    assert f"{len(stage.ids(1, 2, 3, 4))} live" in done.stderr
+    assert "what is known of the whole store cannot be read" in done.stderr
+    assert "why it waits cannot be told" in stage.told("show", min(stage.ids(1))).stdout
