@@ -1,4 +1,4 @@
-"""A node of a cluster comes back without what it had accepted: that is noticed of its partitions, and of those alone."""
+"""A node of a cluster comes back without what it had accepted: that is noticed of its partitions, and of no others."""
 
 import pytest
 

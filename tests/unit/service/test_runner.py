@@ -315,6 +315,9 @@ def test_whether_a_command_may_begin_is_looked_up_anew_after_an_outage() -> None
     class Cut(Post):
         cuts = 1
 
+        def is_partial(self, error: redis.RedisError) -> bool:
+            return False
+
         def count(self, delivery: Delivery, what: Count, by: int = 1) -> int:
             if self.cuts:
                 self.cuts -= 1

@@ -111,7 +111,11 @@ class Executor:
         `finish` is called."""
         try:
             step = self._before_call(held)
-        except redis.RedisError:
+        except redis.RedisError as error:
+            if self._inbox.is_partial(error):  # it is read again once its node is back
+                self._in_flight.end(held)
+                self._inbox.put_off([held.delivery])
+                return
             self._in_flight.not_begun(held)  # the next thread that takes it asks again
             raise
         if step is not RUN and not isinstance(step, Undo):

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+import redis
+
 from sagastream.core import service_rules
 from sagastream.core.holding_rules import State
 from sagastream.service.in_flight import Held, InFlight
@@ -60,7 +62,11 @@ class HandingOver:
         """This process did not die of these: take back what was counted when it began them."""
         for held in handed_back:
             if held.counted is not None:
-                self._inbox.count(held.delivery, held.counted, -1)
+                try:
+                    self._inbox.count(held.delivery, held.counted, -1)
+                except redis.RedisError as error:
+                    if not self._inbox.is_partial(error):
+                        raise  # else it stays counted: nobody waits for one node
                 held.counted = None
 
     def _tell_lost(self, lost: list[Held]) -> None:

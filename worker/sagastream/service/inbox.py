@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from sagastream.broker.entries import BATCH, Entry
 from sagastream.broker.group_reader import GroupReader
+from sagastream.broker.partial import is_partial
 from sagastream.broker.portions import InTurn, in_all
-from sagastream.broker.wire import execute
+from sagastream.broker.wire import Words, execute, or_raise, round_trip
 from sagastream.core import service_records, service_rules
 from sagastream.core.commands import Command
 from sagastream.core.messages import Newer
@@ -185,6 +186,15 @@ class CommandInbox:
             for delivery in deliveries:
                 self._observer.command_released(command=delivery.command)
 
+    def is_partial(self, error: redis.RedisError) -> bool:
+        """Whether only some nodes of a cluster are away: commands of other partitions need not wait for them."""
+        return is_partial(self._client, error)
+
+    def put_off(self, deliveries: Iterable[Delivery]) -> None:
+        """Nothing can be done about these for now, since their node of a cluster is away: they are read again."""
+        if streams := {delivery.entry.stream for delivery in deliveries}:
+            self.reader.renew_later(streams)
+
     def published(self) -> dict[str, str]:
         """What all releases of the service publish; see store/published.py."""
         return published.all_of(self._client, self._opened(), self._service)
@@ -203,12 +213,13 @@ class CommandInbox:
         return Entry(stream=stream, id=entry_id, fields=found[0][1], again=again) if found else None
 
     def answered(self, deliveries: Iterable[Delivery]) -> set[tuple[str, bytes]]:
-        """Of these, where the entries stand that are no longer pending: somebody has answered them."""
+        """Of these, where the entries stand that are no longer pending: somebody has answered them. Where that cannot
+        be asked, since a node of a cluster is away, they count as pending."""
         entries = [delivery.entry for delivery in deliveries]
-        pipeline = self._client.pipeline(transaction=False)
-        for entry in entries:
-            pipeline.xpending_range(entry.stream, self._service, entry.id, entry.id, 1)
-        return {entry.at for entry, found in zip(entries, execute(pipeline), strict=True) if not found}
+        asked: list[Words] = [("XPENDING", one.stream, self._service, one.id, one.id, 1) for one in entries]
+        answers = zip(entries, round_trip(self._client, asked), strict=True)
+        known = [(entry, found) for entry, found in answers if not is_partial(self._client, found)]
+        return {entry.at for entry, found in known if not or_raise(found)}
 
     def show_up(self) -> None:
         """Show that the process is alive, while nothing can be read."""
@@ -258,14 +269,17 @@ class CommandInbox:
         answered with a rejection, and the handler might do it now.
         """
         try:
-            known = self._records.look_up(deliveries)
+            known, away = self._records.look_up(deliveries)
         except redis.ResponseError as error:
             usable = self._usable(deliveries, error)
             return self._settle(usable) if usable else []
-        if not known:  # then `delivered` says RUN of each
+        if not (known or away):  # then `delivered` says RUN of each
             return deliveries
+        self.put_off([deliveries[index - 1] for index in away])
         left, newer = [], []
         for index, delivery in enumerate(deliveries, 1):
+            if index in away:
+                continue
             record, tombstone = known.get(index, (None, 0))
             if (number := service_records.newer_format(record)) is not None:
                 newer.append(delivery.entry)
@@ -287,10 +301,9 @@ class CommandInbox:
     def _with_begun(self, deliveries: list[Delivery]) -> list[Delivery]:
         """The same, with how often the beginning of each was counted."""
         counters = [(delivery.done, [delivery.counter(what) for what in Count]) for delivery in deliveries]
-        return [
-            replace(delivery, begun=begun)
-            for delivery, begun in zip(deliveries, self._records.counted(counters), strict=True)
-        ]
+        counted = list(zip(deliveries, self._records.counted(counters), strict=True))
+        self.put_off([delivery for delivery, begun in counted if begun is None])
+        return [replace(delivery, begun=begun) for delivery, begun in counted if begun is not None]
 
     def _usable(self, deliveries: list[Delivery], error: redis.ResponseError) -> list[Delivery]:
         """Those whose answers can be recorded. The others are quarantined. Raises the error, with which the look-up

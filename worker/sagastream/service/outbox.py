@@ -15,6 +15,7 @@ from sagastream.broker.entries import BATCH, REPLAYED, Entry
 from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.failures import is_outage
 from sagastream.broker.group_reader import GroupReader
+from sagastream.broker.partial import is_partial
 from sagastream.broker.portions import BYTES, in_all
 from sagastream.broker.wire import Words, or_raise, round_trip
 from sagastream.core import service_rules
@@ -75,6 +76,8 @@ class Outbox:
         self._sending = threading.Lock()  # so that no answer is sent twice
         self._ready: list[_Ready] = []  # until the broker has them
         self._ready_bytes = 0  # about how large they are
+        #: Why the last `send` has left some unsent: their node of a cluster is away; None: it has left none.
+        self.away: redis.RedisError | None = None
         self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
         # The last few of each stream that the broker has, and when they were sent, by its clock.
         self._sent: Mapping[str, tuple[Sequence[_Ready], float]] = {}
@@ -106,7 +109,8 @@ class Outbox:
         self.quarantine(delivery.entry, text)
 
     def send(self, ahead: int = 0) -> list[Delivery]:
-        """Send the answers that are ready; none is forgotten before the broker has it.
+        """Send the answers that are ready; none is forgotten before the broker has it. If only some nodes of a cluster
+        are away, the answers for them stay ready.
 
         `ahead`: how many new commands the same round trip may bring, for the next reading; 0 unless it is the caller's
         turn to read.
@@ -118,8 +122,19 @@ class Outbox:
         if not self._ready:
             return overruled
         with self._sending:
-            while ready := self._for_a_call(self._ready[:BATCH]):
-                overruled += self._send(ready, ahead)
+            left: set[str] = set()  # the streams whose node of a cluster is away
+            away: redis.RedisError | None = None
+            while ready := self._for_a_call(self._of_others_than(left)):
+                try:
+                    overruled += self._send(ready, ahead)
+                except redis.RedisError as error:
+                    if not is_partial(self._client, error):
+                        raise
+                    left |= {_entry(one).stream for one in ready}
+                    away = error
+            if left:
+                self._oldest_s = time.monotonic()
+            self.away = away
         return overruled
 
     def ready(self) -> set[tuple[str, bytes]]:
@@ -174,6 +189,13 @@ class Outbox:
                 self._oldest_s = time.monotonic()
             self._ready.append(one)
             self._ready_bytes += _size(one)
+
+    def _of_others_than(self, streams: Collection[str]) -> list[_Ready]:
+        """The first that are ready, except those of these streams."""
+        if not streams:
+            return self._ready[:BATCH]
+        with self._lock:
+            return [one for one in self._ready if _entry(one).stream not in streams][:BATCH]
 
     def _for_a_call(self, ready: Sequence[_Ready]) -> list[_Ready]:
         """Those that one script call can answer: of partitions whose keys it may touch, and not too large together."""

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import redis
 
-from sagastream.broker import scripting
-from sagastream.broker.exchange import Exchange, all_of, run
+from sagastream.broker import partial, scripting
+from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
-from sagastream.broker.wire import execute, or_raise, round_trip
+from sagastream.broker.wire import or_raise, round_trip
 from sagastream.service.delivery import Delivery
 from sagastream.store.keys import DONE_KEPT_S, StoreKeys
 
@@ -42,18 +42,23 @@ class Records:
         together = keys.in_calls(keys.partitions)
         self._call_of = {one.number: number for number, those in enumerate(together) for one in those}
 
-    def look_up(self, deliveries: Sequence[Delivery]) -> dict[int, tuple[bytes | None, int]]:
+    def look_up(self, deliveries: Sequence[Delivery]) -> tuple[dict[int, tuple[bytes | None, int]], set[int]]:
         """What is known of each command, by its 1-based index: the record, and whether there is a tombstone. A command
-        of which nothing is known is left out."""
+        of which nothing is known is left out. And the indexes of those whose node of a cluster is away."""
         calls: dict[int, list[int]] = {}  # the indexes of the commands of each call
         for index, delivery in enumerate(deliveries, 1):
             calls.setdefault(self._call_of[delivery.partition.number], []).append(index)
         asked = [self._asked([deliveries[index - 1] for index in those]) for those in calls.values()]
         known: dict[int, tuple[bytes | None, int]] = {}
-        for those, (now_ms, *found) in zip(calls.values(), run(self._client, all_of(asked)), strict=True):
+        away: set[int] = set()
+        for those, answer in zip(calls.values(), partial.run_all(self._client, asked), strict=True):
+            if isinstance(answer, redis.RedisError):
+                away.update(those)
+                continue
+            now_ms, *found = answer
             self._ahead_ms = now_ms - time.monotonic() * 1000
             known |= {those[index - 1]: (record, tombstone) for index, record, tombstone in found}
-        return known
+        return known, away
 
     def _asked(self, deliveries: Sequence[Delivery]) -> Exchange[list[Any]]:
         hashes: dict[str, int] = {}
@@ -78,13 +83,15 @@ class Records:
             or_raise(*round_trip(self._client, [scripting.even_if_full(key, "HSET", key, field, times)]))
         return int(times)
 
-    def counted(self, fields: Iterable[tuple[str, Sequence[str]]]) -> list[int]:
-        """For each key the highest of its counters in these fields."""
-        pipeline = self._client.pipeline(transaction=False)
-        for key, names in fields:
-            pipeline.hmget(key, list(names))
-        answers = pipeline.execute(raise_on_error=False)
-        return [0 if is_wrong_type(answer) else max(map(_number, or_raise(answer))) for answer in answers]
+    def counted(self, fields: Iterable[tuple[str, Sequence[str]]]) -> list[int | None]:
+        """For each key the highest of its counters in these fields; None: its node of a cluster is away."""
+        found: list[int | None] = []
+        for answer in round_trip(self._client, [("HMGET", key, *names) for key, names in fields]):
+            if partial.is_partial(self._client, answer):
+                found.append(None)
+            else:
+                found.append(0 if is_wrong_type(answer) else max(map(_number, or_raise(answer))))
+        return found
 
     def unusable(self, deliveries: Iterable[Delivery], error: redis.ResponseError) -> set[str]:
         """Of the keys of the records of these commands, those that hold something else than a hash. Raises the error,
@@ -96,10 +103,8 @@ class Records:
 
     def _no_hashes(self, keys: Iterable[str]) -> set[str]:
         asked = sorted(keys)
-        pipeline = self._client.pipeline(transaction=False)
-        for key in asked:
-            pipeline.type(key)
-        return {key for key, kind in zip(asked, execute(pipeline), strict=True) if kind not in (b"hash", b"none")}
+        kinds = map(or_raise, round_trip(self._client, [("TYPE", key) for key in asked]))
+        return {key for key, kind in zip(asked, kinds, strict=True) if kind not in (b"hash", b"none")}
 
 
 def _number(counted: bytes | None) -> int:

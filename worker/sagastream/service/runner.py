@@ -290,7 +290,9 @@ class ServiceRunner:
             try:
                 self._handing_over.give_up(fatal=self._hangs.expired)
                 self._executor.send()
-                return
+                if (away := self._inbox.outbox.away) is None:
+                    return
+                raise away
             except redis.RedisError as error:
                 if self._error is not None or not is_outage(error) or time.monotonic() >= until_s:
                     if untold := [*self._inbox.outbox.unsent, *(held.command for held in self._in_flight.begun())]:
