@@ -74,6 +74,10 @@ class Observer:
     def outage_ended(self, *, duration_s: float) -> None:
         """The broker answers again."""
 
+    def partitions_away(self, *, numbers: tuple[int, ...]) -> None:
+        """Of the partitions that a worker works on, it cannot reach those with these numbers for now, since nodes of a
+        cluster are away. It is called when that changes; without numbers, it can reach all again."""
+
     def writes_lost(self, *, since_ms: int | None, evidence: str) -> None:
         """The store has lost what it had accepted, or may have, as after a failover to a replica that lagged: what was
         written after `since_ms`, in ms by the broker's clock; None: nobody knows since when. Each process that notices

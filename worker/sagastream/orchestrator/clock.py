@@ -12,6 +12,7 @@ import redis
 
 from sagastream.broker import wire
 from sagastream.broker.entries import is_possible, time_of
+from sagastream.broker.partial import is_partial
 from sagastream.store.keys import Partition, StoreKeys
 
 #: At about how many timers of a partition one look looks.
@@ -25,11 +26,11 @@ def newest_time(client: "redis.Redis", keys: StoreKeys, streams: Sequence[str]) 
     *found, alive = wire.round_trip(client, [*asked, ("ZRANGE", keys.alive, 0, 0, "REV", "WITHSCORES")])
     times = [0]
     for answer in found:
-        if not isinstance(answer, redis.ResponseError):  # it is no stream yet, or this user may not look
+        if not isinstance(answer, redis.RedisError):  # it is no stream yet, this user may not look, or it is away
             told = dict(zip(answer[::2], answer[1::2], strict=True))
             if is_possible(newest := told[b"last-generated-id"]):
                 times.append(time_of(newest))
-    if not isinstance(alive, redis.ResponseError) and alive and math.isfinite(heard_ms := float(alive[1])):
+    if not isinstance(alive, redis.RedisError) and alive and math.isfinite(heard_ms := float(alive[1])):
         times.append(int(heard_ms))
     return max(times)
 
@@ -52,6 +53,8 @@ class WaitingSagas:
         ]
         found: list[tuple[Partition, str]] = []
         for partition, answer in zip(list(self._cursors), wire.round_trip(self._client, asked), strict=True):
+            if is_partial(self._client, answer):
+                continue  # its page comes when its node is back
             cursor, members = wire.or_raise(answer)
             found += [(partition, saga_id) for saga_id in _waiting(members)]
             if cursor == b"0":

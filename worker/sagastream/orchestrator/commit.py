@@ -1,13 +1,13 @@
 """Commit the decisions of a turn; lease the sagas that are due."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from itertools import groupby
-from typing import Final
+from typing import Final, NamedTuple
 
 import redis
 
-from sagastream.broker import exchange, scripting, wire
+from sagastream.broker import exchange, partial, scripting, wire
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import execute, or_raise
@@ -50,6 +50,14 @@ class _Result(IntEnum):
     BEGUN_AGAIN = 5
 
 
+class Leased(NamedTuple):
+    """Sagas that were due, and are leased now."""
+
+    sagas: list[tuple[Partition, str]]  # each with its partition
+    wait_ms: int | None  # how long it is until the next one is due; None: no saga waits for a time
+    away: Mapping[Partition, redis.RedisError]  # the partitions that do not answer
+
+
 class Store:
     """What a worker writes about sagas."""
 
@@ -75,18 +83,20 @@ class Store:
 
     def due(
         self, partitions: Sequence[Partition], count: int, lease_ms: int, passed_over: Sequence[str] = ()
-    ) -> tuple[list[tuple[Partition, str]], int | None]:
+    ) -> "Leased":
         """Lease up to `count` sagas of each partition that are due by the broker's clock, for `lease_ms`. If nothing is
         done about a leased saga in that time, it is due again. `passed_over`: the ids of sagas to leave out.
 
-        Returns the sagas, each with its partition, and how long it is until the next saga is due, in ms (None: no saga
-        waits for a time).
         """
         calls = [self._due.call([partition.timers], [count, lease_ms, *passed_over]) for partition in partitions]
         found: list[tuple[Partition, str]] = []
         waits: list[int] = []
-        answers = exchange.run(self._client, exchange.all_of(calls))
-        for partition, (wait_ms, leased_until, *members) in zip(partitions, answers, strict=True):
+        away: dict[Partition, redis.RedisError] = {}
+        for partition, answer in zip(partitions, partial.run_all(self._client, calls), strict=True):
+            if isinstance(answer, redis.RedisError):
+                away[partition] = answer
+                continue
+            wait_ms, leased_until, *members = answer
             self._leased_until[partition] = leased_until
             saga_ids = [text for member in members if is_id(text := member.decode(errors="backslashreplace"))]
             if len(saga_ids) < len(members):  # sagastream did not write them there, and no commit would remove them
@@ -94,7 +104,7 @@ class Store:
                 self._client.zrem(partition.timers, *(member for member in members if member not in known))
             found += [(partition, saga_id) for saga_id in saga_ids]
             waits.append(wait_ms)
-        return found, min((wait_ms for wait_ms in waits if wait_ms >= 0), default=None)
+        return Leased(found, min((wait_ms for wait_ms in waits if wait_ms >= 0), default=None), away)
 
     def give_back(self, due: Sequence[tuple[Partition, str]]) -> None:
         """Give up the lease on sagas that the last call of `due` leased: other workers may take them at once."""
@@ -105,7 +115,7 @@ class Store:
             self._give_back.call([partition.timers], [self._leased_until[partition], *saga_ids])
             for partition, saga_ids in by_partition.items()
         ]
-        exchange.run(self._client, exchange.all_of(calls))
+        partial.run_all(self._client, calls)  # of those whose node is away, the leases run out
 
     def drop_strangers(self, strangers: Sequence[tuple[Partition, str]]) -> None:
         """Remove from the timers sagas that do not belong to the partition. sagastream did not write them there."""

@@ -14,13 +14,14 @@ import redis
 
 from sagastream.broker.entries import Entry
 from sagastream.broker.group_reader import GroupReader
+from sagastream.broker.partial import ran
 from sagastream.core.decision import Event
 from sagastream.core.messages import Begin
 from sagastream.core.steps import PLAIN
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.commit import Store
 from sagastream.store import heartbeat
-from sagastream.store.heartbeat import Kind
+from sagastream.store.heartbeat import Kind, Process
 from sagastream.store.keys import StoreKeys
 from sagastream.telemetry import Log
 
@@ -43,6 +44,7 @@ class Gate:
         self._inbox = inbox
         self._consumer = consumer
         self._log = Log("worker", who)
+        self._others: Sequence[Process] = ()  # the other workers that were alive when they were last heard
         self._told: set[int] = set()  # the formats that it has reported
         self._passed_over: dict[str, float] = {}  # newer sagas that were due, and until when to leave them out
 
@@ -57,14 +59,16 @@ class Gate:
         if not formats:
             return {}
         assert self._keys is not None
-        others = [
-            process
-            for process in heartbeat.processes(self._client, self._keys)
-            if process.kind == Kind.WORKER and process.is_alive and process.name != self._consumer
-        ]
+        heard = ran(self._client, heartbeat.look(self._keys, ()))
+        if not isinstance(heard, redis.RedisError):  # else those count that were heard last
+            self._others = [
+                process
+                for process in heard
+                if process.kind == Kind.WORKER and process.is_alive and process.name != self._consumer
+            ]
         closed = {}
         for number in formats:
-            if behind := sorted(process.name for process in others if number not in process.formats):
+            if behind := sorted(process.name for process in self._others if number not in process.formats):
                 closed[number] = _why_closed(number, behind)
         return closed
 

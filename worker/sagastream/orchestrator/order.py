@@ -9,6 +9,7 @@ import redis
 
 from sagastream.broker import wire
 from sagastream.broker.group_reader import GroupReader
+from sagastream.broker.partial import is_partial
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, ToSaga
 from sagastream.core.saga import Found
@@ -25,8 +26,8 @@ class Order:
     def begins_first(
         self, inputs: list[Input], states: Mapping[str, Found], streams: Streams, now_ms: int
     ) -> list[Input]:
-        """Hand back requests whose saga is not there, if a request to begin it may have been added before them. Returns
-        the others."""
+        """Hand back requests whose saga is not there, if a request to begin it may have been added before them. If
+        nobody can say, since the node of a cluster is away, they are read again later. Returns the others."""
         begun = {event.saga_id for _, event in inputs if isinstance(event, Begin)}
         early = [
             (entry, event)
@@ -46,7 +47,12 @@ class Order:
             for stream, (entry, _) in zip(requests, early, strict=True)
         ]
         ahead = [("XRANGE", stream, now_ms + 1, "+", "COUNT", 1) for stream in set(requests)]
-        answers = list(map(or_raise, wire.round_trip(self._client, [*before, *ahead])))
+        asked: list[wire.Words] = [*before, *ahead]
+        answers = wire.round_trip(self._client, asked)
+        away = {words[1] for words, found in zip(asked, answers, strict=True) if is_partial(self._client, found)}
+        answers = [[] if words[1] in away else or_raise(found) for words, found in zip(asked, answers, strict=True)]
+        put_off = [entry for stream, (entry, _) in zip(requests, early, strict=True) if stream in away]
+        self._inbox.renew_later({entry.stream for entry in put_off})
         with_more = {words[1] for words, found in zip(ahead, answers[len(before) :], strict=True) if found}
         waiting = {
             entry.at: entry
@@ -55,4 +61,5 @@ class Order:
         }
         if waiting:
             self._inbox.leases.leave_to_newer(list(waiting.values()))
-        return [item for item in inputs if item[0] is None or item[0].at not in waiting]
+        left = waiting.keys() | {entry.at for entry in put_off}
+        return [item for item in inputs if item[0] is None or item[0].at not in left]

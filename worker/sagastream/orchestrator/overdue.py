@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from sagastream.broker import wire
 from sagastream.broker.entries import BATCH, Entry, entries_of
+from sagastream.broker.partial import is_partial
 from sagastream.broker.portions import Portion
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Due, Signal
@@ -130,6 +131,10 @@ class Overdue:
         )
         seen: list[Entry] = []
         for (partition, look, span), answer in zip(asked, answers, strict=True):
+            if is_partial(self._client, answer):
+                self._looks.pop(partition, None)  # its sagas are due again when their leases are over
+                self._waiting.pop(partition, None)
+                continue
             page = entries_of([(partition.interventions.encode(), or_raise(answer))])
             seen += page
             for entry in page:
@@ -141,7 +146,7 @@ class Overdue:
         return self._finished(looks)
 
     def _finished(self, looks: Mapping[Partition, _Look]) -> list[_Look]:
-        finished = {partition: look for partition, look in looks.items() if not look.left}
+        finished = {one: look for one, look in looks.items() if not look.left and one in self._looks}
         for partition, look in finished.items():
             self._looked |= {one: over_ms for one, over_ms in look.over.items() if one not in look.signalled}
             del self._looks[partition]

@@ -16,8 +16,11 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from sagastream.broker.exchange import Exchange, all_of, run
+from redis.exceptions import RedisError
+
+from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
+from sagastream.broker.partial import run_all
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.indexing import of_held
@@ -35,6 +38,8 @@ _PAGE: Final = 128
 #: How often a worker looks for sagas that are held though nothing of their service is paused, in seconds. There are
 #: none, unless a worker held one and died before it heard that the pause was over.
 _LOOK_EVERY_S: Final = 30.0
+#: How soon an index is tried again whose node is away, in seconds.
+_AGAIN_S: Final = 1.0
 _WAKE: Final = Script("wake")
 
 
@@ -50,6 +55,8 @@ class Pauses:
         self._pages: deque[tuple[Partition, str, int]] = (
             deque()
         )  # what is to be looked at: the index of a service, from where
+        self._away: list[tuple[Partition, str, int]] = []  # those of them that could not be read …
+        self._again_at = 0.0  # … and when to try again, by time.monotonic
         self._look_at = 0.0
         #: The services of which something was resumed before the next look, and before the last one.
         self._resumed: frozenset[str] = frozenset()
@@ -64,6 +71,7 @@ class Pauses:
         self._keys, self._partitions = keys, keys.partitions
         self._has_read = False
         self._pages.clear()
+        self._away.clear()
         self._look_at = 0.0
 
     def read(self) -> Exchange[None]:
@@ -93,15 +101,22 @@ class Pauses:
             left_out = self.names if is_first else self.names | of_pauses
             self._look([name for name in sorted(services) if name not in left_out])
             self._resumed_before, self._resumed = self._resumed, frozenset()
+        if self._away and time.monotonic() >= self._again_at:
+            self._pages.extend(self._away)
+            self._away.clear()
         if self._pages:
             taken = [self._pages.popleft() for _ in range(min(_INDEXES, len(self._pages)))]
-            run(self._client, all_of([self._page(*one) for one in taken]))
+            read = run_all(self._client, [self._page(*one) for one in taken])
+            if away := [one for one, result in zip(taken, read, strict=True) if isinstance(result, RedisError)]:
+                self._away += away
+                self._again_at = time.monotonic() + _AGAIN_S
         return bool(self._pages)
 
     def _look(self, services: Collection[str]) -> None:
         """Go through the indexes of these services from their beginnings."""
         if services:
             self._pages = deque([page for page in self._pages if page[1] not in services])
+            self._away = [page for page in self._away if page[1] not in services]
             self._pages += [(partition, name, 0) for name in services for partition in self._partitions]
 
     def _page(self, partition: Partition, service: str, cursor: int) -> Exchange[None]:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 import redis
 
 from sagastream.broker.exchange import Exchange, all_of, run, together
+from sagastream.broker.partial import ran
 from sagastream.core.messages import Begin, Code, Unreadable
 from sagastream.core.steps import services_of
 from sagastream.orchestrator.bulks import Bulks
@@ -30,15 +31,21 @@ class KnownServices:
         self._heartbeat = heartbeat
         self._keys: StoreKeys | None = None
         self.names: frozenset[str] = frozenset()
+        self._untold: frozenset[str] = frozenset()  # those of them that the store may not have
+        self._has_joined = False
 
     def join(self, keys: StoreKeys) -> None:
-        """Read them from this store from now on."""
+        """Read them from this store from now on. If the node of a cluster is away that keeps them, those count that are
+        known, if any are."""
         self._keys = keys
         self._heartbeat.join(keys)
         self._room.join(keys)
         self._pauses.join(keys)
         self._bulks.join(keys)
-        run(self._client, together(self._read(), together(self._pauses.read(), self._bulks.read())))
+        read = ran(self._client, together(self._read(), together(self._pauses.read(), self._bulks.read())))
+        if isinstance(read, redis.RedisError) and not self._has_joined:
+            raise read
+        self._has_joined = True
 
     @property
     def due_s(self) -> float:
@@ -65,10 +72,12 @@ class KnownServices:
 
     def add(self, names: Collection[str]) -> None:
         """Add services to the store before the first command is sent to them, so that each worker reads their
-        replies."""
+        replies. If the node of a cluster is away that keeps them, they are added later: a process of the service adds
+        it as well, when it starts."""
         if not self.names.issuperset(names) and (new := set(names) - self.names):
             assert self._keys is not None
-            run(self._client, published.add_services(self._keys, new))
+            if isinstance(ran(self._client, published.add_services(self._keys, new)), redis.RedisError):
+                self._untold |= new
             self.names |= new
 
     def tell_again(self) -> None:
@@ -97,6 +106,9 @@ class KnownServices:
     def _read(self) -> Exchange[None]:
         # A name that is gone from the set stays known here: commands may be out that this worker has sent.
         assert self._keys is not None
+        if self._untold:
+            yield from published.add_services(self._keys, self._untold)
+            self._untold = frozenset()
         found = yield from published.services(self._keys)
         if not self.names.issuperset(found):
             self.names |= set(found)

@@ -142,6 +142,10 @@ class Streams:
         assert event.saga_id is not None  # it is due
         return self._keys.of(event.saga_id)
 
+    def of(self, partition: Partition) -> list[str]:
+        """Those of one partition."""
+        return [name for name, place in self._places.items() if place.partition is partition]
+
     def in_calls(self, inputs: Sequence[Input]) -> Collection[Sequence[OfPartition]]:
         """The inputs by partition. Those that stand together here may be decided in one part, and committed in one
         call."""

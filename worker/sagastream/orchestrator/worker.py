@@ -9,12 +9,12 @@ at any point: another worker claims what it held.
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, get_args
 
 import redis
 
-from sagastream.broker import exchange
+from sagastream.broker import exchange, partial
 from sagastream.broker.clock import own_s
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.entries import BATCH, Entry
@@ -23,12 +23,10 @@ from sagastream.broker.group_reader import GroupReader, consumer_name
 from sagastream.broker.outage import Outage
 from sagastream.core.backoff import jitter
 from sagastream.core.commands import Reply
-from sagastream.core.decision import decide, may_undo
+from sagastream.core.decision import decide
 from sagastream.core.journal import JOURNAL_BYTES, MAX_JOURNAL_BYTES
 from sagastream.core.messages import Begin, Due, ToSaga
 from sagastream.core.saga import Found, SagaState
-from sagastream.core.sending import Published
-from sagastream.core.steps import services_of
 from sagastream.core.transitions import Moment
 from sagastream.health import HealthFile
 from sagastream.orchestrator.aftermath import Aftermath
@@ -36,19 +34,21 @@ from sagastream.orchestrator.bulks import Bulks
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.clock import WaitingSagas, newest_time
 from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.compensations import Compensations
 from sagastream.orchestrator.ends import Ends
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.last_written import LastWritten
 from sagastream.orchestrator.order import Order
 from sagastream.orchestrator.overdue import Overdue
 from sagastream.orchestrator.pauses import Pauses
+from sagastream.orchestrator.reach import Reach
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
 from sagastream.orchestrator.state_cache import StateCache
 from sagastream.orchestrator.streams import Input, OfPartition, Streams
 from sagastream.orchestrator.upkeep import Upkeep
-from sagastream.store import layout, published, sagas
+from sagastream.store import layout, sagas
 from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.keys import ENDED_KEPT_MS, ORCHESTRATOR_GROUP, Partition, StoreKeys
 from sagastream.store.lineage import Lineage
@@ -131,6 +131,8 @@ class Orchestrator:
         self._gate = Gate(broker.client, self._store, self._inbox, consumer=consumer, who=self.name)
         self._order = Order(broker.client, self._inbox)
         self._overdue = Overdue(broker.client, self._store)
+        self._compensations = Compensations(broker.client)
+        self._reach = Reach(self.name, self._observer)
         self._cache = StateCache()
         self._journal_bytes = min(max(history_bytes, 0), MAX_JOURNAL_BYTES)
         self._ends = Ends()
@@ -147,13 +149,13 @@ class Orchestrator:
         """
         with runs("worker", self.name, self._observer):
             Log("worker", self.name).info("started")
-            self._outage.keep(self.turn, self._inbox.recover)
+            self._outage.keep(self._turn, self._inbox.recover)
             self._outage.once(self._bulks.leave)
             self._outage.once(self._inbox.leave)
 
     def _join(self) -> list[str]:
         """Open the store. Returns the streams that are to be read."""
-        keys = layout.check(self._broker, self._keys)
+        keys = self._checked()
         self._broker.check_durability()
         self._services.join(keys)
         self._gate.join(keys)
@@ -162,6 +164,16 @@ class Orchestrator:
         self._inbox.clock.saw(newest_time(self._broker.client, keys, streams.names))
         self._keys, self._streams, self._followed = keys, streams, self._services.names
         return streams.names
+
+    def _checked(self) -> StoreKeys:
+        """The names of the store's keys. If the node of a cluster is away that tells them, those that are known: they
+        never change."""
+        try:
+            return layout.check(self._broker, self._keys)
+        except redis.RedisError as error:
+            if self._keys is None or not partial.is_partial(self._broker.client, error):
+                raise
+            return self._keys
 
     @property
     def _read_streams(self) -> Streams:
@@ -185,6 +197,7 @@ class Orchestrator:
         numbers = self._services.preferred
         if self._read_streams.numbers is not numbers:
             self._streams = self._read_streams.preferring(numbers)
+            self._reach.are_only(self._streams.partitions)
             # What is known of the partitions that it has now is from when it last had them.
             self._cache.forget()
             self._pauses.look_again()
@@ -192,6 +205,18 @@ class Orchestrator:
             if self._clock_changes:
                 self._waiting = WaitingSagas(self._broker.client, self._streams.partitions)
         return self._read_streams.preferred
+
+    def _turn(self) -> None:
+        """A turn. If a node of a cluster goes away in the middle of it, what was read is read again; the others go
+        on."""
+        try:
+            self.turn()
+        except redis.RedisError as error:
+            if not (self._inbox.is_joined and partial.is_partial(self._broker.client, error)):
+                raise
+            self._inbox.renew()
+            self._cache.forget()
+            self._stop.wait(_LOOK_EVERY_S)
 
     def turn(self, block_ms: int = BLOCK_MS) -> int:
         """Read, load, decide, commit. Returns how many entries were read."""
@@ -238,15 +263,26 @@ class Orchestrator:
         self._seen_changes = changes
 
     def _load(self, inputs: Sequence[Input], states: dict[str, Found]) -> int:
-        """Read the states that `states` does not have yet, into it. Returns the broker's time, in ms."""
+        """Read the states that `states` does not have yet, into it, of those that can be reached. Returns the broker's
+        time, in ms."""
         asked = {event.saga_id for _, event in inputs if event.saga_id is not None} - states.keys()
         if not asked:
             return self._inbox.now_ms
         asked_s = own_s()
-        loaded, now_ms = sagas.read(self._broker.client, self._opened, asked)
+        loaded, away, now_ms = exchange.run(self._broker.client, sagas.load_now(self._opened, asked))
         self._inbox.clock_says(now_ms, asked_s)
+        for saga_id, error in away.items():
+            self._lost(self._opened.of(saga_id), error)
         states |= loaded
         return now_ms
+
+    def _lost(self, partition: Partition, error: redis.RedisError) -> None:
+        """Nothing can be done in a partition for now. What this worker holds of it is read again later. Raises the
+        error if it is one of all."""
+        if not partial.is_partial(self._broker.client, error):
+            raise error
+        self._reach.lost(partition, error)
+        self._inbox.renew_later(self._read_streams.of(partition))
 
     def _read(self, block_ms: int) -> list[Entry]:
         """Read replies, and requests; few or none of those if the reads before brought many replies."""
@@ -267,13 +303,16 @@ class Orchestrator:
         self, inputs: Sequence[Input], states: Mapping[str, Found], now_ms: int
     ) -> tuple[list[Change], list[Change], list[Change]]:
         """Decide and commit, part by part: while the broker works on one part, the next is decided on. The entries of
-        the next turn are read along with the last part. Returns all changes; those of them that lost the comparison;
-        and those that are stuck, see `Store.commit`."""
-        changes: list[Change] = []
+        the next turn are read along with the last part. Returns all changes besides those of which nobody knows whether
+        they were written, since a node of a cluster is away; those of them that lost the comparison; and those that are
+        stuck, see `Store.commit`."""
+        sent: list[list[Change]] = []
         left: list[Change] = []
         streams = self._read_streams
+        published, unknown = self._compensations.needed(self._opened, inputs, states)
+        if unknown:
+            inputs = self._without(unknown, inputs)
         parts = [part for those in streams.in_calls(inputs) for part in _parts(those)]
-        published = self._published(inputs, states)
         closed = self._gate.closed(inputs)
         moment = Moment(
             now_ms=now_ms,
@@ -294,22 +333,43 @@ class Orchestrator:
                     left.extend(leaving)
                     decided = [change for change in decided if not change.is_empty]
                 if decided:
-                    changes.extend(decided)
+                    sent.append(decided)
                     self._services.add([command.service for change in decided for command in change.commands])
                     committing = self._store.committing(decided, now_ms)
                     reads_on = part is parts[-1] and not self._stop.is_set()
                     yield self._inbox.read_along(committing, streams.wanted) if reads_on else committing
 
         try:
-            refused = exchange.run_each(self._broker.client, commits())
+            results = partial.run_each(self._broker.client, commits())
         except redis.RedisError:
-            self._ends.note(changes)
+            self._ends.note([change for those in sent for change in those])
             raise
-        lost = [change for those, _ in refused for change in those]
-        stuck = [change for _, those in refused for change in those]
+        changes: list[Change] = []
+        lost: list[Change] = []
+        stuck: list[Change] = []
+        for decided, result in zip(sent, results, strict=True):
+            if isinstance(result, redis.RedisError):
+                self._unknown(decided, result)
+                continue
+            changes += decided
+            lost += result[0]
+            stuck += result[1]
         if left:
             self._gate.leave(left)
         return changes, lost, stuck
+
+    def _without(self, saga_ids: Collection[str], inputs: Sequence[Input]) -> Sequence[Input]:
+        """These inputs without those of some sagas, which are read again later."""
+        for partition in {self._opened.of(saga_id) for saga_id in saga_ids}:
+            self._inbox.renew_later(self._read_streams.of(partition))
+        return [item for item in inputs if item[1].saga_id not in saga_ids]
+
+    def _unknown(self, changes: Sequence[Change], error: redis.RedisError) -> None:
+        """Nobody knows whether these were written."""
+        self._cache.keep(changes, changes)
+        self._ends.note(changes)
+        for partition in {change.partition.number: change.partition for change in changes}.values():
+            self._lost(partition, error)
 
     def _due(self, entries: Sequence[Entry]) -> list[Input]:
         """The sagas that are due. While replies may still be unread, none: if no worker ran for a time, those replies
@@ -318,7 +378,10 @@ class Orchestrator:
             return []
         keys, partitions = self._opened, self._read_streams.partitions
         are_held = self._pauses.wake(self._services.names, partitions)
-        due, wait_ms = self._store.due(partitions, BATCH, LEASE_MS, self._gate.passed_over())
+        due, wait_ms, away = self._store.due(partitions, BATCH, LEASE_MS, self._gate.passed_over())
+        for partition, error in away.items():
+            self._reach.lost(partition, error)
+        self._reach.answered(partitions)
         wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
         self._look_at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, _LOOK_EVERY_S))
         if self._bulks.go_on() or are_held:
@@ -355,22 +418,10 @@ class Orchestrator:
         if times := [due_ms for state in states if (due_ms := state.due_ms) is not None]:
             self._look_at = min(self._look_at, time.monotonic() + max((min(times) - now_ms) / 1000, _LOOK_EVERY_S))
 
-    def _published(self, inputs: Sequence[Input], states: Mapping[str, Found]) -> Published:
-        """What those services publish whose steps this turn may have to undo. It is read each time it is needed, since
-        a service may have started, or published something else, a moment ago."""
-        services: set[str] = set()
-        for _, event in inputs:
-            state = states.get(event.saga_id or "")
-            if isinstance(state, SagaState):
-                if may_undo(state, event):
-                    services |= services_of(step.definition for step in state.steps)
-            elif isinstance(event, ToSaga):  # its saga may begin in this turn
-                begins = [other for _, other in inputs if isinstance(other, Begin) and other.saga_id == event.saga_id]
-                services |= services_of(definition for begin in begins for definition in begin.steps)
-        return published.read(self._broker.client, self._opened, services) if services else {}
-
     def _ready(self, inputs: list[Input], states: Mapping[str, Found], now_ms: int) -> list[Input]:
         """The inputs that are to be decided on now."""
+        if not self._reach.is_whole:
+            inputs = [item for item in inputs if item[1].saga_id is None or item[1].saga_id in states]
         kinds = {type(event) for _, event in inputs}
         if Begin in kinds:
             inputs = self._report.with_traces(self._services.admit(inputs), states)

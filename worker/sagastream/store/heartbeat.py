@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from sagastream.broker import exchange, wire
 from sagastream.broker.exchange import Exchange, together
-from sagastream.broker.failures import is_no_group, is_wrong_type
+from sagastream.broker.failures import NodeAway, is_no_group, is_wrong_type
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core import sharing
@@ -70,6 +70,11 @@ _BEATS_WITHIN_MS: Final = 4_000
 
 #: How often a process writes its heartbeat, in seconds, at most.
 _BEAT_EVERY_S: Final = 0.75
+
+#: For how long the partitions stay shared out as they were while nobody can be heard, since a node of a cluster is
+#: away, in seconds. After that each process prefers all. They then do some work twice, but those of one that has died
+#: meanwhile do not stand still until the node is back.
+_STANDS_S: Final = 10.0
 
 _BEAT: Final = Script("beat")
 
@@ -169,6 +174,7 @@ class Heartbeat:
         self._keys: StoreKeys | None = None  # of the store that it has joined
         self._member = b""
         self._beat_at = 0.0
+        self._heard_at = 0.0  # when it last heard of others
 
     def join(self, keys: StoreKeys) -> None:
         """Write it into this store from now on."""
@@ -199,7 +205,8 @@ class Heartbeat:
 
     def beat(self) -> Exchange[None]:
         """Write the process into the heartbeat, and hear who else is there. Raises redis.ResponseError if the broker
-        refuses it. Then it prefers all partitions."""
+        refuses it. Then it prefers all partitions. Raises NodeAway if the node is away that keeps it. Then what it last
+        heard counts for a while."""
         self._beat_at = time.monotonic() + _BEAT_EVERY_S
         beat = self._beaten(self._member, running.encode(self._busy()))
         try:
@@ -211,6 +218,10 @@ class Heartbeat:
                 yield from together(look, beat)
         except redis.ResponseError:
             self.preference.forget()
+            raise
+        except NodeAway:
+            if time.monotonic() - self._heard_at > _STANDS_S:
+                self.preference.forget()  # who shared the partitions with it may be dead by now
             raise
         if (soon_ms := self.preference.look_in_ms) is not None:
             self._beat_at = min(self._beat_at, time.monotonic() + soon_ms / 1000)
@@ -230,6 +241,7 @@ class Heartbeat:
         asked = self.preference.asks
         found = yield from self._written(member, busy, *asked)
         self._written_ms, *heard = found if asked else [found]
+        self._heard_at = time.monotonic()
         self.preference.heard(self._written_ms, heard)
 
     def _written(self, member: bytes, busy: bytes = b"", *asked: bytes | int) -> Exchange[Any]:

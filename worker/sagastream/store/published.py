@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import redis
 
-from sagastream.broker.exchange import Exchange
+from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.scripting import even_if_full
 from sagastream.broker.wire import or_raise, round_trip
@@ -136,17 +136,19 @@ def add_services(keys: StoreKeys, names: Collection[str]) -> Exchange[None]:
 
 
 def read(client: "redis.Redis", keys: StoreKeys, services: Collection[str]) -> Published:
+    """See `look`."""
+    return run(client, look(keys, services))
+
+
+def look(keys: StoreKeys, services: Collection[str]) -> Exchange[dict[str, Mapping[str, str | None]]]:
     """The commands that these services publish, each with its compensation. One that does not say is left out."""
-    pipeline = client.pipeline(transaction=False)
-    for service in services:
-        pipeline.hgetall(keys.published(service))
-    found: dict[str, dict[str, str | None]] = {}
-    for service, answer in zip(services, pipeline.execute(raise_on_error=False), strict=True):
+    answers = yield [("HGETALL", keys.published(service)) for service in services]
+    found: dict[str, Mapping[str, str | None]] = {}
+    for service, answer in zip(services, answers, strict=True):
         if is_wrong_type(answer):
             continue  # the value at its key is not a hash
-        pairs = [
-            (name.decode(errors="replace"), undo.decode(errors="replace")) for name, undo in or_raise(answer).items()
-        ]
+        words = [word.decode(errors="replace") for word in or_raise(answer)]
+        pairs = zip(words[::2], words[1::2], strict=True)
         found[service] = {
             command: undo or None for command, undo in pairs if is_id(command) and (not undo or _is_undo(undo, command))
         }

@@ -6,7 +6,7 @@ from typing import Any
 import redis
 
 from sagastream.broker import exchange, wire
-from sagastream.broker.exchange import Exchange
+from sagastream.broker.exchange import Exchange, together
 from sagastream.broker.failures import is_outage, is_wrong_type
 from sagastream.broker.wire import or_raise
 from sagastream.core.saga import Found
@@ -43,6 +43,19 @@ def load_there(
         else:
             states[saga_id] = _state(saga_id, answer)
     return states, away
+
+
+def load_now(
+    keys: StoreKeys, saga_ids: Collection[str]
+) -> Exchange[tuple[dict[str, Found], dict[str, redis.RedisError], int]]:
+    """See `load_there`; and the broker's time, in ms."""
+    now_ms, (states, away) = yield from together(_now_ms(), load_there(keys, saga_ids))
+    return states, away, now_ms
+
+
+def _now_ms() -> Exchange[int]:
+    (time,) = yield [("TIME",)]
+    return wire.milliseconds(or_raise(time))
 
 
 def _state(saga_id: str, answer: Any) -> Found:

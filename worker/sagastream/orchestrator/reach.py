@@ -1,0 +1,89 @@
+"""Which partitions of the store one worker cannot reach for now, since nodes of a cluster are away.
+
+It says so once, and once that they are back.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Final
+
+import redis
+
+from sagastream.store.keys import Partition
+from sagastream.telemetry import Log, Observer
+
+#: A partition counts as back if it answers and has not failed for so long, in seconds: a part of what is asked may be
+#: answered all the time.
+_QUIET_S: Final = 1.0
+
+
+class _Away:
+    """A partition that does not answer."""
+
+    def __init__(self, now_s: float) -> None:
+        self.since_s = now_s
+        self.failed_s = now_s  # when it was last seen to fail
+
+
+class Reach:
+    """The partitions that one worker can reach, and the others."""
+
+    def __init__(self, who: str, observer: Observer | None) -> None:
+        """`who`: the name of the worker, as its log records have it."""
+        self._log = Log("broker", who)
+        self._observer = observer
+        self._away: dict[int, _Away] = {}  # by the number of the partition
+        self._new: dict[str, list[int]] = {}  # those that are not told of yet, by what is wrong
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it can reach all."""
+        return not self._away
+
+    def lost(self, partition: Partition, error: redis.RedisError) -> None:
+        """This partition does not answer."""
+        now_s = time.monotonic()
+        if (away := self._away.get(partition.number)) is None:
+            self._away[partition.number] = _Away(now_s)
+            self._new.setdefault(str(error), []).append(partition.number)
+        else:
+            away.failed_s = now_s
+
+    def answered(self, partitions: Iterable[Partition]) -> None:
+        """These partitions answer. Says what has changed."""
+        if not self._away:
+            return
+        for error, numbers in self._new.items():
+            self._log.warning(f"{_named(numbers)} of the store cannot be reached: {error}. The others go on")
+        now_s = time.monotonic()
+        numbers = [one.number for one in partitions]
+        back = {
+            number: away
+            for number in numbers
+            if (away := self._away.get(number)) is not None and now_s - away.failed_s >= _QUIET_S
+        }
+        for number in back:
+            del self._away[number]
+        if back:
+            took_s = now_s - min(away.since_s for away in back.values())
+            self._log.warning(f"{_named(back)} of the store can be reached again, after {took_s:.1f} s")
+        if back or self._new:
+            self._tell()
+        self._new.clear()
+
+    def are_only(self, partitions: Iterable[Partition]) -> None:
+        """The worker asks only these from now on: of others it will not see whether they are back."""
+        if self._away:
+            numbers = {one.number for one in partitions}
+            self._away = {number: away for number, away in self._away.items() if number in numbers}
+            self._new.clear()
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._observer is not None:
+            self._observer.partitions_away(numbers=tuple(sorted(self._away)))
+
+
+def _named(numbers: Iterable[int]) -> str:
+    names = [str(number) for number in sorted(numbers)]
+    return f"partition {names[0]}" if len(names) == 1 else f"partitions {', '.join(names)}"
