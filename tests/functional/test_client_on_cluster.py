@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import redis
 
-from sagastream import Accepted, AsyncSagaClient, NotReplicated, SagaClient, SagaRequest, Unsettled
+from sagastream import Accepted, AsyncSagaClient, NotReplicated, SagaClient, SagaRequest, UnreadableSaga, Unsettled
 from sagastream.broker.failures import NodeAway, is_outage, is_refusal
 from sagastream.broker.wire import Words, or_raise, round_trip
 from sagastream.client.beginning import BATCH
 from sagastream.client.requests import to_begin
+from sagastream.core.causes import CauseKind
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step
@@ -241,3 +242,62 @@ def _ended(client: SagaClient, keys: StoreKeys, saga_id: str) -> bool:
             raise
         return False
     return True
+
+
+# --- look
+
+
+def id_of(found: SagaState | UnreadableSaga) -> str:
+    assert isinstance(found, SagaState)
+    return found.saga_id
+
+
+def test_what_is_there_is_listed_found_and_erased_and_what_is_away_is_named(own: Cluster) -> None:
+    keys, ids, node, there = shared_out(own)
+    client = SagaClient(own.broker())
+    for number, saga_id in enumerate(ids):
+        end(client, keys, saga_id)
+        partition = keys.of(saga_id)
+        for index in (partition.begun, partition.index("status=COMPLETED")):
+            client._redis.zadd(index, {saga_id: number})
+        client._redis.xadd(partition.commands("nobody"), {"body": "{}"})
+    client._redis.sadd(keys.services, "nobody")
+    assert {one.saga_id for one in client.list() if isinstance(one, SagaState)} == {*ids}
+    assert (client.find(status="COMPLETED").total, client.find().partitions_away) == (6, ())
+    node.kill()
+    left = [saga_id for saga_id in reversed(ids) if saga_id not in there]
+    numbers = tuple(sorted(keys.of(saga_id).number for saga_id in there))
+    listed: list[str] = []
+    with pytest.raises(redis.ConnectionError, match=r"partitions .* of 6 are left out"):
+        listed.extend(map(id_of, client.list()))
+    assert listed == left
+    assert [id_of(one) for one in client.list(limit=4)] == left  # there were enough
+    page = client.find(status="COMPLETED")
+    assert [one.saga_id for one in page.sagas] == left
+    assert (page.total, page.total_is_exact, page.partitions_away) == (4, False, numbers)
+    with pytest.raises(NodeAway):
+        client.get(there.copy().pop())
+    assert client.why(left[0]) == ()
+    mine = in_each(keys, "mine")
+    client.begin(waiting := next(one for one in mine if keys.of(one).number not in numbers), STEPS)
+    assert [cause.kind for cause in client.why(waiting)] == [CauseKind.NO_WORKER, CauseKind.QUEUED]
+    erased = client.erase_many(ids, "asked for")
+    assert erased.hashes == 4
+    assert not erased.is_complete
+    assert any(all(saga_id in text for saga_id in there) for text in erased.left)
+
+    async def in_loop() -> list[str]:
+        async with AsyncSagaClient(own.broker()) as client:
+            assert (await client.find()).partitions_away == numbers
+            listing = client.list()
+            found = [id_of(await anext(listing)) for _ in left]
+            with pytest.raises(redis.ConnectionError):
+                await anext(listing)
+            return found
+
+    assert asyncio.run(in_loop()) == left
+    node.start()
+    own.wait_ok()
+    until(lambda: not client.find().partitions_away, what="the node is reached")
+    again = client.erase_many(ids, "asked for")
+    assert (again.hashes, again.left, again.refused) == (2, [], {})

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from hiredis import pack_command
 from msgspec import Raw, msgpack
 from redis.client import Pipeline
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
-from sagastream.broker.failures import NodeAway, is_demoted, may_be_former
+from sagastream.broker.failures import NodeAway, is_demoted, is_outage, may_be_former
 
 if TYPE_CHECKING:
     import redis
@@ -100,6 +100,16 @@ def or_raise(answer: Any) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer
+
+
+def unless_refused(answer: Any, instead: Any) -> Any:
+    """An answer; something else if the server refuses to give it, as for a key of another type. Raises the error if
+    that only says that it cannot answer now."""
+    if not isinstance(answer, RedisError):
+        return answer
+    if is_outage(answer):
+        raise answer
+    return instead
 
 
 def _answer(connection: Any) -> Any:

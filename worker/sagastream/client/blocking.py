@@ -30,7 +30,7 @@ from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import UnreadableSaga
-from sagastream.store.finding import USUAL, Page, find, opened_page, to_filter
+from sagastream.store.finding import USUAL, Page, find_there, opened_page, to_filter
 
 
 class SagaClient(SagaVerbs, StoreVerbs):
@@ -187,7 +187,8 @@ class SagaClient(SagaVerbs, StoreVerbs):
         that is given.
 
         A page costs bounded work. So it may have fewer sagas, or none, although others come after it: as long as it
-        has a cursor, there may be more. Sealed errors are searched as they are stored.
+        has a cursor, there may be more. Sealed errors are searched as they are stored. If nodes of a cluster are away,
+        their sagas are left out; `partitions_away` of the page says of which partitions.
 
         Args:
             status: its status; "PARKED": it is parked, so it is also PENDING or COMPENSATING.
@@ -204,7 +205,7 @@ class SagaClient(SagaVerbs, StoreVerbs):
         Raises MalformedMessage if no saga can match, such as one with an attribute that none may have; ValueError for a
         limit that is not allowed, or a cursor that no page has had; TypeError.
         """
-        return opened_page(self._codec, self._run(find(self._looked(), to_filter(**search), limit, cursor)))
+        return opened_page(self._codec, self._run(find_there(self._looked(), to_filter(**search), limit, cursor)))
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None
@@ -213,7 +214,8 @@ class SagaClient(SagaVerbs, StoreVerbs):
 
         They are read page by page, when the iterator needs them. One that begins or changes its status meanwhile may be
         missed; the others come once. If a saga cannot be read, its error comes behind those of its page: CorruptSaga or
-        NewerFormat.
+        NewerFormat. If nodes of a cluster are away, their sagas are left out, and redis.ConnectionError is raised at
+        the end, after all others: it says which partitions these are.
 
         Args:
             status: only sagas with this status; "PARKED": only parked sagas, which are PENDING or COMPENSATING.

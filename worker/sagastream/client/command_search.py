@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from sagastream.broker.exchange import Exchange, all_of
 from sagastream.broker.leases import HANDED_BACK_MS
+from sagastream.broker.wire import unless_refused
 from sagastream.core.causes import Job, Place, Whereabouts
 from sagastream.core.commands import Command
 from sagastream.core.parsing import read_command
@@ -66,6 +67,7 @@ def _takeovers(partition: Partition, state: SagaState, number: int) -> Exchange[
     direction = "compensation" if step.being_undone else "transaction"
     field = f"{state.saga_id}/{number}/{direction}/{step.command}/{Count.TAKEOVERS}"
     (counted,) = yield [("HGET", partition.done(step.definition.service, state.begun_ms), field)]
+    counted = unless_refused(counted, b"")
     is_number = isinstance(counted, bytes) and counted.isdigit() and len(counted) <= 6
     return int(counted) if is_number else 0
 
@@ -88,7 +90,7 @@ def _find(keys: StoreKeys, state: SagaState, number: int, look_at: int) -> Excha
         are_more = not ahead.is_complete
         return Place(where=Whereabouts.UNREAD, added_ms=added_ms, before=ahead.before, are_more=are_more)
     held, there = yield [("XPENDING", stream, service, entry_id, entry_id, 1), ("XRANGE", stream, entry_id, entry_id)]
-    if isinstance(held, redis.ResponseError) or isinstance(there, redis.ResponseError):
+    if unless_refused(held, None) is None or unless_refused(there, None) is None:
         return Place()  # the user may not ask
     if not held:
         return Place(where=Whereabouts.SKIPPED, added_ms=added_ms) if there else Place()
@@ -128,7 +130,7 @@ def _search(
     seen, count = 0, _FIRST_PAGE
     while seen < at_most:
         (answer,) = yield [("XRANGE", stream, first, last, "COUNT", count)]
-        page: Any = [] if isinstance(answer, redis.ResponseError) else answer  # it is not a stream
+        page: Any = unless_refused(answer, [])  # it is not a stream
         for entry_id, words in page:
             fields = dict(zip(words[::2], words[1::2], strict=True))
             if is_it(entry_id, fields):
@@ -145,7 +147,7 @@ def _search(
 def _read_up_to(stream: str, group: str) -> Exchange[bytes | None]:
     """The id up to which the processes of a service have read their commands; None: they have read none."""
     (answer,) = yield [("XINFO", "GROUPS", stream)]
-    for words in [] if isinstance(answer, redis.ResponseError) else answer:
+    for words in unless_refused(answer, []):
         facts = dict(zip(words[::2], words[1::2], strict=True))
         if facts[b"name"] == group.encode():
             return bytes(facts[b"last-delivered-id"])
@@ -155,7 +157,7 @@ def _read_up_to(stream: str, group: str) -> Exchange[bytes | None]:
 def _not_found(partition: Partition, service: str) -> Exchange[Place]:
     """The command is not in its stream: is there a reply?"""
     (answer,) = yield [("XLEN", partition.replies(service))]
-    return Place(where=Whereabouts.GONE, replies=0 if isinstance(answer, redis.ResponseError) else answer)
+    return Place(where=Whereabouts.GONE, replies=unless_refused(answer, 0))
 
 
 def _job(keys: StoreKeys, partition: Partition, command: object) -> Exchange[tuple[Job | None, str]]:

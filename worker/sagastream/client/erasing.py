@@ -28,7 +28,7 @@ from sagastream.core.saga import Intervention, SagaState
 from sagastream.core.service_records import newer_format
 from sagastream.core.steps import services_of
 from sagastream.errors import MalformedMessage, RequestRefused, UnreadableSaga
-from sagastream.store import indexes, published, saga_hash
+from sagastream.store import indexes, published, reach, saga_hash
 from sagastream.store.columns import iso
 from sagastream.store.keys import Partition, StoreKeys, moving
 from sagastream.store.quarantine import shown_id
@@ -90,7 +90,7 @@ def erase(keys: StoreKeys, saga_ids: Collection[str], reason: str, actor: str | 
         raise redis.exceptions.NoPermissionError(text) from None
 
 
-def _erase(keys: StoreKeys, saga_ids: Collection[str], reason: str, actor: str | None) -> Exchange[Erased]:
+def _check(saga_ids: Collection[str], reason: str, actor: str | None) -> None:
     for saga_id in saga_ids:
         if not is_id(saga_id):
             what = "an id is 1 to 128 characters of A-Z a-z 0-9 . _ : -"
@@ -98,7 +98,21 @@ def _erase(keys: StoreKeys, saga_ids: Collection[str], reason: str, actor: str |
     operator_text(reason, "reason", MAX_REASON_CHARS)
     if actor is not None:
         operator_text(actor, "actor", MAX_ACTOR_CHARS)
+
+
+def _erase(whole: StoreKeys, saga_ids: Collection[str], reason: str, actor: str | None) -> Exchange[Erased]:
+    _check(saga_ids, reason, actor)
     erased = Erased()
+    reached = yield from reach.look(whole)
+    if reached.shared is not None:
+        raise reached.shared  # nobody knows the services
+    keys = reached.keys
+    if reached.away:
+        missed = {saga_id for saga_id in saga_ids if keys.of(saga_id).number in reached.away}
+        saga_ids = [saga_id for saga_id in saga_ids if saga_id not in missed]
+        erased.left += [f"{what}; when it is back, erase all again" for what in reached.told()]
+        if missed:
+            erased.left.append(f"of {_named(sorted(missed))} nothing was erased: they are in what is left out")
     services = set((yield from published.found_services(keys)))
     begun: dict[str, int | None] = {}
     # The hashes first: a worker that holds a saga as it was cannot tell of it any more.
@@ -248,9 +262,13 @@ def _drop_commands(stream: str, service: str, sagas: Belonging, erased: Erased) 
 def _held(stream: str, entries: Sequence["_Entry"], number: int, by: str, then: str) -> str:
     """What is told of entries that are still in use."""
     sagas = list(dict.fromkeys(_owners(entries)))
-    names = ", ".join(sagas[:5]) + (f" and {len(sagas) - 5} more" if len(sagas) > 5 else "")
+    names = _named(sagas)
     what = "entry" if number == 1 else "entries"
     return f"{stream} still holds {number} {what} of {names}, {by}: erase {names} again when {then}"
+
+
+def _named(sagas: Sequence[str]) -> str:
+    return ", ".join(sagas[:5]) + (f" and {len(sagas) - 5} more" if len(sagas) > 5 else "")
 
 
 def _undecided(ids: Sequence[str]) -> str:

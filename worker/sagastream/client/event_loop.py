@@ -25,7 +25,7 @@ from sagastream.core.history_events import HistoryEvent
 from sagastream.core.messages import Begin
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import UnreadableSaga
-from sagastream.store.finding import USUAL, Page, find, opened_page, to_filter
+from sagastream.store.finding import USUAL, Page, find_there, opened_page, to_filter
 
 
 class AsyncSagaClient(AsyncSagaVerbs, AsyncStoreVerbs):
@@ -95,7 +95,8 @@ class AsyncSagaClient(AsyncSagaVerbs, AsyncStoreVerbs):
         **search: Unpack[Search],
     ) -> Page:
         """One page of the sagas that are looked for. See SagaClient.find."""
-        return opened_page(self._codec, await self._run(find(await self._looked(), to_filter(**search), limit, cursor)))
+        finding = find_there(await self._looked(), to_filter(**search), limit, cursor)
+        return opened_page(self._codec, await self._run(finding))
 
     def list(
         self, status: ListStatus | SagaStatus | None = None, limit: int | None = None

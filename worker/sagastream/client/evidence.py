@@ -1,7 +1,7 @@
 """Why sagas wait: the evidence, gathered from the store; core/why.py says what follows from it.
 
-Nothing here writes. What a user may not read, or what is not there, is left out: then less is said. Every read is
-bounded.
+Nothing here writes. What a user may not read, or what is not there, is left out: then less is said. So is what other
+nodes of a cluster have that are away, besides the keys of the whole store. Every read is bounded.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +11,8 @@ import redis
 
 from sagastream.broker import server
 from sagastream.broker.exchange import Exchange, all_of, together
-from sagastream.broker.wire import Words, milliseconds, or_raise
+from sagastream.broker.failures import is_outage
+from sagastream.broker.wire import Words, milliseconds, or_raise, unless_refused
 from sagastream.client.command_search import LOOKED_AT, find
 from sagastream.core.causes import Cause, CauseKind, Evidence, Handler, Reader, ServiceFacts, Unopened
 from sagastream.core.saga import Found, SagaState
@@ -20,7 +21,7 @@ from sagastream.core.why import why, why_absent
 from sagastream.errors import UnreadableSaga
 from sagastream.store import heartbeat, pauses, running
 from sagastream.store.heartbeat import Kind, Process
-from sagastream.store.keys import StoreKeys
+from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.running import OLDEST, Busy, LongRun
 from sagastream.store.sagas import load, timeouts
 
@@ -75,7 +76,7 @@ def _explain(
     if not live:
         return [((), False) for _ in states]
     services = services_of(step.definition for state in live for step in state.steps)
-    evidence = yield from survey(keys, services)
+    evidence = yield from survey(keys, services, dict.fromkeys(keys.of(state.saga_id) for state in live))
     found_places = yield from all_of([find(keys, state, look_at) for state in states])
     versions = yield [("HGET", keys.saga(state.saga_id), "version") for state in states]
     found = []
@@ -87,19 +88,21 @@ def _explain(
 
 
 def _absent(keys: StoreKeys, saga_id: str) -> Exchange[tuple[Cause, ...]]:
-    evidence = yield from survey(keys, ())
     partition = keys.of(saga_id)
+    evidence = yield from survey(keys, (), [partition])
     requests, full = yield [("XLEN", partition.requests), ("GET", partition.full)]
-    text = _read(full, None)
-    return why_absent(evidence, _read(requests, 0), None if text is None else _text(text))
+    text = unless_refused(full, None)
+    return why_absent(evidence, unless_refused(requests, 0), None if text is None else _text(text))
 
 
-def survey(keys: StoreKeys, services: Collection[str]) -> Exchange[Evidence]:
-    """What is known about a store, and about these services in it."""
+def survey(keys: StoreKeys, services: Collection[str], partitions: Collection[Partition] = ()) -> Exchange[Evidence]:
+    """What is known about a store, and about these services in it. `partitions`: on a cluster, those whose nodes are
+    asked what is wrong with them."""
     names = sorted(services)
     of_services = together(running.look(keys), all_of([_service(keys, name) for name in names]))
+    troubles = troubles_of_broker(partitions if keys.apart else ())
     processes, ((now_ms, broker), ((busy, facts), paused)) = yield from together(
-        heartbeat.look(keys, names), together(troubles_of_broker(), together(of_services, pauses.read(keys)))
+        heartbeat.look(keys, names), together(troubles, together(of_services, pauses.read(keys)))
     )
     late = yield from _past_their_time(keys, [one for process in processes for one in _runs(process, busy)], now_ms)
     known = {process.service for process in processes if process.service is not None}
@@ -122,11 +125,17 @@ def _service(keys: StoreKeys, name: str) -> Exchange[ServiceFacts]:
     asked += [("XLEN", stream) for stream in streams]
     asked += [("XPENDING", stream, name) for stream in streams]
     published, *answers = yield asked
-    words = _read(published, [])
+    words = unless_refused(published, [])
     lengths, held = answers[: len(streams)], answers[len(streams) :]
-    unread = sum(_read(length, 0) for length in lengths) - sum(_read(pending, [0])[0] for pending in held)
+    # What others wait for in partitions that are away is not known.
+    there = [(length, pending) for length, pending in zip(lengths, held, strict=True) if not _is_away(length, pending)]
+    unread = sum(unless_refused(length, 0) - unless_refused(pending, [0])[0] for length, pending in there)
     commands = {_text(word) for word in words if word}
     return ServiceFacts(name=name, published=frozenset(commands) if words else None, unread=max(0, unread))
+
+
+def _is_away(*answers: Any) -> bool:
+    return any(isinstance(answer, redis.RedisError) and is_outage(answer) for answer in answers)
 
 
 def _runs(process: Process, busy: Mapping[str, Busy]) -> Sequence[LongRun]:
@@ -201,24 +210,29 @@ def _reader(process: Process) -> Reader:
 def _that_publish(keys: StoreKeys) -> Exchange[set[str]]:
     """The names of the services that have published commands."""
     (answer,) = yield [("SMEMBERS", keys.services)]
-    names = [_text(name) for name in _read(answer, [])]
+    names = [_text(name) for name in unless_refused(answer, [])]
     sizes = (yield [("HLEN", keys.published(name)) for name in names]) if names else []
-    return {name for name, size in zip(names, sizes, strict=True) if _read(size, 0)}
+    return {name for name, size in zip(names, sizes, strict=True) if unless_refused(size, 0)}
 
 
 # --- the broker
 
 
-def troubles_of_broker() -> Exchange[tuple[int, tuple[Cause, ...]]]:
-    """The time, and what keeps the broker from taking writes."""
-    (clock, info), settings = yield from together(_time_and_info(), server.settings(*_SETTINGS))
-    lines = (line.partition(":") for line in _text(_read(info, b"")).splitlines())
-    facts = {name: value for name, colon, value in lines if colon}
-    return milliseconds(or_raise(clock)), _troubles(facts, settings)
+def troubles_of_broker(partitions: Collection[Partition] = ()) -> Exchange[tuple[int, tuple[Cause, ...]]]:
+    """The time, and what keeps the broker from taking writes. `partitions`: see `survey`."""
+    (clock, infos), settings = yield from together(_time_and_info(partitions), server.settings(*_SETTINGS))
+    found: dict[str, Cause] = {}
+    for info in infos:
+        facts = server.facts(unless_refused(info, b""))
+        found |= {one.text: one for one in _troubles(facts, settings)}
+    return milliseconds(or_raise(clock)), tuple(found.values())
 
 
-def _time_and_info() -> Exchange[list[Any]]:
-    return (yield [("TIME",), ("INFO",)])
+def _time_and_info(partitions: Collection[Partition]) -> Exchange[tuple[Any, list[Any]]]:
+    """`INFO` is told by the node of the key before it."""
+    asked: list[Words] = [words for one in partitions for words in (("EXISTS", one.timers), ("INFO",))] or [("INFO",)]
+    clock, *answers = yield [("TIME",), *asked]
+    return clock, [answer for answer, words in zip(answers, asked, strict=True) if words[0] == "INFO"]
 
 
 def _troubles(info: Mapping[str, str], settings: Mapping[str, str]) -> tuple[Cause, ...]:
@@ -253,11 +267,6 @@ def _troubles(info: Mapping[str, str], settings: Mapping[str, str]) -> tuple[Cau
         facts = {"used_bytes": used, "most_bytes": most}
         return (Cause(kind=CauseKind.BROKER_FULL, text=text, do=do, facts=facts),)
     return ()
-
-
-def _read(answer: Any, instead: Any) -> Any:
-    """An answer; something else if the server refuses it, or if the key is absent or of another type."""
-    return instead if isinstance(answer, redis.ResponseError) else answer
 
 
 def _text(data: bytes) -> str:

@@ -4,10 +4,14 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final, Literal, TypedDict, get_args
 
+import redis
+
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import NodeAway
 from sagastream.core.filtering import Filter
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import UnreadableSaga
+from sagastream.store import reach
 from sagastream.store.finding import MOST, find
 from sagastream.store.keys import StoreKeys
 
@@ -47,13 +51,16 @@ class Listing:
         self._left = limit
         self._cursor: str | None = None
         self._is_end = False
+        self._left_out: dict[int, redis.RedisError] = {}  # partitions that some page could not ask
 
     def next_page(self) -> Exchange[list[SagaState | UnreadableSaga]]:
         """The next sagas of the list, and errors in place of those that cannot be read; empty at the end of the
-        list."""
+        list. Raises NodeAway there if partitions were left out."""
         while not self._is_end and self._left != 0:
             limit = _PAGE if self._left is None else min(_PAGE, self._left, MOST)
-            page = yield from find(self._keys, self._wanted, limit, self._cursor, counts=False)
+            reached = yield from reach.look(self._keys)
+            self._left_out |= reached.away
+            page = yield from find(reached.keys, self._wanted, limit, self._cursor, counts=False)
             self._cursor, self._is_end = page.cursor, page.cursor is None
             found: list[SagaState | UnreadableSaga] = [*page.sagas, *page.unreadable]
             if self._left is not None:
@@ -61,4 +68,6 @@ class Listing:
                 self._left -= len(found)
             if found:
                 return found
+        if self._left_out and self._left != 0:
+            raise NodeAway("; ".join(reach.left_out(self._keys, self._left_out)), was_sent=False)
         return []

@@ -23,6 +23,7 @@ from sagastream.core.saga import SagaState
 from sagastream.core.sealed_messages import open_state
 from sagastream.core.sealing import Codec
 from sagastream.errors import UnreadableSaga
+from sagastream.store import reach
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.sagas import load
 
@@ -56,6 +57,9 @@ class Page(Struct, frozen=True, kw_only=True):
     total_is_exact: bool  # False: there are at least so many
     unreadable: list[UnreadableSaga] = []  # those on the way that cannot be read
     looked_at: int = 0  # how many sagas were looked at for it
+    #: The numbers of the partitions that could not be asked, since nodes of a cluster are away. What they have is left
+    #: out, and not counted.
+    partitions_away: tuple[int, ...] = ()
 
 
 class _Position(NamedTuple):
@@ -116,6 +120,15 @@ def check_page(limit: int, cursor: str | None, wanted: Filter) -> _Position | No
     if mark != wanted.mark:
         raise ValueError("this cursor is of another search: give the same search with it, or leave the cursor out")
     return _Position(int(begun_ms), saga_id, int(seen), int(total), exact == "e")
+
+
+def find_there(keys: StoreKeys, wanted: Filter, limit: int = USUAL, cursor: str | None = None) -> Exchange[Page]:
+    """The same in all partitions that can be reached."""
+    reached = yield from reach.look(keys)
+    page = yield from find(reached.keys, wanted, limit, cursor)
+    if not reached.away:
+        return page
+    return replace(page, partitions_away=tuple(sorted(reached.away)), total_is_exact=False)
 
 
 def find(

@@ -119,7 +119,12 @@ def found_services(keys: StoreKeys) -> Exchange[list[str]]:
     found = set((yield from services(keys)))
     for key in (yield from keys_like(keys.published("*"))):
         found.add(_text(key).removeprefix(keys.published("")))
-    for key in (yield from keys_like(f"{keys.prefix}:{{*}}:[crq]*:*")):  # commands, replies, quarantine
+    # One search for all partitions, unless each is on a node of its own.
+    bases = [partition.base for partition in keys.partitions] if keys.apart else [f"{keys.prefix}:{{*}}:"]
+    there: list[bytes] = []
+    for base in bases:
+        there += yield from keys_like(f"{base}[crq]*:*")  # commands, replies, quarantine
+    for key in there:
         name = _text(key)
         if (partition := keys.partition_of(name)) is not None:
             what, _, service = name.removeprefix(partition.base).partition(":")

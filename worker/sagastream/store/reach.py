@@ -24,11 +24,7 @@ class Reach(Struct, frozen=True):
 
     def told(self) -> list[str]:
         """What cannot be reached, for people: a line for each reason."""
-        by_reason: dict[str, list[int]] = {}
-        for number, error in self.away.items():
-            by_reason.setdefault(str(error), []).append(number)
-        of = len(self.keys.tags)
-        return [f"{why}: {_named(numbers, of)} left out" for why, numbers in by_reason.items()]
+        return left_out(self.keys, self.away)
 
     def check(self) -> None:
         """Raise the error of the first partition that cannot be reached, if all are needed."""
@@ -48,6 +44,14 @@ def look(keys: StoreKeys) -> Exchange[Reach]:
     if len(away) == len(keys.partitions):
         raise next(iter(away.values()))
     return Reach(keys.only({one.number for one in keys.partitions} - away.keys()), away, _away(alive))
+
+
+def left_out(keys: StoreKeys, away: Mapping[int, RedisError]) -> list[str]:
+    """These partitions, for people: a line for each reason why they cannot be reached."""
+    by_reason: dict[str, list[int]] = {}
+    for number, error in away.items():
+        by_reason.setdefault(str(error), []).append(number)
+    return [f"{why}: {_named(numbers, len(keys.tags))} left out" for why, numbers in by_reason.items()]
 
 
 def ranges(numbers: Iterable[int]) -> str:

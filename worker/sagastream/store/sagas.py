@@ -76,7 +76,8 @@ def timeouts(keys: StoreKeys, steps: Sequence[tuple[str, int]]) -> Exchange[list
     ]
     found: list[int | None] = []
     for column, answer in zip(columns, answers, strict=True):
-        version, written = (None, None) if is_wrong_type(answer) else or_raise(answer)
+        is_away = isinstance(answer, redis.RedisError) and is_outage(answer)
+        version, written = (None, None) if is_away or is_wrong_type(answer) else or_raise(answer)
         try:
             found.append(None if version is None else TIMEOUT_MS if written is None else column.read(written))
         except ValueError:  # it is damaged
