@@ -1,23 +1,46 @@
-"""A node of a cluster comes back without what it had accepted: that is noticed of its partitions, and of no others."""
+"""A node of a cluster loses what it had accepted: that is noticed of its partitions, and of those alone."""
+
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
+from sagastream.broker.outage import Outage
+from sagastream.client.blocking import SagaClient
+from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import layout, lineage
-from sagastream.store.keys import StoreKeys
+from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.lineage import Lineage
-from support.clusters import Cluster
+from sagastream_bridge.inspection.after_failover import AfterFailover
+from support.clusters import Cluster, Node
+from support.failovers import OneOfCluster, replication, steps
 from support.servers import KINDS
+from support.waiting import until
 
-pytestmark = pytest.mark.both_in_soak
+pytestmark = [pytest.mark.both_in_soak, pytest.mark.xdist_group("cluster-failover")]
 
 kinds = pytest.mark.parametrize("kind", KINDS)
+PARTITIONS = 3
 
 
 @pytest.fixture(autouse=True)
 def partitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SAGASTREAM_PARTITIONS", "3")
+    monkeypatch.setenv("SAGASTREAM_PARTITIONS", str(PARTITIONS))
+
+
+@contextmanager
+def made(kind: str, folder: Path, replicas: int = 1, *, gates: bool = False) -> Iterator[Cluster]:
+    cluster = Cluster(kind, folder, 3, replicas, gates=gates)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 class Looking:
@@ -32,6 +55,9 @@ class Looking:
         before = self.lineage.changes
         run(self._broker.client, self.lineage.look(self._keys, b"w", None))
         return [partition.number for partition in self.lineage.changed_since(before, self._keys)]
+
+    def until_changed(self) -> list[int]:
+        return until(self, what="it has seen that a partition goes on from another moment")
 
 
 def test_slots_that_move_are_no_loss_and_nobody_looks_at_them(cluster: Cluster) -> None:
@@ -48,3 +74,122 @@ def test_slots_that_move_are_no_loss_and_nobody_looks_at_them(cluster: Cluster) 
         assert lineage.losses(broker.client, keys) == []
     finally:
         cluster.move_slots([partition.timers], source)
+
+
+@kinds
+def test_a_node_that_has_loaded_an_older_file_has_lost_what_came_after(kind: str, tmp_path: Path) -> None:
+    with made(kind, tmp_path, 0) as cluster:
+        broker = cluster.broker()
+        keys = layout.check(broker)
+        look = Looking(broker, keys)
+        assert [look(), look()] == [[], []]
+        node = cluster.node_of(keys.partitions[1].timers)
+        shutil.copytree(node.folder, older := node.folder.with_name("older"))
+        assert look() == []
+        node.kill()
+        assert look() == []  # what is away is looked at later, and the others now
+        shutil.rmtree(node.folder)
+        older.rename(node.folder)
+        node.start()
+        cluster.wait_ok()
+        assert look.until_changed() == [1]
+        (loss,) = lineage.losses(broker.client, keys)
+        assert (loss.partitions, loss.certain) == ((1,), True)
+        assert "the store has lost what was written in partition 1 after 20" in loss.text
+
+
+@kinds
+def test_what_a_node_accepts_that_is_parted_from_the_others_is_lost_once_it_comes_back(
+    kind: str, tmp_path: Path
+) -> None:
+    with made(kind, tmp_path, gates=True) as cluster:
+        broker = cluster.broker()
+        keys = layout.check(broker)
+        look = Looking(broker, keys)
+        assert [look(), look()] == [[], []]
+        node = cluster.node_of(keys.partitions[1].timers)
+        (replica,) = cluster.replicas_of(node)
+        cluster.wait_for_replicas(node)
+        with cluster.parted(node, clients=False):
+            look()  # it accepts this heartbeat
+            until(lambda: replication(replica)["role"] == "master", what="the replica takes over")
+        cluster.wait_ok()
+        assert look.until_changed() == [1]
+        (loss,) = lineage.losses(broker.client, keys)
+        assert (loss.partitions, loss.certain) == ((1,), True)
+
+
+class Shop:
+    """A worker in a thread, and clients whose sagas all wait for a service that is not there."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.broker = cluster.broker()
+        self.client = SagaClient(self.broker)
+        self.keys = layout.check(self.broker)
+        self.worker = Orchestrator(cluster.broker(), stop := threading.Event())
+        self._stop = stop
+        self._thread = threading.Thread(target=self.worker.run)
+        self._begun = 0
+        self.patiently = Outage(self.broker, "a client", stop).patiently
+
+    @contextmanager
+    def open(self) -> Iterator["Shop"]:
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            self._thread.join()
+
+    def begin(self, partition: Partition) -> str:
+        """Begin a saga there, and wait until it has begun."""
+        names = (f"saga-{n}" for n in range(self._begun, 1 << 20))
+        saga_id = next(name for name in names if self.keys.of(name) is partition)
+        self._begun = int(saga_id.partition("-")[2]) + 1
+
+        self.patiently(lambda: self.client.begin(saga_id, steps("nobody")))
+        until(lambda: self.is_kept(saga_id), what="it has begun")
+        return saga_id
+
+    def is_kept(self, saga_id: str) -> bool:
+        return self.patiently(lambda: self.client.get(saga_id)) is not None
+
+    def node_of(self, number: int) -> Node:
+        return self.cluster.node_of(self.keys.partitions[number].timers)
+
+
+LOOKED = "looked at {} sagas, since the store has another history: each stands where it should"
+
+
+@kinds
+def test_a_failover_is_noticed_and_looked_at_in_the_partitions_of_its_node_alone(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with made(kind, tmp_path) as cluster, Shop(cluster).open() as shop:
+        kept = [shop.begin(partition) for partition in shop.keys.partitions for _ in range(partition.number + 2)]
+        failing = OneOfCluster(cluster, shop.keys.partitions[1].timers)
+        assert failing.master is not shop.node_of(0)
+        failing.wait()
+        failing.cut()
+        lost = shop.begin(shop.keys.partitions[1])
+        failing.promote()
+        (loss,) = until(lambda: lineage.losses(shop.broker.client, shop.keys), what="the loss is told")
+        assert loss.partitions == (1,)
+        until(lambda: LOOKED.format(3) in caplog.text, what="the worker has looked at the sagas of this partition")
+        assert [shop.is_kept(one) for one in (*kept, lost)] == [*[True] * len(kept), False]
+        for partition in shop.keys.partitions:
+            shop.begin(partition)
+        failing.master.start()
+        cluster.wait_ok()
+        # Nobody notices anything when the former master is a replica; and the next failover loses nothing.
+        cluster.wait_for_replicas(failing.replica)
+        failing.replica.kill()
+        cluster.wait_ok()
+        until(lambda: LOOKED.format(4) in caplog.text, what="the worker has looked at them again")
+        assert lineage.losses(shop.broker.client, shop.keys) == [loss]
+        findings = shop.patiently(lambda: list(AfterFailover(shop.broker, since_ms=0).examine()))
+        assert [one.text for one in findings if one.about == "failover"] == [f"{loss.text}: {loss.evidence}"]
+    assert caplog.text.count("lost what was written") == 1
+    assert caplog.text.count("since the store has another history") == 2

@@ -17,6 +17,8 @@ from support.waiting import until
 class Pair:
     """`url`: the address of the master, whichever server that is."""
 
+    is_deaf = True  # a master hears only from the tests that it is none any more
+
     def __init__(self, kind: str, folder: Path) -> None:
         for name in ("one", "two"):
             (folder / name).mkdir()

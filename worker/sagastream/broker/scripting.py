@@ -30,12 +30,16 @@ class Script:
         self._text = _text(name, package)
         self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()  # its name in the server
 
-    def call(self, keys: Sequence[str], args: Sequence[str | bytes | int] = ()) -> Exchange[Any]:
-        """What the script returns. Raises redis.ResponseError if the script, or the server, refuses, and NodeAway."""
-        (answer,) = yield [("EVALSHA", self._sha, len(keys), *keys, *args)]
+    def call(
+        self, keys: Sequence[str], args: Sequence[str | bytes | int] = (), *, reads_only: bool = False
+    ) -> Exchange[Any]:
+        """What the script returns. `reads_only`: so that whoever may only read its keys may call it. Raises
+        redis.ResponseError if the script, or the server, refuses, and NodeAway."""
+        by_name, by_text = ("EVALSHA_RO", "EVAL_RO") if reads_only else ("EVALSHA", "EVAL")
+        (answer,) = yield [(by_name, self._sha, len(keys), *keys, *args)]
         if isinstance(answer, NoScriptError):
             # Not EVAL alone: Valkey may evict a script that only EVAL has brought.
-            _, answer = yield [("SCRIPT", "LOAD", self._text), ("EVAL", self._text, len(keys), *keys, *args)]
+            _, answer = yield [("SCRIPT", "LOAD", self._text), (by_text, self._text, len(keys), *keys, *args)]
         return or_raise(answer)
 
 

@@ -156,14 +156,19 @@ class Lineage:
         asked = self._chosen(traces)
         looked_at: set[Partition] = set()
         while asked:
-            name = self._who.encode() if writes else b""
-            watched = {partition: name or (traces[partition].heard or (b"", 0))[0] for partition in asked}
-            found, errors = yield from looks.at_each(watched, self._service, writes=writes)
+            watched = {partition: self._watched(traces[partition], writes=writes) for partition in asked}
+            found, errors = yield from looks.at_each(watched, self._service)
             for error in errors:
                 self._cannot(error)
             changed = yield from self._look_through({one: (traces[one], look) for one, look in found.items()})
             looked_at.update(asked)
             asked = [one for one, trace in traces.items() if trace.node in changed and one not in looked_at]
+
+    def _watched(self, trace: _Trace, *, writes: bool) -> tuple[bytes, str | None]:
+        """See looks.at_each."""
+        if writes:
+            return self._who.encode(), trace.seen[-1].history if trace.seen else ""
+        return (trace.heard or (b"", 0))[0], None
 
     def _look_through(self, found: Mapping[Partition, tuple[_Trace, Look]]) -> Exchange[set[str]]:
         """Compare what was found of these partitions. Returns on which nodes those were that have changed."""

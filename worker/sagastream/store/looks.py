@@ -10,13 +10,13 @@ from msgspec import Struct
 
 from sagastream.broker import wire
 from sagastream.broker.exchange import Exchange, each_of, together
-from sagastream.broker.failures import is_outage
 from sagastream.broker.scripting import Script
 from sagastream.broker.server import facts
 from sagastream.broker.wire import or_raise
 from sagastream.store.keys import ALIVE_KEPT_MS, ORCHESTRATOR_GROUP, Partition, StoreKeys
 from sagastream.store.losses import EntryId, Sight
 
+_SIGHT: Final = Script("sight")
 _SEEN: Final = Script("seen")
 
 
@@ -39,7 +39,7 @@ def at_all(keys: StoreKeys, member: bytes, service: str | None, most: int, *, is
     """
     read = [_read(partition, service) for partition in keys.partitions[:most]]
     asked: list[wire.Words] = [("XINFO", "GROUPS", stream) for stream, _ in read]
-    looking = _asked([("TIME",), ("INFO", "replication"), ("ZSCORE", keys.alive, member), *asked])
+    looking = _plainly([("TIME",), ("INFO", "replication"), ("ZSCORE", keys.alive, member), *asked])
     if is_own:
         answers, newest = (yield from looking), None
     else:
@@ -50,34 +50,32 @@ def at_all(keys: StoreKeys, member: bytes, service: str | None, most: int, *, is
 
 
 def at_each(
-    watched: Mapping[Partition, bytes], service: str | None, *, writes: bool
+    watched: Mapping[Partition, tuple[bytes, str | None]], service: str | None
 ) -> Exchange[tuple[dict[Partition, Look], list[redis.RedisError]]]:
     """Look at partitions of a cluster, each by itself. Returns also the errors of those that could not be looked at.
 
-    Args:
-        watched: by partition: the name of the process whose heartbeat is looked at there …
-        writes: … which is this one, and writes the next.
+    `watched`: by partition: the name of the process whose heartbeat is looked at there; and if it is this one, and
+    writes the next, the replication id that it saw there ("": it has seen none, and writes none yet).
     """
-    looking = [_at_one(partition, name, service, writes=writes) for partition, name in watched.items()]
+    looking = [_at_one(partition, *who, service) for partition, who in watched.items()]
     found = dict(zip(watched, (yield from each_of(looking)), strict=True))
     looks = {partition: look for partition, look in found.items() if isinstance(look, Look)}
     return looks, [error for error in found.values() if isinstance(error, redis.RedisError)]
 
 
-def _at_one(partition: Partition, name: bytes, service: str | None, *, writes: bool) -> Exchange[Look | None]:
+def _at_one(partition: Partition, name: bytes, history: str | None, service: str | None) -> Exchange[Look | None]:
     read = _read(partition, service)
-    # A key comes first: what has none goes to the node of the one before.
-    asked: list[wire.Words] = [("ZSCORE", partition.seen, name), ("XINFO", "GROUPS", read[0]), ("INFO", "replication")]
-    looking: Exchange[Any] = _asked([*asked, ("CLUSTER", "MYID"), ("TIME",)])
-    beside: Exchange[Any] = _SEEN.call([partition.seen], [name, ALIVE_KEPT_MS]) if writes else _newest(partition.seen)
-    answers, more = yield from each_of([looking, beside])
-    score, groups, info, node, clock = or_raise(answers)
+    looking: list[Exchange[Any]] = [_SIGHT.call([read[0], partition.seen], [name], reads_only=True)]
+    if history:
+        looking.append(_SEEN.call([partition.seen], [name, ALIVE_KEPT_MS, history]))
+    answers, *written = yield from each_of(looking)
+    clock, info, node, score, groups, newest = or_raise(answers)
     sight = _sight(clock, info, score, {read: groups}, "" if isinstance(node, redis.RedisError) else node.decode())
     if sight is None:
         return None
-    if writes:
-        return Look(sight=sight, is_own=True, written_ms=more if isinstance(more, int) else None)
-    return Look(sight=sight, is_own=False, newest=None if isinstance(more, redis.RedisError) else more)
+    if history is not None:
+        return Look(sight=sight, is_own=True, written_ms=next((ms for ms in written if isinstance(ms, int)), None))
+    return Look(sight=sight, is_own=False, newest=_of_newest(newest))
 
 
 def _read(partition: Partition, service: str | None) -> tuple[str, str]:
@@ -87,13 +85,8 @@ def _read(partition: Partition, service: str | None) -> tuple[str, str]:
     return partition.commands(service), service
 
 
-def _asked(commands: Sequence[wire.Words]) -> Exchange[list[Any]]:
-    """The answers, errors among them. Raises that of an outage: what is there is not known then."""
-    answers = yield commands
-    for answer in answers:
-        if isinstance(answer, redis.RedisError) and is_outage(answer):
-            raise answer
-    return answers
+def _plainly(commands: Sequence[wire.Words]) -> Exchange[list[Any]]:
+    return (yield commands)
 
 
 def _sight(clock: Any, info: Any, score: Any, groups: Mapping[tuple[str, str], Any], node: str = "") -> Sight | None:
@@ -128,6 +121,10 @@ def of_another(now: Sight, seen_ms: int | None) -> Sight:
 def _newest(beats: str) -> Exchange[tuple[bytes, int] | None]:
     """Whose heartbeat is the newest, and of when it is."""
     (answer,) = yield [("ZRANGE", beats, 0, 0, "REV", "WITHSCORES")]
+    return _of_newest(answer)
+
+
+def _of_newest(answer: Any) -> tuple[bytes, int] | None:
     if not answer or isinstance(answer, redis.RedisError):
         return None
     member, score = answer

@@ -104,8 +104,9 @@ _ON_A_CLUSTER: Final = "seen"
 _HEARTBEAT: Final = (
     _Grant("alive running", f"{_IN_SCRIPTS} type zadd zrem zcard zscore zrange zrangebyscore hset hdel"),
     _Grant("losses", f"{_IN_SCRIPTS} hsetnx"),
-    _Grant(_ON_A_CLUSTER, f"{_IN_SCRIPTS} zadd zremrangebyscore zscore"),
+    _Grant(_ON_A_CLUSTER, f"{_IN_SCRIPTS} zadd zremrangebyscore"),
 )
+_SIGHT: Final = "evalsha_ro eval_ro zscore zrange xinfo|groups"
 _WORK: Final = (
     _Grant("store", "hgetall hsetnx"),
     _Grant("requests interventions replies", f"{_GROUP} xrange xinfo|stream"),
@@ -139,6 +140,7 @@ _WORK: Final = (
     _Grant("timers", "zrange"),
     _Grant("told", f"{_IN_SCRIPTS} hset pexpire"),
     *_HEARTBEAT,
+    _Grant(f"requests {_ON_A_CLUSTER}", _SIGHT, read_only=True),
 )
 _SERVE: Final = (
     _Grant("store", "hget hgetall hmget", read_only=True),
@@ -153,6 +155,7 @@ _SERVE: Final = (
     _Grant("replies aside", "type xadd"),
     _Grant("commands done replies aside published services", _IN_SCRIPTS),
     *_HEARTBEAT,
+    _Grant(f"commands {_ON_A_CLUSTER}", _SIGHT, read_only=True),
 )
 _BEGIN: Final = (
     _Grant("store", "hgetall", read_only=True),
@@ -245,7 +248,13 @@ _ROLES: Final[Mapping[Role, tuple[str, Sequence[_Grant]]]] = {
     Role.BEGIN_ONLY: (f"{_ANYBODY} {_WRITES} {_CONFIRMED}", _BEGIN),
     Role.BRIDGE: (
         f"{_ANYBODY} {_WRITES} {_CONFIRMED}",
-        (*_BEGIN, *_INTERVENE, *_LOOK, _Grant("losses", f"{_IN_SCRIPTS} hsetnx")),
+        (
+            *_BEGIN,
+            *_INTERVENE,
+            *_LOOK,
+            _Grant("losses", f"{_IN_SCRIPTS} hsetnx"),
+            _Grant(f"requests {_ON_A_CLUSTER}", _SIGHT, read_only=True),
+        ),
     ),
     Role.INSPECTOR: (f"{_ANYBODY} {_TRANSACTIONS} scan", _LOOK),
     Role.OPERATOR: (f"{_ANYBODY} {_WRITES} {_TRANSACTIONS} scan", (*_LOOK, *_OPERATE)),
@@ -277,7 +286,7 @@ def rules(role: Role, keys: StoreKeys, service: str | None = None, queues: Seque
     if role is Role.BRIDGE and service is not None:
         grants = (*grants, *_SERVE)
     if not keys.apart:
-        grants = [grant for grant in grants if grant.places != _ON_A_CLUSTER]
+        grants = [grant for grant in grants if _ON_A_CLUSTER not in grant.places.split()]
     places = {name: place(keys, keys.partitions[0], service or "*") for name, place in _PLACES.items()}
     places |= {f"{name}:copy": copy_of(places[name]) for name in _STREAMS.split()}
     selectors = [_selector(grant, places) for grant in grants]
