@@ -82,6 +82,10 @@ def test_slots_move_and_nodes_come_and_go_and_nothing_is_lost(kind: str, tmp_pat
             cluster.empty_node(fourth)
             assert world.partitions_of(fourth) == []
             world.goes_on()
+            if kind == "valkey":
+                cluster.migrate_slots([one.timers for one in partitions], cluster.nodes[0])
+                assert world.partitions_of(cluster.nodes[0]) == list(partitions)
+                world.goes_on()
         world.verdict()
 
 

@@ -36,6 +36,12 @@ class ClusterWorld(World):
         """Those whose slots this node holds now."""
         return [one for one in self.keys.partitions if self.cluster.node_of(one.timers) is node]
 
+    def tail(self) -> str:
+        try:
+            return super().tail()
+        except redis.RedisError as error:
+            return f"{error}\n{self.said()[-4000:]}"
+
     def said(self) -> str:
         """What all processes have written on stderr."""
         return (self._commands.folder / "stderr.log").read_text(errors="replace")

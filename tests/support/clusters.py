@@ -286,6 +286,16 @@ class Cluster:
                 with node.connect() as client:
                     _each(client, ends)
 
+    def migrate_slots(self, what: Iterable[int | str | bytes], to: Node) -> None:
+        """Have the nodes themselves move these slots, or those of keys, all at once: Valkey 9 does that."""
+        slots = {one if isinstance(one, int) else slot_of(one) for one in what}
+        for source in self.masters:
+            its = sorted(slots & set(self.slots_of(source)))
+            if its and source is not to:
+                ranges = [end for slot in its for end in (slot, slot)]
+                source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", *ranges, "NODE", to.node_id)
+        until(lambda: slots <= set(self.slots_of(to)), what="the nodes have moved the slots")
+
     def add_node(self) -> Node:
         """A master that holds no slots yet."""
         node = self._node()
