@@ -216,9 +216,18 @@ def test_a_member_that_is_too_long_for_a_process_is_told_to_nobody(scene: Scene)
     text = '{"name":"%s","kind":"worker"}'
     members = {text % ("x" * 32_768): now_ms, text % "other": now_ms}
     scene.redis.zadd(KEYS.alive, members)
-    asks: list[bytes | str | int] = [text % "own", 60_000, 100, "own", "", '"kind":"worker"', 60_000]
+    asks: list[bytes | str | int] = [text % "own", 60_000, 100, "own", "", '"kind":"worker"', 60_000, 9]
     _, *told = exchange.run(scene.redis, Script("beat").call([KEYS.alive, KEYS.running], asks))
     assert [json.loads(member)["name"] for member in told[::2]] == ["other", "own"]
+
+
+def test_of_very_many_processes_none_is_told(scene: Scene) -> None:
+    seconds, _ = scene.redis.time()
+    scene.redis.zadd(KEYS.alive, {f'"kind":"worker"{number}': seconds * 1000 for number in range(8)})
+    asks: list[bytes | str | int] = ['"kind":"worker"', 60_000, 100, "own", "", '"kind":"worker"', 60_000]
+    for most, told in ((9, 9), (8, 0)):
+        _, *found = exchange.run(scene.redis, Script("beat").call([KEYS.alive, KEYS.running], [*asks, most]))
+        assert len(found) == 2 * told
 
 
 def test_a_worker_whose_store_was_emptied_is_heard_again_at_once(scene: Scene) -> None:

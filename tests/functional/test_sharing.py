@@ -6,7 +6,8 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 
 from sagastream.broker.connection import Broker
 from sagastream.client.blocking import SagaClient
+from sagastream.core.saga import SagaStatus
 from sagastream.core.sharing import shares
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import heartbeat
+from sagastream.store.keys import ORCHESTRATOR_GROUP
 from sagastream.store.reach import ranges
 from sagastream_bridge.inspection import doctor
 from sagastream_bridge.inspection.doctor import Doctor
@@ -27,6 +30,7 @@ from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import divided, in_each
 from support.waiting import takes_less_than, until
+from support.worst import least_cpu_ms
 
 pytestmark = pytest.mark.both_in_soak
 
@@ -73,6 +77,22 @@ def hear(process: Orchestrator | ServiceRunner) -> None:
         process.turn(block_ms=1)
 
 
+def show(crowd: Crowd, *names: str) -> None:
+    """Have workers of these names seen in the group of the orchestrator."""
+    pipeline = crowd.redis.pipeline(transaction=False)
+    for name in names:
+        pipeline.xgroup_createconsumer(crowd.keys.partitions[0].requests, ORCHESTRATOR_GROUP, name)
+    pipeline.execute()
+
+
+def fakes(names: Iterable[str], **changes: Any) -> list[str]:
+    """Members of the heartbeat of workers that nobody runs."""
+    return [
+        json.dumps({"name": name, "kind": "worker", "formats": [1, 2]} | changes, separators=(",", ":"))
+        for name in names
+    ]
+
+
 @pytest.fixture
 def crowd(server: Server) -> Crowd:
     return Crowd(server.broker())
@@ -114,11 +134,11 @@ def test_a_worker_that_finds_no_partition_for_itself_waits_and_does_not_spin(cro
     spare, me = crowd.worker, crowd.worker.name.removeprefix("worker ")
     crowds = ([f"p{number}-{other}" for other in range(30)] for number in itertools.count())
     others = next(names for names in crowds if not shares([me, *names], 16, spares=True)[me])
-    members = [
-        json.dumps({"name": name, "kind": "worker", "formats": [1, 2]}, separators=(",", ":")) for name in others
-    ]
+    members = fakes(others)
     now: Any = crowd.redis.time()
     crowd.redis.zadd(crowd.keys.alive, dict.fromkeys(members, now[0] * 1000 + 500))
+    hear(spare)
+    show(crowd, *others)
     hear(spare)
     assert crowd.numbers(spare) == set()
     before: Any = crowd.redis.info("commandstats")["cmdstat_xreadgroup"]["calls"]
@@ -129,6 +149,53 @@ def test_a_worker_that_finds_no_partition_for_itself_waits_and_does_not_spin(cro
     crowd.redis.zrem(crowd.keys.alive, *members)
     hear(spare)
     assert crowd.numbers(spare) == set(range(16))
+
+
+def test_workers_that_nobody_runs_take_no_partition_from_those_that_run(crowd: Crowd) -> None:
+    """As a service's user may write them. One has the name of a worker that was killed: its consumer is still there."""
+    crowd.joined(workers=2)
+    first, second = crowd.workers
+    assert len(crowd.numbers(first)) == 8
+    dead = second._services._heartbeat._member
+    members = [*fakes(["fake-1", "fake-2"]), dead]
+    began = time.monotonic()
+
+    def heard_of_all() -> set[int]:
+        now: Any = crowd.redis.time()
+        crowd.redis.zadd(crowd.keys.alive, dict.fromkeys(members, now[0] * 1000 + now[1] // 1000))
+        hear(first)
+        return crowd.numbers(first)
+
+    assert len(heard_of_all()) == 8  # the second one may still live
+    with takes_less_than(2.0):
+        until(lambda: heard_of_all() == set(range(16)), what="it reads what the dead one has left")
+    assert time.monotonic() - began > 0.5
+    (told,) = [one for one in Doctor(crowd.broker).examine() if "hold no consumer" in one.text]
+    assert (told.level, told.about) == ("warning", "workers")
+    assert told.text.startswith("workers are heard that hold no consumer, so nobody runs them: fake-1, fake-2; ")
+    assert not [one for one in Doctor(crowd.broker).examine() if "prefers" in one.text]
+
+
+def test_very_many_processes_that_nobody_runs_cost_the_others_little(crowd: Crowd) -> None:
+    """Ten thousand workers and as many processes of the service, with new names each time."""
+    crowd.joined(workers=1, runners=1)
+    for world in range(2):
+        names = [f"fake-{world}-{number}" for number in range(5000)]
+        members = [*fakes(names), *fakes(names, kind="service", service="work", commands=["Do", "DoForGood", "Undo"])]
+        now: Any = crowd.redis.time()
+        crowd.redis.delete(crowd.keys.alive)
+        crowd.redis.zadd(crowd.keys.alive, dict.fromkeys(members, now[0] * 1000 + 500))
+        for process in crowd.processes:
+            assert least_cpu_ms(partial(spent, hear, process), enough_ms=40) < 50
+            assert crowd.numbers(process) == set(range(16))
+    assert crowd.play(crowd.begin_in({3})[0]).status is SagaStatus.COMPLETED
+
+
+def spent(call: Callable[[Orchestrator | ServiceRunner], object], process: Orchestrator | ServiceRunner) -> float:
+    """The CPU time of a call, in milliseconds."""
+    began_s = time.process_time()
+    call(process)
+    return (time.process_time() - began_s) * 1000
 
 
 def test_where_nobody_can_be_heard_each_prefers_all(crowd: Crowd) -> None:

@@ -40,6 +40,8 @@ _AHEAD_MS: Final = 1_000
 _UNREAD_MS: Final = 10_000
 #: A worker notes at least this often that it goes on with a bulk, in milliseconds, unless all are very busy.
 _BULK_MOVES_WITHIN_MS: Final = 30_000
+#: At most so many processes are named.
+_NAMED: Final = 8
 
 
 class Doctor:
@@ -157,6 +159,7 @@ class Doctor:
             yield ok("workers", "none is running, and there is nothing to do")
         yield from self._formats(workers)
         yield from self._sharing("workers", workers)
+        yield from self._unseen(workers)
         for stream in streams:
             yield from self._streams.examine(stream, ORCHESTRATOR_GROUP)
 
@@ -178,6 +181,15 @@ class Doctor:
         """Who prefers which partitions."""
         if (text := sharing.line(processes, len(self._keys.tags))) is not None:
             yield ok(about, text)
+
+    def _unseen(self, workers: Sequence[Process]) -> Iterator[Finding]:
+        """Workers that are heard and do not read. In a store of one partition, nothing depends on who is heard."""
+        names = sorted(one.name for one in workers if one.beats and one.is_alive and one.unseen_ms is None)
+        if names and len(self._keys.partitions) > 1:
+            named = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+            what = f"workers are heard that hold no consumer, so nobody runs them: {named}"
+            then = "they get no partitions; whoever may write a heartbeat may have written them"
+            yield warning("workers", f"{what}; {then}", "redis-cli MONITOR  # shows the address that writes them")
 
     def _formats(self, workers: Sequence[Process]) -> Iterator[Finding]:
         """What only some of the workers know, and what none of them does."""

@@ -1,5 +1,6 @@
 """Who prefers which partition, for any processes and any number of partitions."""
 
+import random
 from collections import Counter
 from unittest.mock import Mock
 
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from sagastream.core import sharing
 from sagastream.core.sharing import Sharer, all_preferred, preferred, shares
+from sagastream.store.preference import MOST_SHARERS
+from support.worst import cpu_ms
 
 NAMES = st.sets(st.text(min_size=1, max_size=8), min_size=1, max_size=24)
 PARTITIONS = st.integers(1, 64)
@@ -48,6 +51,33 @@ def test_if_one_comes_or_goes_most_partitions_stay_where_they_are(before: int, a
         moved += sum(was[one] != now[one] for one in range(partitions))
         needed += partitions // max(before, after)
     assert moved <= 2 * needed
+
+
+@pytest.mark.parametrize("spares", [True, False])
+def test_of_many_more_processes_than_partitions_only_the_first_of_each_are_looked_at(spares: bool) -> None:
+    """The same comes of it as if all were sorted."""
+    chance = random.Random(18)
+    for partitions in (1, 2, 5, 16):
+        names = {f"p{chance.random()}" for _ in range(partitions * 8)}
+        ranks = {name: sharing._ranks(name, partitions) for name in names}
+        free, owners = set(range(partitions)), dict[str, int]()
+        for _, name, partition in sorted(
+            ((ranks[name][partition], name, partition) for name in names for partition in free), reverse=True
+        ):
+            if partition in free and name not in owners:
+                owners[name] = partition
+                free.remove(partition)
+        found = shares(names, partitions, spares=spares)
+        assert {name: found[name] for name in owners} == {name: frozenset({one}) for name, one in owners.items()}
+
+
+@pytest.mark.parametrize("spares", [True, False])
+@pytest.mark.parametrize(("partitions", "most_ms"), [(16, 10), (256, 400)])
+def test_shares_of_the_most_processes_that_share_take_bounded_time(
+    partitions: int, most_ms: float, spares: bool
+) -> None:
+    names = [f"host-{number}" for number in range(MOST_SHARERS)]
+    assert cpu_ms(lambda: shares(names, partitions, spares=spares), enough_ms=0.8 * most_ms) < most_ms
 
 
 def _owners(names: list[str], partitions: int) -> dict[int, str]:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import redis
+from msgspec.structs import replace
 
 from sagastream.broker.connection import BLOCK_MS
 from sagastream.store import heartbeat
 from sagastream.store.heartbeat import ALIVE_WITHIN, Heartbeat, Kind, Process, look
+from sagastream.store.preference import MOST_SHARERS
 from support.stores import KEYS
 
 NOW_MS = 1_700_000_000_000
@@ -144,3 +146,27 @@ def test_a_process_of_a_service_says_what_it_has() -> None:
 def test_a_process_that_does_not_say_what_it_has_may_have_anything() -> None:
     [process] = looked([a_member(kind="service", service="till"), b"1700000000000"], NO_GROUP)
     assert process.commands is None
+
+
+def test_a_worker_that_holds_no_consumer_shares_with_nobody() -> None:
+    """Whoever may write a heartbeat may write one of a worker that nobody runs."""
+    written = (a_member(), b"%d" % NOW_MS)
+    for consumers, seen in (
+        ([[b"name", b"p-1", b"pending", 0, b"idle", 700]], True),
+        ([[b"name", b"p-1", b"pending", 0, b"idle", 1_501]], False),
+        ([[b"name", b"p-2", b"pending", 0, b"idle", 700]], False),
+        ([], False),
+    ):
+        process = next(one for one in looked([*written], consumers) if one.name == "p-1")
+        assert (process.is_alive, process.shares) == (True, seen)
+    [process] = looked([a_member(kind="service", service="till"), b"%d" % NOW_MS], [])
+    assert process.shares  # its own user may make consumers, too
+
+
+def test_of_more_processes_than_can_share_each_prefers_all() -> None:
+    def of(number: int) -> list[Process]:
+        one = Process(name="", kind=Kind.WORKER, silent_ms=0, beats=True, unseen_ms=0)
+        return [replace(one, name=f"p{which}") for which in range(number)]
+
+    assert len(heartbeat.preferred(of(MOST_SHARERS), 4)) == MOST_SHARERS
+    assert heartbeat.preferred(of(MOST_SHARERS + 1), 4) == {}

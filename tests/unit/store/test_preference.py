@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sagastream.core.sharing import Sharer
-from sagastream.store.preference import Preference
+from sagastream.store.preference import MOST_SHARERS, Preference
 
 NOW_MS = 1_700_000_000_000
 WITHIN_MS = 1_500
@@ -34,8 +34,8 @@ def heard(preference: Preference, *members: bytes, silent_ms: int = 0) -> frozen
 
 def test_it_asks_for_nothing_in_a_store_of_one_partition() -> None:
     assert a_preference(partitions=1).asks == ()
-    assert a_preference().asks == (b'"kind":"worker"', WITHIN_MS)
-    assert a_preference(service="till").asks == (b'"service":"till"', WITHIN_MS)
+    assert a_preference().asks == (b'"kind":"worker"', WITHIN_MS, MOST_SHARERS)
+    assert a_preference(service="till").asks == (b'"service":"till"', WITHIN_MS, MOST_SHARERS)
 
 
 def test_one_that_is_alone_prefers_all() -> None:
@@ -112,3 +112,18 @@ def test_if_nobody_can_say_who_is_there_it_prefers_all() -> None:
     heard(preference, a_member("me"), a_member("other"))
     preference.forget()
     assert preference.numbers is None
+
+
+def test_only_those_count_that_read() -> None:
+    preference = a_preference()
+    words = [word for name in ("me", "one", "two") for word in (a_member(name), b"%d" % (NOW_MS - 100))]
+    preference.heard(NOW_MS, words, {"me", "two"})
+    mine = preference.numbers
+    preference.heard(NOW_MS, words, {"me", "one", "two", "three"})
+    assert preference.numbers != mine
+    preference.heard(NOW_MS, words, {"two"})
+    assert preference.numbers == mine
+    preference.heard(NOW_MS, words, set())
+    assert (preference.numbers, preference.look_in_ms) == (None, None)
+    preference.heard(NOW_MS, words, None)  # nobody can tell
+    assert preference.numbers is not None

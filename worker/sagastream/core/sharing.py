@@ -9,11 +9,15 @@ others what it does not know, never keeps a newer one from a partition: however 
 process can do, each partition is preferred by a process that can do it too.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from itertools import product
+from heapq import nlargest
+from struct import Struct as Layout
+from typing import Final
 
 from msgspec import Struct
+
+_AT_ONCE: Final = Layout(">8Q")
 
 
 class Sharer(Struct, frozen=True, kw_only=True):
@@ -63,33 +67,47 @@ def shares(names: Collection[str], partitions: int, *, spares: bool) -> Mapping[
             first is gone. Otherwise each shares a partition with as few others as possible.
     """
     owned: dict[str, list[int]] = {name: [] for name in sorted(set(names))}
+    ranks = {name: _ranks(name, partitions) for name in owned}
     least, left_over = divmod(partitions, len(owned))  # so many processes have one more than the others
     free = set(range(partitions))
     # The highest hashes first, of all partitions together. Rejected: partition by partition. If a process comes or
     # goes, the numbers that each may have change, and then about three times as many partitions move.
-    for partition, name in sorted(product(free, owned), key=_rank, reverse=True):
+    for _, name, partition in sorted(_candidates(ranks, partitions), reverse=True):
         number = len(owned[name])
         if partition in free and (number < least or (number == least and left_over)):
             owned[name].append(partition)
             free.remove(partition)
             left_over -= number == least
     if not spares and least == 0:
-        _share_out(owned, partitions)
+        _share_out(owned, ranks, partitions)
     return {name: frozenset(those) for name, those in owned.items()}
 
 
-def _share_out(owned: dict[str, list[int]], partitions: int) -> None:
+def _candidates(ranks: Mapping[str, Sequence[int]], partitions: int) -> Iterator[tuple[int, str, int]]:
+    """The processes that may get each partition. If there are more than partitions, each gets one at most. So of the
+    first of a partition, as many as there are partitions, one at least is left when it comes to that: nobody after them
+    gets it, and very many processes are not sorted."""
+    for partition in range(partitions):
+        of_this = [(of_name[partition], name, partition) for name, of_name in ranks.items()]
+        yield from of_this if len(of_this) <= partitions else nlargest(partitions, of_this)
+
+
+def _share_out(owned: Mapping[str, list[int]], ranks: Mapping[str, Sequence[int]], partitions: int) -> None:
     """Give each process that has no partition one that others have."""
     readers = [1] * partitions
     most = -(-len(owned) // partitions)
     for name, those in owned.items():
         if not those:
-            free = [partition for partition, number in enumerate(readers) if number < most]
-            partition, _ = max(product(free, [name]), key=_rank)
+            free = (partition for partition, number in enumerate(readers) if number < most)
+            partition = max(free, key=ranks[name].__getitem__)
             those.append(partition)
             readers[partition] += 1
 
 
-def _rank(pair: tuple[int, str]) -> tuple[bytes, str]:
-    partition, name = pair
-    return blake2b(f"{name}/{partition}".encode(errors="surrogatepass"), digest_size=8).digest(), name
+def _ranks(name: str, partitions: int) -> list[int]:
+    """The hash of each partition and this name."""
+    found: list[int] = []
+    for first in range(0, partitions, _AT_ONCE.size // 8):  # one digest has those of eight
+        digest = blake2b(b"%b/%d" % (name.encode(errors="surrogatepass"), first), digest_size=_AT_ONCE.size).digest()
+        found += _AT_ONCE.unpack(digest)
+    return found[:partitions]

@@ -7,9 +7,10 @@
 --          kept, those that were heard last  4 the name of the process: its field of running
 --          5 what it has been running for long, JSON ("": nothing)
 --          6 what stands in the members of those with which it shares the partitions ("" or missing: with nobody)
---          7 within which time those were heard, ms
+--          7 within which time those were heard, ms  8 of more of them than this none is told
 -- RETURNS  the time that was written, ms
---          … or, with 6: {that time, a member, its score, the next member …}, itself among them
+--          … or, with 6: {that time, a member, its score, the next member …}, itself among them; or {that time} if they
+--          are too many
 --          error WRONGTYPE: alive is not a zset; nothing was written
 --
 -- A full store allows this too (allow-oom): a member replaces itself, and a worker that waits for memory is alive.
@@ -57,6 +58,9 @@ local found = {now}
 local heard = redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[7], now + ARGV[7], 'WITHSCORES')
 for i = 1, #heard, 2 do
   if #heard[i] <= most_bytes and string.find(heard[i], ARGV[6], 1, true) then
+    if #found > 2 * ARGV[8] then
+      return {now}
+    end
     found[#found + 1] = heard[i]
     found[#found + 1] = heard[i + 1]
   end

@@ -22,16 +22,16 @@ from msgspec import Struct
 
 from sagastream.broker import exchange, wire
 from sagastream.broker.exchange import Exchange, together
-from sagastream.broker.failures import NodeAway, is_no_group, is_wrong_type
+from sagastream.broker.failures import NodeAway, is_wrong_type
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core import sharing
 from sagastream.core.sharing import Sharer
 from sagastream.core.steps import FORMATS, PLAIN
-from sagastream.store import running
+from sagastream.store import presence, running
 from sagastream.store.keys import ALIVE_KEPT, ALIVE_KEPT_MS, ORCHESTRATOR_GROUP, StoreKeys
 from sagastream.store.lineage import Lineage
-from sagastream.store.preference import Preference
+from sagastream.store.preference import MOST_SHARERS, Preference
 from sagastream.store.running import Busy
 
 
@@ -105,6 +105,9 @@ class Process(Struct, frozen=True, kw_only=True):
     started: str | None = None  # None: it does not say
     silent_ms: int  # how long ago it was heard, by the broker's clock
     beats: bool  # whether it writes a heartbeat
+    #: If it is a worker: how long ago it was seen as a consumer in the first partition, in ms; None: there is none of
+    #: its name.
+    unseen_ms: int | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -125,7 +128,9 @@ class Process(Struct, frozen=True, kw_only=True):
     def shares(self) -> bool:
         """Whether it shares the partitions with others of its kind, as they see it."""
         within = next((within for kind, within in ALIVE_WITHIN.items() if kind == self.kind), None)
-        return self.beats and within is not None and abs(self.silent_ms) <= within.shares_ms
+        if not self.beats or within is None or abs(self.silent_ms) > within.shares_ms:
+            return False
+        return self.kind != Kind.WORKER or (self.unseen_ms is not None and self.unseen_ms <= within.shares_ms)
 
     @property
     def is_at_work(self) -> bool:
@@ -238,11 +243,19 @@ class Heartbeat:
         or_raise(removed)
 
     def _beaten(self, member: bytes, busy: bytes) -> Exchange[None]:
-        asked = self.preference.asks
-        found = yield from self._written(member, busy, *asked)
-        self._written_ms, *heard = found if asked else [found]
+        if not (asked := self.preference.asks):
+            self._written_ms = yield from self._written(member, busy)
+            return
+        written, reading = self._written(member, busy, *asked), None
+        if self._kind is Kind.WORKER:
+            assert self._keys is not None
+            shown = presence.shown(self._keys, self._name, ALIVE_WITHIN[self._kind].shares_ms)
+            found, reading = yield from together(written, shown)
+        else:
+            found = yield from written
+        self._written_ms, *heard = found
         self._heard_at = time.monotonic()
-        self.preference.heard(self._written_ms, heard)
+        self.preference.heard(self._written_ms, heard, reading)
 
     def _written(self, member: bytes, busy: bytes = b"", *asked: bytes | int) -> Exchange[Any]:
         """Write a member; returns what the script returns."""
@@ -260,6 +273,8 @@ def preferred(among: Collection[Process], partitions: int) -> dict[str, frozense
         if process.shares:
             groups.setdefault((process.kind, process.service), []).append(process)
     for (kind, _), those in groups.items():
+        if len(those) > MOST_SHARERS:
+            continue
         sharers = [
             Sharer(name=one.name, formats=frozenset(one.formats), commands=_names(one.commands)) for one in those
         ]
@@ -289,11 +304,16 @@ def look(keys: StoreKeys, services: Collection[str]) -> Exchange[list[Process]]:
     clock, beats, *answers = yield [("TIME",), ("ZRANGE", keys.alive, 0, -1, "WITHSCORES"), *asked]
     remembered = _with_heartbeat(beats, wire.milliseconds(or_raise(clock)))
     known = {process.name for process in remembered}
-    found = [process for process in remembered if abs(process.silent_ms) <= _TOLD_MS]
+    seen = dict(presence.consumers(answers[0]))
+    found = [
+        msgspec.structs.replace(process, unseen_ms=seen.get(process.name)) if process.kind == Kind.WORKER else process
+        for process in remembered
+        if abs(process.silent_ms) <= _TOLD_MS
+    ]
     for (kind, service, _, _), consumers in zip(groups, answers, strict=True):
         found += [
             Process(name=name, kind=kind, service=service, silent_ms=idle_ms, beats=False)
-            for name, idle_ms in _consumers(consumers)
+            for name, idle_ms in presence.consumers(consumers)
             if name not in known
         ]
     return found
@@ -317,15 +337,3 @@ def _with_heartbeat(answer: Any, now_ms: int) -> list[Process]:
 
 def _names(commands: Collection[str] | None) -> frozenset[str] | None:
     return None if commands is None else frozenset(commands)
-
-
-def _consumers(answer: Any) -> list[tuple[str, int]]:
-    """The name of each consumer of a group, and how long ago it last asked for entries, in ms."""
-    if isinstance(answer, redis.ResponseError) and is_no_group(answer):
-        return []
-    found = []
-    for words in or_raise(answer):
-        pairs = iter(words)
-        consumer = dict(zip(pairs, pairs, strict=True))
-        found.append((consumer[b"name"].decode(errors="backslashreplace"), int(consumer[b"idle"])))
-    return found

@@ -1,9 +1,10 @@
 """Which partitions one process prefers, by what it last heard of the others; core/sharing.py has the rule.
 
 It hears of them in the answer to its heartbeat, so that costs no command. If the heartbeat is refused, it prefers all.
+So it does if it hears of very many, which nobody runs: to compute their shares would take all its time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -14,6 +15,8 @@ from sagastream.core.steps import PLAIN
 
 #: How long after the time within which a process should have been heard it is noticed that it was not, in ms.
 _LATE_MS: Final = 10
+#: If more than so many are heard that share partitions with each other, they do not: each prefers all.
+MOST_SHARERS: Final = 512
 
 
 class _Other(Struct, frozen=True):
@@ -76,15 +79,23 @@ class Preference:
             if self._service is None
             else b'"service":"%b"' % self._service.encode()
         )
-        return sieve, self._within_ms
+        return sieve, self._within_ms, MOST_SHARERS
 
-    def heard(self, now_ms: int, words: Sequence[bytes]) -> None:
-        """The others as beat.lua has told them: a member, its score, the next member …"""
+    def heard(self, now_ms: int, words: Sequence[bytes], reading: Collection[str] | None = None) -> None:
+        """
+        Args:
+            words: the others as beat.lua has told them: a member, its score, the next member …
+            reading: the names of those that read; the others do not count. None: nobody can tell who reads.
+        """
         scores = dict(zip(words[::2], words[1::2], strict=True))
         self._known = {
             member: self._known[member] if member in self._known else self._parsed(member) for member in scores
         }
-        there = {member: other for member, other in self._known.items() if other is not None}
+        there = {
+            member: other
+            for member, other in self._known.items()
+            if other is not None and (reading is None or other.name in reading)
+        }
         others = frozenset(there.values())
         if others != self._others:
             self._others = others
