@@ -15,11 +15,14 @@ from typing import Any, Final
 import pytest
 import redis
 
+from sagastream.client.blocking import SagaClient
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.roles import Role
-from support.clusters import Cluster, Node
+from support.clusters import Cluster, Node, slot_of
+from support.processes import Commands
+from support.scenes import do
 from support.servers import KINDS
-from support.stores import divided
+from support.stores import divided, in_each
 from support.users import Users
 from support.waiting import until
 
@@ -212,51 +215,109 @@ def test_it_serves_every_partition_on_its_node(cluster: Cluster, work: Work) -> 
     assert len(work.told("quarantined the entry")) == PARTITIONS
 
 
+def test_sagas_complete_and_are_undone(cluster: Cluster, node_sample: Path, commands: Commands) -> None:
+    keys = divided(cluster.broker(), PARTITIONS)
+    env = {"REDIS_URL": cluster.url}
+    commands.quiet("worker", env=env)
+    program = ["node", "notification.mjs"]
+    service = subprocess.Popen(program, cwd=node_sample, env=os.environ | env, stderr=subprocess.PIPE, text=True)
+    try:
+        send = do({"to": "ann@example.org", "text": "Ordered"}, "SendNotification", "notification")
+        misdirected = do({"to": "ann", "text": ""}, "SendNotification", "notification")
+        good, bad = in_each(keys, "good"), in_each(keys, "bad")
+        with SagaClient(cluster.url) as sagas:
+            for saga_id in good:
+                sagas.begin(saga_id, [send, send])
+            for saga_id in bad:
+                sagas.begin(saga_id, [send, misdirected])
+            assert {str(sagas.wait(saga_id, 60).status) for saga_id in good} == {"COMPLETED"}
+            assert {sagas.wait(saga_id, 60).reason for saga_id in bad} == {"Step 2 failed: no_such_address"}
+        outbox: Any = cluster.broker().client.hgetall("stubs:{notification}:outbox")
+        assert [outbox[f"{saga_id}/1/transaction".encode()] for saga_id in bad] == [b"withdrawn"] * PARTITIONS
+        assert len(outbox) == 3 * PARTITIONS
+        service.terminate()
+        said = service.communicate(timeout=60)[1]
+        assert (service.returncode, said.count("\n")) == (0, 1), said
+    finally:
+        service.kill()
+
+
+@contextlib.contextmanager
+def halfway(cluster: Cluster, partition: Partition, to: Node) -> Iterator[None]:
+    """Within this, the slot of a partition is on the move, and its replies are there before its commands."""
+    stream, replies = partition.commands("work"), partition.replies("work")
+    source, slot = cluster.node_of(stream), slot_of(stream)
+    to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.node_id)
+    source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", to.node_id)
+    source.ask("MIGRATE", "127.0.0.1", to.port, replies, 0, 5000)
+    yield
+    cluster.move_slots([stream], to)
+
+
+def goes_on_elsewhere(cluster: Cluster, work: Work, away: Node, how: str) -> None:
+    """While a node is away, the partitions of the others are served, and no more than that is told."""
+    others = [one for one in work.keys.partitions if cluster.node_of(one.commands("work")) is not away]
+    held = [(one, work.send(one, wait=True)) for one in work.keys.partitions if one not in others]
+    until(lambda: all(work.done(*one) for one in held), what="they run")
+    gone = f"the node 127.0.0.1:{away.port} of the cluster is away"
+    (away.kill if how == "dies" else away.pause)()
+    until(lambda: work.answers_more(others) and work.told(gone), what="it says so")
+    assert work.answers_more(others)
+    (away.start if how == "dies" else away.resume)()
+    cluster.wait_ok()
+    work.client.set("go on", 1)
+    for one in work.keys.partitions:
+        work.send(one)
+    work.all_answered()
+    assert [line.partition(" (")[0] for line in work.said] == ["started", gone, gone[:-4] + "back"], work.said
+
+
+def waits_where_a_slot_is_on_the_move(cluster: Cluster, work: Work, moving: Partition, to: Node) -> None:
+    others = [one for one in work.keys.partitions if one is not moving]
+    with halfway(cluster, moving, to):  # a call of a script finds its keys on two nodes
+        work.send(moving)
+        told = "a part of the cluster is away (TRYAGAIN "
+        until(lambda: work.answers_more(others) and work.told(told), what="it waits there, and goes on elsewhere")
+    work.all_answered()
+    until(lambda: work.told("a part of the cluster is back"), what="it says so")
+
+
+def follows_its_slot(cluster: Cluster, work: Work, moving: Partition, *nodes: Node) -> None:
+    """Each command that is sent while the slot moves is done once, and answered once."""
+    before = len(work.said)
+    with ThreadPoolExecutor() as pool:
+        stop = threading.Event()
+        sending = pool.submit(work.send_until, stop, moving)
+        try:
+            for node in nodes:
+                cluster.move_slots([moving.commands("work")], node)
+                there = len(work.answers(moving))
+                until(lambda there=there: len(work.answers(moving)) > there + 5, what="it goes on there")  # type: ignore[misc]
+        finally:
+            stop.set()
+        sent = sending.result()
+    work.all_answered()
+    assert [work.done(moving, saga_id) for saga_id in sent] == [1] * len(sent)
+    assert len(work.answers(moving)) == len({*work.answers(moving)})
+    # If a call of a script came just then, it tells of that, and of nothing else.
+    assert all(line.startswith("a part of the cluster is ") for line in work.said[before:]), work.said
+
+
 @kinds
-def test_a_node_that_is_away_holds_up_its_own_partitions_only(kind: str, tmp_path: Path, node_sample: Path) -> None:
-    """What the whole store shares is on that node, too. Afterwards its slots move, while they are used."""
+@pytest.mark.parametrize("how", ["dies", pytest.param("hangs", marks=pytest.mark.soak)])
+def test_a_node_that_is_away_or_slots_that_move_hold_up_no_other_partition(
+    kind: str, how: str, tmp_path: Path, node_sample: Path
+) -> None:
     cluster = Cluster(kind, tmp_path)
     work = Work(cluster, node_sample)
     try:
-        away = cluster.node_of(work.keys.services)
-        others = [one for one in work.keys.partitions if cluster.node_of(one.commands("work")) is not away]
-        its_own = [one for one in work.keys.partitions if one not in others]
+        away = cluster.node_of(work.keys.services)  # what the whole store shares is away, too
         cluster.nodes.sort(key=lambda node: node is away)  # the url names another one
         work.start()
-        gone = f"the node 127.0.0.1:{away.port} of the cluster is away"
-        for goes, comes in ((away.kill, away.start), (away.pause, away.resume)):
-            work.client.delete("go on")
-            held = [(one, work.send(one, wait=True)) for one in its_own]
-            until(lambda held=held: all(work.done(*one) for one in held), what="they run")  # type: ignore[misc]
-            before = len(work.told(gone))
-            goes()
-            until(lambda before=before: work.answers_more(others) and len(work.told(gone)) > before, what="it tells")  # type: ignore[misc]
-            assert work.answers_more(others)
-            comes()
-            cluster.wait_ok()
-            work.client.set("go on", 1)
-            for one in its_own:
-                work.send(one)
-            work.all_answered()
-        assert [line.partition(" (")[0] for line in work.said] == ["started", *[gone, gone[:-4] + "back"] * 2], (
-            work.said
-        )
-        moving = its_own[0]
-        with ThreadPoolExecutor() as pool:
-            stop = threading.Event()
-            sending = pool.submit(work.send_until, stop, moving)
-            try:
-                for node in (cluster.nodes[0], away):
-                    cluster.move_slots([moving.commands("work")], node)
-                    before = len(work.answers(moving))
-                    until(lambda before=before: len(work.answers(moving)) > before + 5, what="it goes on there")  # type: ignore[misc]
-            finally:
-                stop.set()
-            sent = sending.result()
-        work.all_answered()
-        assert [work.done(moving, saga_id) for saga_id in sent] == [1] * len(sent)
-        assert len(work.answers(moving)) == len({*work.answers(moving)})
-        assert len(work.said) == 5, work.said  # that its slots move, it need not tell
+        goes_on_elsewhere(cluster, work, away, how)
+        moving, other = work.keys.partitions[0], cluster.nodes[0]
+        waits_where_a_slot_is_on_the_move(cluster, work, moving, other)
+        follows_its_slot(cluster, work, moving, away, other)
         work.ends()
     finally:
         work.kill()

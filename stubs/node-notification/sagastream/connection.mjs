@@ -108,12 +108,12 @@ export class Connection {
     const client = this.#client
     if (!client) throw new Away(this.#away)
     try {
-      // It holds for the command that comes next on the connection.
-      const allowed = asking ? client.sendCommand(['ASKING']) : undefined
-      const answer = client.sendCommand(words.map((word) => (word instanceof Buffer ? word : String(word))))
-      const [found] = await Promise.all([answer, allowed])
+      const texts = words.map((word) => (word instanceof Buffer ? word : String(word)))
+      // ASKING holds for the command that comes next on the connection.
+      const sent = asking ? both(client.sendCommand(['ASKING']), client.sendCommand(texts)) : client.sendCommand(texts)
+      const answer = await sent
       this.#node?.answered()
-      return found
+      return answer
     } catch (error) {
       if (!(error instanceof redis.ErrorReply)) throw this.#lost(error)
       // Of a cluster, the map says where the slots are by now.
@@ -174,6 +174,12 @@ export function reconnect(client) {
   if (!client.isReady) return // another call has seen to it
   client.destroy()
   client.connect().catch(() => {})
+}
+
+/** What the second call answers, if both are answered. */
+async function both(first, second) {
+  const answers = await Promise.all([first, second])
+  return answers[1]
 }
 
 function scriptOf(name) {
