@@ -156,6 +156,28 @@ class Work:
             process.wait()
 
 
+def test_it_computes_slots_as_the_servers_do(node_sample: Path) -> None:
+    keys = [
+        "saga:store",
+        "saga:{0}:commands:till",
+        "{3um}",
+        "a{}b",
+        "{}",
+        "{a}{b}",
+        "a}b{c}",
+        "{{a}}",
+        "{a",
+        "ü{é–}",
+        "",
+    ]
+    program = f"console.log(JSON.stringify({json.dumps(keys)}.map(slotOf)))"
+    script = f"import {{ slotOf }} from './sagastream/cluster.mjs'\n{program}"
+    ran = subprocess.run(
+        ["node", "--input-type=module", "--eval", script], cwd=node_sample, capture_output=True, timeout=60, check=True
+    )
+    assert json.loads(ran.stdout) == [slot_of(key) for key in keys]
+
+
 @pytest.fixture
 def work(cluster: Cluster, node_sample: Path) -> Iterator[Work]:
     made = Work(cluster, node_sample)

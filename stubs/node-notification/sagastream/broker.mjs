@@ -35,7 +35,7 @@ export class Broker {
 
   /** A connection that may wait for commands: on a cluster, for those of one partition. */
   reader() {
-    return this.#opened(this.#map ? new ClusterConnection(this.#map) : new Connection(this.#server))
+    return this.#opened(this.#map ? new ClusterConnection(this.#map, true) : new Connection(this.#server))
   }
 
   /** What is away in an outage, for people to see. Of its nodes, a cluster tells by itself. */
@@ -68,13 +68,13 @@ export class Broker {
 export class Patience {
   #say
   #broker
-  #outage // the calls that cannot reach Redis, and whether it was said that it is away
+  #outage // the calls that cannot reach Redis, and of what it was said that it is away
 
   /**
    * @param stop an AbortSignal; once it is aborted, nobody waits any longer
    * @param broker Redis is back once all its connections are: one may come back a while after the other
    */
-  constructor(say, stop, broker, outage = { calls: new Set(), isTold: false }) {
+  constructor(say, stop, broker, outage = { calls: new Set(), told: '' }) {
     this.#say = say
     this.stop = stop
     this.#broker = broker
@@ -108,16 +108,17 @@ export class Patience {
   }
 
   #isAway(call, error) {
-    if (!this.#outage.isTold) this.#say(`${this.#broker.name} is away (${error.message}); waiting`)
-    this.#outage.isTold = true
+    const { name } = this.#broker
+    if (!this.#outage.told) this.#say(`${name} is away (${error.message}); waiting`)
+    this.#outage.told ||= name
     this.#outage.calls.add(call)
   }
 
   #sayIfBack() {
-    const { calls, isTold } = this.#outage
-    if (!isTold || calls.size > 0 || !this.#broker.isReady) return
-    this.#outage.isTold = false
-    this.#say(`${this.#broker.name} is back`)
+    const { calls, told } = this.#outage
+    if (!told || calls.size > 0 || !this.#broker.isReady) return
+    this.#outage.told = ''
+    this.#say(`${told} is back`)
   }
 
   /** Wait, but stop waiting at the stop. */

@@ -122,6 +122,7 @@ export class ClusterMap {
   }
 
   #take(ranges, asked) {
+    if (!ranges.length) throw new Error('it knows of no slots')
     const bySlot = new Array(SLOTS)
     const known = new Set([this.#seed])
     for (const [first, last, ...nodes] of ranges) {
@@ -151,10 +152,13 @@ export class ClusterMap {
 export class ClusterConnection {
   #map
   #nodes = new Map() // by address
+  #isOfOne
   #forget
 
-  constructor(map) {
+  /** @param isOfOne whether all its keys are in one slot: then it keeps the connection to the node of that alone */
+  constructor(map, isOfOne = false) {
     this.#map = map
+    this.#isOfOne = isOfOne
     this.#forget = map.onChange((masters) => this.#keep(masters))
   }
 
@@ -197,7 +201,9 @@ export class ClusterConnection {
         // Without a host, it is where the node that was asked is.
         address = to.startsWith(':') ? hostOf(address) + to : to
         asking = kind === 'ASK'
-        if (!asking) this.#map.moved(slot, address)
+        if (asking) continue
+        this.#map.moved(slot, address)
+        if (this.#isOfOne) this.#keep(new Set([address]))
       }
     }
     throw new Away(`the nodes of the cluster do not agree which of them has slot ${slot}`)
@@ -214,10 +220,10 @@ export class ClusterConnection {
     return this.#nodes.get(address)
   }
 
-  /** Leave the nodes that have no slots any more. */
-  #keep(masters) {
+  /** Leave all nodes but these. */
+  #keep(addresses) {
     for (const [address, node] of this.#nodes) {
-      if (masters.has(address)) continue
+      if (addresses.has(address)) continue
       node.close()
       this.#nodes.delete(address)
     }
