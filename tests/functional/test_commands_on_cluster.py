@@ -9,9 +9,12 @@ from typing import Final
 import pytest
 
 from sagastream.broker.connection import Broker
+from sagastream.broker.failures import NodeAway
 from sagastream.client.blocking import SagaClient
 from sagastream.store import layout
 from sagastream.store.keys import StoreKeys
+from sagastream_bridge.dashboard.reading import StoreReader
+from sagastream_bridge.dashboard.standing import notices
 from sagastream_bridge.inspection.doctor import Doctor
 from sagastream_bridge.inspection.findings import OK, PROBLEM, WARNING, Finding
 from support.clusters import Cluster, Node
@@ -107,6 +110,15 @@ def test_what_can_be_reached_is_told_and_so_is_what_cannot(stage: Stage) -> None
     done = stage.told("show", min(away))
     assert (done.returncode, "what it holds waits until it is back" in done.stderr) == (1, True)
     assert "no process of service nobody" in stage.told("show", min(stage.ids(1))).stdout
+    now = StoreReader(Broker(cluster.url))
+    figures = now.standing().figures
+    assert (figures.live.total, figures.partitions_away) == (len(IDS) - len(away), 2)
+    assert any("partitions 3-4 of 6 are left out" in one.text for one in notices(now.standing()))
+    assert now.saga(min(stage.ids(1))).causes
+    with pytest.raises(NodeAway) as raised:
+        now.saga(min(away))
+    now.outage.found(raised.value)
+    assert now.outage.known() is None
     stage.restart(cluster.nodes[SECOND])
 
     cluster.nodes[THIRD].kill()
@@ -117,3 +129,7 @@ def test_what_can_be_reached_is_told_and_so_is_what_cannot(stage: Stage) -> None
     assert f"{len(stage.ids(1, 2, 3, 4))} live" in done.stderr
     assert "what is known of the whole store cannot be read" in done.stderr
     assert "why it waits cannot be told" in stage.told("show", min(stage.ids(1))).stdout
+    now = StoreReader(Broker(cluster.url))
+    with pytest.raises(NodeAway):
+        now.standing()
+    assert "why it waits cannot be told" in now.saga(min(stage.ids(1))).notes[0]

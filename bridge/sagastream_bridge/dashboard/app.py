@@ -60,7 +60,7 @@ class Dashboard:
         self._token = token
         self._sessions = Sessions()
         self.reader = StoreReader(broker)
-        self.feed = Feed(broker, self.reader.keys, self.reader.fingerprint, self.reader.outage)
+        self.feed = Feed(broker, self.reader.layout, self.reader.keys, self.reader.fingerprint, self.reader.outage)
         templates = environment({"version": _version()})
         self._page = Page(
             self.reader,

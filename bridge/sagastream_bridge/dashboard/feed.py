@@ -81,16 +81,23 @@ class Feed:
     """The thread, and those who are told by it."""
 
     def __init__(
-        self, broker: Broker, keys: Callable[[], StoreKeys], fingerprint: Callable[[], object], outage: Outage
+        self,
+        broker: Broker,
+        keys: Callable[[], StoreKeys],
+        reached: Callable[[], StoreKeys],
+        fingerprint: Callable[[], object],
+        outage: Outage,
     ) -> None:
         """
         Args:
             keys: the names of the store's keys. May raise what reading the store raises.
+            reached: the same, of the partitions that can be reached. The others are followed once they are back.
             fingerprint: the figures that pages show. If they differ from those before, viewers are told.
             outage: what is known of the broker; the feed tells it what it finds.
         """
         self._broker = broker
         self._keys = keys
+        self._reached = reached
         self._fingerprint = fingerprint
         self._outage = outage
         self._viewers: set[Viewer] = set()
@@ -149,8 +156,7 @@ class Feed:
             try:
                 partitions = self._keys().partitions
                 if place is None:
-                    place = run(self._broker.client, events.newest(partitions))
-                    self.rates.count(run(self._broker.client, _past(partitions)))
+                    place = self._begin(partitions)
                 place, busy = self._turn(partitions, place)
                 self._mend()
                 if busy:
@@ -159,6 +165,14 @@ class Feed:
                 place = None
                 self._fail(error)
                 self._stop.wait(_AGAIN_S)
+
+    def _begin(self, partitions: Sequence[Partition]) -> Place:
+        """Count what happened lately. Returns the place up to which that is."""
+        there = self._reached().partitions
+        newest = dict(zip(there, run(self._broker.client, events.newest(there)), strict=True))
+        self.rates.count(run(self._broker.client, _past(there)))
+        # Of a partition that cannot be reached, only what comes from now on.
+        return tuple(newest.get(one, b"$") for one in partitions)
 
     def _turn(self, partitions: Sequence[Partition], place: Place) -> tuple[Place, bool]:
         """Read events, and tell viewers. Returns the place after them, and whether there were many."""

@@ -7,7 +7,7 @@ from typing import Final
 
 import redis
 
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import NodeAway, is_outage
 
 #: If no feed asks whether the broker is back, how often a page tries to read all the same, in seconds. Whoever asks for
 #: it waits as long as the broker may take to answer, so this is seldom.
@@ -30,8 +30,9 @@ class Outage:
         self.is_watched: Callable[[], bool] = lambda: False
 
     def found(self, error: Exception) -> None:
-        """Reading has failed. It is an outage only if the broker is away."""
-        if isinstance(error, redis.RedisError) and is_away(error):
+        """Reading has failed. It is an outage only if the broker is away; a node of a cluster that is away keeps nobody
+        from reading what the others have."""
+        if isinstance(error, redis.RedisError) and is_away(error) and not isinstance(error, NodeAway):
             with self._lock:
                 if self._error is None:
                     self._next_try = time.monotonic() + _TRIES_EVERY_S

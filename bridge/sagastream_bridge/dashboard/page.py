@@ -10,7 +10,7 @@ import redis
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from sagastream.broker.failures import is_outage, is_refusal, told
+from sagastream.broker.failures import NodeAway, is_outage, is_refusal, told
 from sagastream.core.messages import MAX_ACTOR_CHARS
 from sagastream.errors import SagastreamError
 from sagastream_bridge.dashboard.feed import Feed
@@ -43,13 +43,13 @@ class Page:
         self._has_token = has_token
 
     def show(self, request: Request, name: str, status: int = 200, **shown: Any) -> Response:
-        """A page. What the navigation counts is left out if it cannot be read. Raises redis.RedisError if the broker is
-        away."""
+        """A page. What the navigation counts is left out if it cannot be read. Raises redis.RedisError if all of the
+        broker is away."""
         counts = None
         try:
             counts = self.reader.standing()
         except (redis.RedisError, SagastreamError) as error:
-            if is_away(error):
+            if is_away(error) and not isinstance(error, NodeAway):
                 raise
             shown.setdefault("trouble", trouble(error))
         return self._shown(request, name, status, counts, shown)

@@ -20,13 +20,14 @@ from sagastream.core.saga import SagaState
 from sagastream.core.sending import Published
 from sagastream.errors import SagastreamError
 from sagastream.rq_steps import asking
-from sagastream.store import bulks, heartbeat, layout, operations, published
+from sagastream.store import bulks, heartbeat, layout, operations, published, reach
 from sagastream.store.definitions import Deployed
 from sagastream.store.finding import Page, find, opened_page
 from sagastream.store.heartbeat import Process
 from sagastream.store.keys import StoreKeys
 from sagastream.store.operations import Operation
 from sagastream.store.quarantine import Quarantine, Quarantined
+from sagastream.store.reach import Reach
 from sagastream_bridge.dashboard import recent, standing
 from sagastream_bridge.dashboard.finding import Search
 from sagastream_bridge.dashboard.outage import Outage
@@ -97,12 +98,18 @@ class StoreReader:
         self.broker = broker
         self.client = SagaClient(broker)
         self.outage = Outage()
-        self.keys: Shared[StoreKeys] = Shared(lambda: layout.look(broker), _KEYS_S)
+        #: The names of all keys; and what can be reached of the store.
+        self.layout: Shared[StoreKeys] = Shared(lambda: layout.look(broker), _KEYS_S)
+        self.reach: Shared[Reach] = Shared(lambda: run(broker.client, reach.look(self.layout())), _FIGURES_S)
         self.standing: Shared[Standing] = Shared(self._standing, _FIGURES_S)
         self.parked: Shared[Parked] = Shared(lambda: self._run(standing.parked), _PARKED_S)
         self.recent: Shared[Recent] = Shared(lambda: self._run(recent.read), _RECENT_S)
         self.bulks: Shared[list[Bulk]] = Shared(self._bulks, _FIGURES_S)
         self.processes: Shared[list[Process]] = Shared(self._processes, _FIGURES_S)
+
+    def keys(self) -> StoreKeys:
+        """The names of the keys that can be reached."""
+        return self.reach().keys
 
     def forget(self) -> None:
         """Have all read again: something was done."""
@@ -114,7 +121,7 @@ class StoreReader:
         now = self.standing()
         alive = [worker.name for worker in now.evidence.workers if worker.is_alive]
         alive += [one.name for queue in now.queues for one in queue.facts.alive]
-        counts = (now.live, now.parked, now.back, now.figures.ended, now.unread, now.quarantined, now.full)
+        counts = (now.live, now.parked, now.back, now.figures.ended, now.unread, now.quarantined, now.full, now.away)
         queues = tuple((queue.figures.unread, queue.figures.held) for queue in now.queues)
         try:
             many = tuple((one.bulk_id, one.state, one.found, one.done, one.refused) for one in self.bulks())
@@ -152,7 +159,9 @@ class StoreReader:
         return self._run(lambda keys: bulks.turns(keys, bulk_id))
 
     def why(self, states: Sequence[SagaState]) -> list[tuple[Cause, ...]]:
-        """Why each of these sagas waits."""
+        """Why each of these sagas waits. Nothing is said while what is of the whole store cannot be read."""
+        if self.reach().shared is not None:
+            return [() for _ in states]
         return asking.run(self.broker.client, explain(self.keys(), states, _LOOKED_AT))
 
     def quarantined(self) -> list[Quarantined]:
@@ -175,7 +184,7 @@ class StoreReader:
         return published.read(self.broker.client, self.keys(), services)
 
     def _standing(self) -> Standing:
-        found = standing.read(self.broker.client, self.keys())
+        found = standing.read(self.broker, self.layout())
         self.outage.over()
         return found
 

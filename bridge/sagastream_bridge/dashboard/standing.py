@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 import redis
 from msgspec import Struct
 
+from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import Exchange, run, together
 from sagastream.broker.wire import Words
 from sagastream.client.evidence import survey
@@ -19,7 +20,7 @@ from sagastream.core.why import no_worker
 from sagastream.core.why_out import LATE_MS
 from sagastream.core.why_service import hangs, nobody
 from sagastream.core.why_waits import pause_told, pauses_nothing
-from sagastream.store import lineage
+from sagastream.store import lineage, reach
 from sagastream.store.finding import find
 from sagastream.store.keys import StoreKeys
 from sagastream.store.losses import Loss
@@ -54,6 +55,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     evidence: Evidence
     queues: Sequence[Queue]
     losses: Sequence[Loss]
+    away: Sequence[str] = ()  # what cannot be reached, and why
 
     @property
     def now_ms(self) -> int:
@@ -106,9 +108,11 @@ class Notice(Struct, frozen=True, kw_only=True):
 # --- what is read
 
 
-def read(client: "redis.Redis", keys: StoreKeys) -> Standing:
-    """How a store stands."""
-    found = run(client, figures.look(keys))
+def read(broker: Broker, keys: StoreKeys) -> Standing:
+    """How a store stands, as far as it can be reached."""
+    client, reached = broker.client, run(broker.client, reach.look(keys))
+    keys = reached.keys
+    found = figures.of_broker(broker, keys)
     names = [service.name for service in found.services]
     evidence, (counts, full) = run(client, together(survey(keys, names), _indexed(keys)))
     return Standing(
@@ -120,6 +124,7 @@ def read(client: "redis.Redis", keys: StoreKeys) -> Standing:
         evidence=evidence,
         queues=[Queue(evidence.of(service.name), service) for service in found.services],
         losses=lineage.losses(client, keys),
+        away=tuple(reached.told()),
     )
 
 
@@ -178,7 +183,9 @@ def _read(answer: Any, instead: Any) -> Any:
 
 def notices(found: Standing) -> list[Notice]:
     """What is wrong in a store, the worst first."""
-    return sorted(_notices(found), key=lambda one: one.level != "problem")
+    nodes = ("sagastream doctor  # says more of the nodes",)
+    away = [Notice(level="problem", text=text, do=nodes) for text in found.away]
+    return sorted([*away, *_notices(found)], key=lambda one: one.level != "problem")
 
 
 def _notices(found: Standing) -> Iterator[Notice]:

@@ -1,4 +1,5 @@
-"""The figures of a store: how many sagas, what waits, who works, how much memory. For metrics and for the dashboard.
+"""The figures of a store: how many sagas, what waits, who works, how much memory. For metrics and for the dashboard. On
+a cluster, the memory is that of the node that is fullest.
 
 They are read with bounded work, whatever the store holds, and only reading is done. What the user of the broker may not
 read, or what is of another type than it should be, counts as nothing: `sagastream doctor` tells of it.
@@ -7,19 +8,22 @@ read, or what is of another type than it should be, counts as nothing: `sagastre
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import redis
 from msgspec import Struct
+from msgspec.structs import replace
 
+from sagastream.broker import wire
 from sagastream.broker.connection import Broker
 from sagastream.broker.entries import time_of
 from sagastream.broker.exchange import Exchange, all_of, run, together
+from sagastream.broker.failures import is_outage
 from sagastream.broker.wire import Words, milliseconds, or_raise
 from sagastream.core.indexing import of_held
 from sagastream.core.pauses import Pause
-from sagastream.store import heartbeat, layout, pauses, published, running
+from sagastream.store import heartbeat, layout, pauses, published, reach, running
 from sagastream.store.heartbeat import Kind
 from sagastream.store.keys import StoreKeys
 from sagastream_bridge.inspection import live_sagas
@@ -65,6 +69,7 @@ class Figures(Struct, frozen=True, kw_only=True):
     losses: int  # whether writes were lost, as far as nobody has said that it is settled: how often that was found
     memory_bytes: int
     memory_limit_bytes: int | None  # None: the server has none
+    partitions_away: int = 0  # how many could not be reached: of them, nothing is counted
 
     @property
     def oldest_live_ms(self) -> int | None:
@@ -82,7 +87,7 @@ class FiguresReader:
 
     def __init__(self, broker: Broker, *, kept_s: float = KEPT_S) -> None:
         """Raises StoreMismatch, and redis.RedisError if the broker is away."""
-        self._client = broker.client
+        self._broker = broker
         self._keys = layout.look(broker)
         self._kept_s = kept_s
         self._lock = threading.Lock()
@@ -92,9 +97,40 @@ class FiguresReader:
         """The figures as they are, or were a moment ago. Raises redis.RedisError."""
         with self._lock:  # whoever comes meanwhile gets the same ones
             if self._last is None or time.monotonic() - self._last[0] >= self._kept_s:
-                figures = run(self._client, look(self._keys))
-                self._last = time.monotonic(), figures
+                self._last = time.monotonic(), of_broker(self._broker, self._keys)
             return self._last[1]
+
+
+def of_broker(broker: Broker, keys: StoreKeys) -> Figures:
+    """The figures of what can be reached of a store. Raises redis.RedisError; also if what is known of the whole store
+    cannot be read, as who is at work."""
+    found = run(broker.client, reach.look(keys))
+    if found.shared is not None:
+        raise found.shared
+    figures = run(broker.client, look(found.keys))
+    if not broker.is_cluster:
+        return figures
+    used, most = max(_memory_of_nodes(broker), key=_fullness, default=(0, None))
+    away = len(keys.tags) - len(found.keys.partitions)
+    return replace(figures, partitions_away=away, memory_bytes=used, memory_limit_bytes=most)
+
+
+def _memory_of_nodes(broker: Broker) -> Iterator[tuple[int, int | None]]:
+    """How much memory each node of a cluster uses that can be reached, and its limit."""
+    for client in broker.servers(answering=True).values():
+        try:
+            (answer,) = wire.round_trip(client, [("INFO", "memory")])
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
+            continue
+        memory = _facts(_read(answer, b""))
+        yield int(memory.get("used_memory", 0)), int(memory.get("maxmemory", 0)) or None
+
+
+def _fullness(memory: tuple[int, int | None]) -> tuple[float, int]:
+    used, most = memory
+    return used / most if most else 0.0, used
 
 
 def look(keys: StoreKeys) -> Exchange[Figures]:

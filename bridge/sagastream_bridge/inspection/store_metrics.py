@@ -89,6 +89,7 @@ def samples(figures: Figures) -> Iterator[Sample]:
     yield Sample(catalogue.PROCESSES, ("worker", ""), figures.workers)
     yield Sample(catalogue.SET_ASIDE, ("",), figures.quarantined)
     yield Sample(catalogue.LOSSES, (), figures.losses)
+    yield Sample(catalogue.PARTITIONS_AWAY, (), figures.partitions_away)
     yield Sample(catalogue.MEMORY, (), figures.memory_bytes)
     if figures.memory_limit_bytes is not None:
         yield Sample(catalogue.MEMORY_LIMIT, (), figures.memory_limit_bytes)

@@ -124,7 +124,8 @@ def test_a_form_of_which_the_rest_does_not_come_is_refused() -> None:
 
 def test_one_viewer_too_many_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "MOST_VIEWERS", 1)
-    found = Feed(cast(Broker, None), lambda: StoreKeys("saga", ["0"]), lambda: None, Outage())
+    keys = StoreKeys("saga", ["0"])
+    found = Feed(cast(Broker, None), lambda: keys, lambda: keys, lambda: None, Outage())
 
     async def both() -> None:
         first = found.follow(None)

@@ -151,9 +151,11 @@ class Broker:
         """Whether the url leads to a cluster. Only the server knows: before it has answered, this is False."""
         return to_cluster.nodes_of(self.client) is not None
 
-    def servers(self) -> dict[str, redis.Redis]:
-        """A client for each server, by its address: of each master of a cluster, or of the one server ("")."""
-        return to_cluster.clients(self.client)
+    def servers(self, *, answering: bool = False) -> dict[str, redis.Redis]:
+        """A client for each server, by its address: of each master of a cluster, or of the one server ("").
+        `answering`:
+        not of the nodes that are known to be away."""
+        return to_cluster.clients(self.client, answering=answering)
 
     @property
     def shown_url(self) -> str:

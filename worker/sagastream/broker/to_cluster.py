@@ -262,14 +262,15 @@ def _greet(connection: Any) -> None:
             connection.serves(mode_of(connection.read_response()))
 
 
-def clients(client: "redis.Redis") -> dict[str, "redis.Redis"]:
-    """A client for each server, by its address: of each master of a cluster, or of the one server (""). Raises
-    redis.RedisError if it is not known which they are."""
+def clients(client: "redis.Redis", *, answering: bool = False) -> dict[str, "redis.Redis"]:
+    """A client for each server, by its address: of each master of a cluster, or of the one server ("").
+    `answering`: not of nodes that are known to be away. Raises redis.RedisError if it is not known which there are."""
     if nodes_of(client) is None:
         client.ping()
     if (nodes := nodes_of(client)) is None:
         return {"": client}
-    return {str(node): nodes.client_of(node) for node in nodes.map.masters}
+    wanted = [node for node in nodes.map.masters if not (answering and nodes.map.is_away(node))]
+    return {str(node): nodes.client_of(node) for node in wanted}
 
 
 def nodes_of(client: "redis.Redis") -> Nodes | None:

@@ -159,7 +159,14 @@ SET_ASIDE: Final = Metric(
 LOSSES: Final = Metric(
     "sagastream_store_losses", "gauge", "Losses of writes that nobody has said are settled; 0: none was found."
 )
-MEMORY: Final = Metric("sagastream_store_memory_bytes", "gauge", "Memory that the server uses.")
+PARTITIONS_AWAY: Final = Metric(
+    "sagastream_store_partitions_away",
+    "gauge",
+    "Partitions whose node of a cluster is away: the other figures leave them out.",
+)
+MEMORY: Final = Metric(
+    "sagastream_store_memory_bytes", "gauge", "Memory that the server uses; of a cluster, the node that is fullest."
+)
 MEMORY_LIMIT: Final = Metric("sagastream_store_memory_limit_bytes", "gauge", "Its maxmemory; absent: it has no limit.")
 
 #: All of them, by name.
