@@ -18,6 +18,7 @@ from sagastream.broker.connection import Broker
 from sagastream.store import layout, published
 from sagastream.store.keys import StoreKeys
 from support.clock import ServerClock
+from support.clusters import Cluster
 from support.processes import Commands
 from support.scenes import do
 from support.servers import KINDS, OwnServer, start_server
@@ -66,11 +67,12 @@ def never(params, context):
 
 
 class Place:
-    """A server with one store, and the processes on it."""
+    """A server, or a cluster of three nodes, with one store; and the processes on it."""
 
     def __init__(self, kind: str, folder: Path, commands: Commands, partitions: int) -> None:
         folder.mkdir()
-        self.server = start_server(kind, folder, OwnServer)
+        is_cluster = kind == "cluster"
+        self.server = Cluster("valkey", folder) if is_cluster else start_server(kind, folder, OwnServer)
         self._commands = commands
         self.env = {
             "REDIS_URL": self.server.url,
@@ -164,6 +166,8 @@ def fill(place: Place) -> None:
     [
         (("redis", 1), ("valkey", 3)),
         (("valkey", 3), ("redis", 1)),
+        (("redis", 1), ("cluster", 4)),
+        pytest.param(("cluster", 4), ("valkey", 1), marks=pytest.mark.soak),
         pytest.param(("valkey", 3), ("valkey", 2), marks=pytest.mark.soak),
     ],
     ids=lambda side: "-".join(map(str, side)),
@@ -219,6 +223,7 @@ def test_sagas_in_every_state_go_on(
 def test_on_a_server_whose_clock_is_behind_no_saga_stands_still(commands: Commands, tmp_path: Path) -> None:
     old, new = (Place("valkey", tmp_path / name, commands, 1) for name in ("old", "new"))
     try:
+        assert isinstance(new.server, OwnServer)
         ServerClock(new.server).set_back(2 * 3600 * 1000)
         old.start("worker")
         sagas = SagaClient(old.broker)

@@ -60,6 +60,7 @@ class Import:
         self._broker = broker
         self._client = broker.client
         self._file = file
+        self._pipelines: dict[int | None, Pipeline] = {}  # what is to be written next, by partition
         self._now_ms = 0  # when it began to write, by the server's clock
         self.set_back = 0  # how many sagas last changed at a time that is still to come by that clock
         try:
@@ -84,12 +85,21 @@ class Import:
         self._now_ms = milliseconds(self._client.time())
         lines = self._lines()
         while page := list(islice(lines, _PAGE)):
-            pipeline = self._client.pipeline(transaction=True)
             for line in page:
                 sagas += line["type"] == "saga"
-                getattr(self, f"_{line['type']}")(pipeline, line)
-            pipeline.execute()
+                getattr(self, f"_{line['type']}")(line)
+            pipelines, self._pipelines = self._pipelines, {}
+            for pipeline in pipelines.values():
+                pipeline.execute()
         return sagas
+
+    def _to(self, partition: Partition | None) -> Pipeline:
+        """The transaction in which something of this partition is written; None: of the whole store. On a cluster, each
+        is written by itself."""
+        number = None if partition is None or not self._keys.apart else partition.number
+        if (found := self._pipelines.get(number)) is None:
+            found = self._pipelines[number] = self._client.pipeline(transaction=True)
+        return found
 
     def _checked(self) -> StoreKeys:
         """The names of the store that the file is of. Raises TransferError."""
@@ -125,26 +135,30 @@ class Import:
     def _foreign(self) -> str | None:
         """A key of the store that another process has written; None: it is empty."""
         own = {self._keys.store, self._keys.alive, self._keys.running, self._keys.losses, self._keys.samples}
-        for key in self._client.scan_iter(f"{self._keys.prefix}:*", _PAGE):
-            name: str = key.decode(errors="backslashreplace")
-            if name not in own:
-                return name
+        for client in self._broker.servers().values():
+            for key in client.scan_iter(f"{self._keys.prefix}:*", _PAGE):
+                name: str = key.decode(errors="backslashreplace")
+                if name not in own:
+                    return name
         return None
 
     # --- one line of each type
 
-    def _service(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
+    def _service(self, line: dict[str, Any]) -> None:
+        pipeline = self._to(None)
         pipeline.sadd(self._keys.services, line["service"])
         if line["fields"]:
             pipeline.hset(self._keys.published(line["service"]), items=_flat(line["fields"]))
 
-    def _definition(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
+    def _definition(self, line: dict[str, Any]) -> None:
+        pipeline = self._to(None)
         pipeline.sadd(self._keys.definitions, line["name"])
         pipeline.hset(self._keys.definition(line["name"]), items=_flat(line["fields"]))
 
-    def _saga(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
+    def _saga(self, line: dict[str, Any]) -> None:
         saga_id = line["saga_id"]
         partition = self._keys.of(saga_id)
+        pipeline = self._to(partition)
         key = partition.saga(saga_id)
         pipeline.hset(key, items=_flat(line["fields"]))
         timer = line["timer"]
@@ -183,18 +197,18 @@ class Import:
         pipeline.hset(key, items=changed)
         return moved.due_ms
 
-    def _records(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
-        by_partition: dict[str, Fields] = {}
+    def _records(self, line: dict[str, Any]) -> None:
+        by_partition: dict[Partition, Fields] = {}
         for name, value in line["fields"]:
             saga_id = name.partition(b"/")[0].decode(errors="backslashreplace")
-            key = self._keys.of(saga_id).done(line["service"], line["hour"] * HOUR_MS)
-            by_partition.setdefault(key, []).append((name, value))
-        for key, fields in by_partition.items():
+            by_partition.setdefault(self._keys.of(saga_id), []).append((name, value))
+        for partition, fields in by_partition.items():
+            pipeline, key = self._to(partition), partition.done(line["service"], line["hour"] * HOUR_MS)
             pipeline.hset(key, items=_flat(fields))
             if line["ttl_ms"] is not None:
                 pipeline.pexpire(key, max(1, line["ttl_ms"]))
 
-    def _entry(self, pipeline: Pipeline, line: dict[str, Any]) -> None:
+    def _entry(self, line: dict[str, Any]) -> None:
         fields = dict(line["fields"])
         saga_id = saga_id_of(line["fields"])
         partitions = self._keys.partitions
@@ -205,7 +219,7 @@ class Import:
             self._rename(fields, partition)
         # A new id: those of two partitions may be the same, and a stream takes them in their order only.
         named: dict[Any, Any] = dict(fields)
-        pipeline.xadd(_stream(partition, line["what"], line["service"]), named)
+        self._to(partition).xadd(_stream(partition, line["what"], line["service"]), named)
 
     def _rename(self, fields: dict[bytes, bytes], partition: Partition) -> None:
         """Let a quarantined message name the stream in this store that takes the place of the one it came from."""
