@@ -102,12 +102,36 @@ def test_workers_services_and_clients_do_all_their_work(
 
 @pytest.mark.both_in_soak
 @pytest.mark.parametrize("kind", KINDS)
-def test_they_do_so_on_a_cluster(kind: str, tmp_path: Path, commands: Commands) -> None:
+def test_they_do_so_on_a_cluster(
+    kind: str, tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAGASTREAM_PARTITIONS", "3")
     cluster = Cluster(kind, tmp_path, masters=1)
     try:
-        do_all_work(cluster, commands, 1)
+        do_all_work(cluster, commands, 3)
+        look_around(cluster, commands)
     finally:
         cluster.stop()
+
+
+def look_around(cluster: Cluster, commands: Commands) -> None:
+    """What people who look and act ask of a store on a cluster."""
+    users = Users(cluster, partitions=3)
+    asked: list[tuple[Role, tuple[str, ...]]] = [
+        *((Role.INSPECTOR, (what,)) for what in ("doctor", "list", "operations", "paused", "bulk")),
+        (Role.INSPECTOR, ("metrics", "--once")),
+        (Role.OPERATOR, ("pause", "till", "--reason", "by hand")),
+        (Role.OPERATOR, ("erase", "s1", "--reason", "asked for")),
+        (Role.DOCTOR, ("doctor", "--repair")),
+    ]
+    told = {}
+    for role, arguments in asked:
+        done = commands.run(*arguments, REDIS_URL=users.url(role))
+        assert "no permissions" not in done.stdout + done.stderr, done
+        told[role, arguments[0]] = done.stdout
+    assert "1 master, 0 replicas; each slot has a node" in told[Role.INSPECTOR, "doctor"]
+    assert "1 saga, " in told[Role.OPERATOR, "erase"]
+    assert users.refused() == []
 
 
 def do_all_work(server: Server | Cluster, commands: Commands, partitions: int) -> None:
