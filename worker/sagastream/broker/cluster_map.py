@@ -134,6 +134,8 @@ class ClusterMap:
     def moved(self, slot: int, node: Address) -> None:
         """A node has said that a slot is at this one by now."""
         with self._lock:
+            if self._by_slot[slot] != node:
+                self._is_cut(node)  # it may be a replica that has taken over
             self._by_slot[slot] = node
             self._is_stale = True
 
