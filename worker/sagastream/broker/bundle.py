@@ -44,7 +44,7 @@ class AskForMap(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """See whether a node that was away answers within a moment. What comes of it: None, or the error."""
+    """See whether a node that was away answers again, without waiting for it. What comes of it: None, or the error."""
 
     node: Address
 

@@ -14,6 +14,7 @@ from redis.connection import Connection, SSLConnection, parse_url
 from sagastream.broker import wire
 from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait
 from sagastream.broker.cluster_map import ClusterMap
+from sagastream.broker.probes import Probes
 from sagastream.broker.server import mode_of
 from sagastream.broker.urls import Address
 from sagastream.broker.waits import Waits
@@ -23,8 +24,6 @@ from sagastream.broker.waits import Waits
 LONGEST_S: Final = 0.5 + 2.0
 #: How long a node may take to give the map, in seconds. Usually there are others to ask.
 PATIENCE_S: Final = 1.0
-#: … and one that was away, to show that it is back. Everybody waits for it so long.
-PROBE_S: Final = 0.3
 
 
 class Nodes:
@@ -35,6 +34,7 @@ class Nodes:
         self._seed, self.is_secure = seed, is_secure
         self.map = ClusterMap(seed)
         self.waits = Waits(self._to_wait, self.map.node_of)
+        self.probes = Probes(is_secure=is_secure)
         #: The options of each connection, as the client has them.
         self.options: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -64,6 +64,7 @@ class Nodes:
     def close(self) -> None:
         """Close all connections besides those of the client's pool."""
         self.waits.close()
+        self.probes.close()
         with self._lock:
             for client in self._clients.values():
                 client.close()
@@ -192,8 +193,7 @@ class ToBroker(Connection):
             case AskForMap(node):
                 return self._nodes.asked(node, PATIENCE_S, "CLUSTER", "SLOTS")
             case Probe(node):
-                answer = self._nodes.asked(node, PROBE_S, "PING")
-                return answer if isinstance(answer, redis.RedisError) else None
+                return self._nodes.probes.look(node)
             case Wait(command, block_ms):
                 return self._nodes.waits.wait(command, block_ms, id(self))
             case Collect(command):

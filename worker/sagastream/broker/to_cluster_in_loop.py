@@ -14,8 +14,9 @@ from sagastream.broker import wire
 from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait
 from sagastream.broker.cluster_map import ClusterMap
 from sagastream.broker.failures import NodeAway
+from sagastream.broker.probes import Probes
 from sagastream.broker.routes import Command, Reading
-from sagastream.broker.to_cluster import LONGEST_S, PATIENCE_S, PROBE_S
+from sagastream.broker.to_cluster import LONGEST_S, PATIENCE_S
 from sagastream.broker.urls import Address
 from sagastream.broker.waits import LOOK_MS
 
@@ -27,6 +28,7 @@ class NodesInLoop:
         """`seed`: the server that the url names."""
         self._is_secure = is_secure
         self.map = ClusterMap(seed)
+        self.probes = Probes(is_secure=is_secure)
         #: The options of each connection, as the pool has them.
         self.options: dict[str, Any] = {}
 
@@ -133,8 +135,7 @@ class ToBrokerInLoop(Connection):
             case AskForMap(node):
                 return await self._nodes.asked(node, PATIENCE_S, "CLUSTER", "SLOTS")
             case Probe(node):
-                answer = await self._nodes.asked(node, PROBE_S, "PING")
-                return answer if isinstance(answer, redis.RedisError) else None
+                return await asyncio.to_thread(self._nodes.probes.look, node)
             case Wait(command, block_ms):
                 return await self._wait(command, block_ms)
             case Collect(command):

@@ -1,0 +1,71 @@
+"""Whether a node is back is seen by looking, not by waiting."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+import redis
+
+from sagastream.broker.probes import Probes
+from sagastream.broker.urls import Address
+from support.servers import free_port
+from support.waiting import takes_less_than, until
+
+
+@pytest.fixture
+def node() -> Iterator[socket.socket]:
+    """What takes connections, and answers nothing by itself: as a node does that hangs."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        yield listener
+
+
+@pytest.fixture
+def probes() -> Iterator[Probes]:
+    with closing(Probes(is_secure=False)) as made:
+        yield made
+
+
+def at(node: socket.socket) -> Address:
+    return Address("127.0.0.1", node.getsockname()[1])
+
+
+def test_nobody_listens(probes: Probes) -> None:
+    assert isinstance(probes.look(Address("127.0.0.1", free_port())), redis.ConnectionError)
+
+
+def test_a_name_that_nobody_knows(probes: Probes) -> None:
+    assert isinstance(probes.look(Address("nobody.invalid", 1)), redis.ConnectionError)
+
+
+def test_a_node_that_hangs_is_asked_once_and_is_there_when_it_goes_on(node: socket.socket, probes: Probes) -> None:
+    with takes_less_than(1):
+        for _ in range(20):
+            assert isinstance(probes.look(at(node)), redis.TimeoutError)
+    with node.accept()[0] as asked:
+        assert asked.recv(100) == b"PING\r\n"
+        asked.sendall(b"-NOAUTH Authentication required.\r\n")
+        until(lambda: probes.look(at(node)) is None, what="it answers")
+    node.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        node.accept()
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+def test_a_connection_that_is_ended_tells_of_a_server_with_tls_only(node: socket.socket, *, is_secure: bool) -> None:
+    with closing(Probes(is_secure=is_secure)) as probes:
+        assert probes.look(at(node)) is not None
+        with node.accept()[0] as asked:
+            assert asked.recv(100) == b"PING\r\n"
+        found = probes.look(at(node))
+        assert found is None if is_secure else isinstance(found, redis.ConnectionError)
+
+
+def test_an_answer_that_was_lost_is_not_looked_for_for_ever(
+    node: socket.socket, probes: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagastream.broker.probes._LOOKED_FOR_S", 0.0)
+    for _ in range(2):
+        assert isinstance(probes.look(at(node)), redis.ConnectionError)
+        node.accept()[0].close()  # each look has asked anew
