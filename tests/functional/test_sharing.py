@@ -17,6 +17,8 @@ from sagastream.broker.connection import Broker
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
 from sagastream.core.sharing import shares
+from sagastream.metrics.serving import text
+from sagastream.metrics.worker import WorkerMetrics
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import heartbeat
@@ -225,6 +227,30 @@ def test_two_that_both_take_a_partition_for_theirs_do_no_harm(crowd: Crowd) -> N
 
     until(all_ended, what="all have ended")
     assert Counter(crowd.effects.done) == {f"{one}/{step}/transaction": 1 for one in ids for step in (1, 2)}
+
+
+def test_a_lost_comparison_is_counted_and_no_other_saga_of_the_call_is(server: Server) -> None:
+    """So a count of none means that none was lost. One call writes the sagas of all partitions."""
+    crowd, metrics = Crowd(server.broker()), WorkerMetrics()
+    crowd.worker = worker = Orchestrator(crowd.broker, crowd.stop, observer=metrics)
+    other = crowd.another_worker()
+    contested, *rest = crowd.ids
+    for saga_id in crowd.ids:
+        crowd.client.begin(saga_id, [do(1)])
+    crowd.turns_until(lambda: all(crowd.client.get(saga_id) is not None for saga_id in crowd.ids))
+    until(lambda: crowd.runner.turn(block_ms=1) or len(crowd.effects.done) == 16, what="all are done")
+    # The worker remembers the saga as it left it; meanwhile another worker, which takes the partition for its own,
+    # changes it.
+    interventions = crowd.keys.of(contested).interventions
+    crowd.redis.xadd(interventions, {"body": f'{{"type":"saga_cancel","saga_id":"{contested}","reason":"no"}}'})
+    assert other._inbox.read(1, lambda _: {interventions: 1})
+    other._inbox.recover()
+    crowd.turns_until(lambda: bool(crowd.redis.hget(crowd.keys.saga(contested), "cancelling")), other)
+    lost = "sagastream_comparisons_lost_total"
+    assert f"\n{lost} 0" in text(metrics.samples)
+    crowd.turns_until(lambda: sum(crowd.redis.zcard(one.ended) for one in crowd.keys.partitions) == len(rest), worker)
+    assert f"\n{lost} 1" in text(metrics.samples)
+    assert crowd.play(contested).status == "ABORTED"
 
 
 def test_a_service_of_one_release_keeps_no_partition_from_another_that_has_more(crowd: Crowd) -> None:
