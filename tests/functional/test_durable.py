@@ -3,6 +3,7 @@ replica has is not accepted."""
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from sagastream.client.answers import Accepted
 from sagastream.store.roles import Role
 from support.processes import Commands, Talk
 from support.replicas import Pair
+from support.servers import Server
 from support.stores import ONLY
 from support.users import Users
-from support.waiting import until
+from support.waiting import takes_less_than, until
 
 pytestmark = pytest.mark.both_in_soak
 
@@ -72,9 +74,36 @@ def test_what_no_replica_has_is_not_accepted_and_begins_all_the_same(pair: Pair,
         assert isinstance(refused, Refused)
         file.write_text(json.dumps({"type": "saga_begin", "saga_id": "s3", "steps": STEPS}))
         done = commands.run("begin", str(file), "--durable", "replica", REDIS_URL=pair.url)
-        assert (done.returncode, "no replica has confirmed" in done.stderr) == (1, True)
+        assert (done.returncode, "no replica is connected to it" in done.stderr) == (1, True)
         assert "Traceback" not in done.stderr
         until(lambda: all(client.get(saga_id) for saga_id in ("s1", "s2", "s3")), what="all have begun")
+
+
+def test_where_no_replica_is_connected_the_answer_comes_at_once(server: Server) -> None:
+    many: list[SagaRequest] = [{"saga_id": f"m{number}", "steps": STEPS} for number in range(1000)]
+    with SagaClient(server.broker()) as client, takes_less_than(1.5):
+        for saga_id in ("s1", "s1"):  # the first one brings the script, too
+            with pytest.raises(NotReplicated, match=f"saga {saga_id}: .* but no replica is connected to it; begin it"):
+                client.begin(saga_id, STEPS, durable="replica")
+        found = client.begin_many(many, durable="replica")
+    assert {str(one.error).partition("but ")[2] for one in found if isinstance(one, Unsettled)} == {
+        "no replica is connected to it; begin it again with the same id"
+    }
+    assert requested(server.url) == {"s1", *(one["saga_id"] for one in many)}
+
+
+def test_a_replica_that_hangs_is_waited_for_and_confirms_once_it_goes_on(pair: Pair) -> None:
+    with SagaClient(pair.url) as client:
+        client.begin("s1", STEPS, durable="replica")
+        pair.replica.pause()
+        with pytest.raises(NotReplicated, match="no replica has confirmed it within 1000 ms"):
+            client.begin("s2", STEPS, durable="replica")
+        timer = threading.Timer(0.3, pair.replica.resume)
+        timer.start()
+        client.begin("s3", STEPS, durable="replica")
+        timer.join()
+    pair.promote()
+    assert requested(pair.url) == {"s1", "s2", "s3"}
 
 
 def test_a_line_is_answered_once_a_replica_has_its_saga(pair: Pair, commands: Commands) -> None:
@@ -92,5 +121,5 @@ def test_a_line_is_answered_once_a_replica_has_its_saga(pair: Pair, commands: Co
     pair.cut()
     lost = ask(saga_id="s2", msg_id=3)
     assert lost["code"] == 11
-    assert "no replica has confirmed" in lost["text"]
+    assert "no replica is connected to it" in lost["text"]
     assert requested(pair.url) == {"s1", "s2"}

@@ -54,15 +54,16 @@ def of_refusal(code: int, text: str, saga_id: str) -> RequestRefused:
 
 
 class NotReplicated(SagastreamError):
-    """A begin with `durable="replica"`: the broker has accepted it, but no replica has confirmed it in time. The saga
-    begins, unless the broker fails before a replica has it. To be sure, begin it again with the same id: nothing is
-    done twice.
+    """A begin with `durable="replica"`: the broker has accepted it, but no replica has confirmed it in time, or none is
+    connected. The saga begins, unless the broker fails before a replica has it. To be sure, begin it again with the
+    same id: nothing is done twice.
 
     `saga_id` is the id of the saga.
     """
 
-    def __init__(self, saga_id: str, within_ms: int) -> None:
-        text = f"saga {saga_id}: the broker has accepted it, but no replica has confirmed it within {within_ms} ms"
+    def __init__(self, saga_id: str, within_ms: int, *, connected: bool = True) -> None:
+        why = f"no replica has confirmed it within {within_ms} ms" if connected else "no replica is connected to it"
+        text = f"saga {saga_id}: the broker has accepted it, but {why}"
         super().__init__(f"{text}; begin it again with the same id")
         self.saga_id = saga_id
 

@@ -20,13 +20,13 @@ from sagastream.client import looking, requests
 from sagastream.client.answers import opened
 from sagastream.client.answers import unread as as_unread
 from sagastream.client.blocking import SagaClient
-from sagastream.client.durability import CONFIRMED_WITHIN_MS, confirmed
+from sagastream.client.durability import Replicas
 from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import SIGNAL, Begin, Code, ToSaga, is_id
 from sagastream.core.parsing import VERBS, parse_intervene, parse_signal
 from sagastream.core.saga import SagaState
-from sagastream.errors import DefinitionError, MalformedMessage, NotReplicated, SettingsError, UnreadableSaga
+from sagastream.errors import DefinitionError, MalformedMessage, SettingsError, UnreadableSaga
 from sagastream.store import heartbeat, layout, sagas
 from sagastream.store.lineage import Lineage
 from sagastream.telemetry import Observer, guarded, runs
@@ -217,21 +217,17 @@ class StdinBridge:
         if not self._durable:
             self._outage.patiently(lambda: run(client, requests.append(keys, self._requests)))
         else:
-            partitions = dict.fromkeys(keys.of(saga_id) for _, saga_id in self._durable)
+            replicas, partitions = Replicas(keys), dict.fromkeys(keys.of(saga_id) for _, saga_id in self._durable)
             _, sure = self._outage.patiently(
-                lambda: run(client, confirmed(keys, partitions, requests.append(keys, self._requests)))
+                lambda: run(client, replicas.confirmed(partitions, requests.append(keys, self._requests)))
             )
             for caller, saga_id in self._durable:
-                self._tell_durable(caller, saga_id, is_confirmed=keys.of(saga_id) in sure)
+                if keys.of(saga_id) not in sure:
+                    self._complain(caller, Code.UNAVAILABLE, str(replicas.missing(saga_id)))
+                elif caller.msg_id is not None:
+                    self._out.answer(caller, "saga_begin_ok", {"saga_id": saga_id})
             self._durable.clear()
         self._requests.clear()
-
-    def _tell_durable(self, caller: Caller, saga_id: str, *, is_confirmed: bool) -> None:
-        """Answer a saga_begin that a replica was to have."""
-        if not is_confirmed:
-            self._complain(caller, Code.UNAVAILABLE, str(NotReplicated(saga_id, CONFIRMED_WITHIN_MS)))
-        elif caller.msg_id is not None:
-            self._out.answer(caller, "saga_begin_ok", {"saga_id": saga_id})
 
     def _settle(self) -> None:
         """Make sure that the broker has the effect of every line up to this one."""

@@ -14,11 +14,11 @@ from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.client import requests
 from sagastream.client.answers import Accepted, Refused, Unsettled, conflicting
-from sagastream.client.durability import CONFIRMED_WITHIN_MS, Durable, check_durable, confirmed
+from sagastream.client.durability import Durable, Replicas, check_durable
 from sagastream.client.requests import SagaRequest
 from sagastream.core.messages import Begin, Code
 from sagastream.core.sealing import Codec
-from sagastream.errors import CorruptSaga, MalformedMessage, NotReplicated, StoreFull, UnreadableSaga
+from sagastream.errors import CorruptSaga, MalformedMessage, StoreFull, UnreadableSaga
 from sagastream.store import saga_hash
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.layout import Layout
@@ -35,18 +35,24 @@ _SCRIPT: Final = Script("begin")
 
 
 def begin(
-    keys: StoreKeys, begins: Sequence[Begin], codec: Codec | None = None, *, durable: Durable | None = None
+    keys: StoreKeys,
+    begins: Sequence[Begin],
+    codec: Codec | None = None,
+    *,
+    durable: Durable | None = None,
+    replicas: Replicas | None = None,
 ) -> Exchange[list[Accepted | Refused | Unsettled]]:
     """Begin these sagas in one round trip. The answers are in their order. All requests for one partition arrive, or
     none; on a cluster, they are Unsettled if its node is away. `codec`: with it the params were sealed. `durable`: a
-    saga is Accepted only once a replica has it."""
+    saga is Accepted only once a replica has it. `replicas`: what is known of them already."""
     check_durable(durable)
     if durable is None:
         return (yield from _begin_all(keys, begins, codec))
     partitions = dict.fromkeys(keys.of(one.saga_id) for one in begins)
-    answers, sure = yield from confirmed(keys, partitions, _begin_all(keys, begins, codec))
+    replicas = replicas or Replicas(keys)
+    answers, sure = yield from replicas.confirmed(partitions, _begin_all(keys, begins, codec))
     return [
-        Unsettled(saga_id=answer.saga_id, error=NotReplicated(answer.saga_id, CONFIRMED_WITHIN_MS), sent=True)
+        Unsettled(saga_id=answer.saga_id, error=replicas.missing(answer.saga_id), sent=True)
         if isinstance(answer, Accepted) and keys.of(answer.saga_id) not in sure
         else answer
         for answer in answers
@@ -123,6 +129,7 @@ class _Many:
         self._layout = layout
         self._codec = codec
         self._durable = durable
+        self._replicas: Replicas | None = None
         self._failure: redis.RedisError | None = None  # of the whole broker
         self._away: dict[Partition, redis.RedisError] = {}  # of single nodes of a cluster
 
@@ -131,8 +138,10 @@ class _Many:
             return _unsettled(begins, self._failure, sent=False)
         try:
             keys = yield from self._layout.opened()
+            self._replicas = self._replicas or Replicas(keys)
             going = [one for one in begins if keys.of(one.saga_id) not in self._away]
-            found = (yield from begin(keys, going, self._codec, durable=self._durable)) if going else []
+            beginning = begin(keys, going, self._codec, durable=self._durable, replicas=self._replicas)
+            found = (yield from beginning) if going else []
         except redis.RedisError as error:
             if not is_outage(error):
                 raise
