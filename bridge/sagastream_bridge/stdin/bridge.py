@@ -9,25 +9,26 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import redis
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage
+from sagastream.broker.partial import is_partial
 from sagastream.client import looking, requests
 from sagastream.client.answers import opened
 from sagastream.client.answers import unread as as_unread
 from sagastream.client.blocking import SagaClient
-from sagastream.client.durability import Replicas
 from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import SIGNAL, Begin, Code, ToSaga, is_id
 from sagastream.core.parsing import VERBS, parse_intervene, parse_signal
 from sagastream.core.saga import SagaState
-from sagastream.errors import DefinitionError, MalformedMessage, SettingsError, UnreadableSaga
+from sagastream.errors import DefinitionError, MalformedMessage, NotReplicated, SettingsError, UnreadableSaga
 from sagastream.store import heartbeat, layout, sagas
+from sagastream.store.keys import StoreKeys
 from sagastream.store.lineage import Lineage
 from sagastream.telemetry import Observer, guarded, runs
 from sagastream_bridge.stdin.defined import names_definition, with_steps
@@ -46,6 +47,9 @@ from sagastream_bridge.stdin.lines import (
 )
 from sagastream_bridge.stdin.own_stack import OwnStack
 from sagastream_bridge.stdin.served import ServedService
+from sagastream_bridge.stdin.unsent import Asked, Unsent
+
+_T = TypeVar("_T")
 
 #: How long the threads may take to end, in seconds: longer than any answer of the broker. A thread that is stuck
 #: because nobody reads its output ends with the process.
@@ -99,8 +103,8 @@ class StdinBridge:
         self._fault: Exception | None = None
         self._line_number = 0
         self._read = self._settled = 0  # lines that were read; lines whose effect the broker has
-        self._requests: list[Begin | ToSaga] = []  # of the lines between these two
-        self._durable: list[tuple[Caller, str]] = []  # of those requests: who wants a replica to have it; and the saga
+        self._requests: list[Asked] = []  # of the lines between these two
+        self._unsent = Unsent(broker.client, self._tell_durable)
         self._bad_lines = 0
         self._run_id = uuid.uuid4().hex
 
@@ -118,6 +122,7 @@ class StdinBridge:
             self._start(threads)
             for lines in read_lines(fd, self._wake[0]):
                 self._take(lines)
+            self._outage.patiently(lambda: self._unsent.send(self._keys, most=0))
             self._drain()
             finished = True
         except redis.RedisError:
@@ -134,8 +139,8 @@ class StdinBridge:
             raise self._fault
         if self._out.gone:
             LOG.warning("nobody reads the output any more")
-        if self._read > self._settled:
-            LOG.warning(f"stopped with {self._read - self._settled} lines in flight; they may not have been done")
+        if in_flight := self._read - self._settled + self._unsent.up_to(self._settled):
+            LOG.warning(f"stopped with {in_flight} lines in flight; they may not have been done")
         return 0 if finished and not self._bad_lines and not self._out.gone else 1
 
     def _start(self, threads: list[threading.Thread]) -> None:
@@ -188,9 +193,10 @@ class StdinBridge:
         except SettingsError as error:  # a package is not installed that the line needs
             raise BadLine(str(error), line.caller, Code.NOT_SUPPORTED) from None
 
-    def _prepare(self, line: Line) -> Begin | ToSaga:
+    def _prepare(self, line: Line) -> Asked:
         """The request that a line makes. Its sender waits for the answer from now on."""
         request_id = f"{self._run_id}-{self._line_number}"
+        durable = False
         request: Begin | ToSaga
         if line.type in VERBS:
             request = parse_intervene(line.body, request_id=request_id)
@@ -205,29 +211,26 @@ class StdinBridge:
                 body = self._outage.patiently(lambda: with_steps(self._client, body))
             begin = parse_begin(body, request_id=request_id, echo=self._echo)
             request = requests.sealed(self._codec, begin, accept_sealed=self._accept_sealed)
-            if durable:
-                self._durable.append((line.caller, request.saga_id))
         self._follower.add(Asker(caller=line.caller, saga_id=request.saga_id, request=request))
-        return request
+        return Asked(request, self._line_number, line.caller if durable else None)
 
     def _append(self) -> None:
         if not self._requests:
             return
-        client, keys = self._broker.client, self._keys
-        if not self._durable:
-            self._outage.patiently(lambda: run(client, requests.append(keys, self._requests)))
-        else:
-            replicas, partitions = Replicas(keys), dict.fromkeys(keys.of(saga_id) for _, saga_id in self._durable)
-            _, sure = self._outage.patiently(
-                lambda: run(client, replicas.confirmed(partitions, requests.append(keys, self._requests)))
-            )
-            for caller, saga_id in self._durable:
-                if keys.of(saga_id) not in sure:
-                    self._complain(caller, Code.UNAVAILABLE, str(replicas.missing(saga_id)))
-                elif caller.msg_id is not None:
-                    self._out.answer(caller, "saga_begin_ok", {"saga_id": saga_id})
-            self._durable.clear()
-        self._requests.clear()
+        asked, self._requests = self._requests, []
+
+        def send() -> None:
+            these, asked[:] = asked.copy(), []
+            self._unsent.send(self._keys, these)
+
+        self._outage.patiently(send)
+
+    def _tell_durable(self, caller: Caller, saga_id: str, missing: NotReplicated | None) -> None:
+        """Answer a saga_begin that a replica was to have."""
+        if missing is not None:
+            self._complain(caller, Code.UNAVAILABLE, str(missing))
+        elif caller.msg_id is not None:
+            self._out.answer(caller, "saga_begin_ok", {"saga_id": saga_id})
 
     def _settle(self) -> None:
         """Make sure that the broker has the effect of every line up to this one."""
@@ -261,15 +264,29 @@ class StdinBridge:
         assert isinstance(saga_id, str)
         # In this order: the sender waits for the saga until it was seen in the store.
         begin = self._follower.begin_of(saga_id)
-        state = self._outage.patiently(lambda: self._client.get(saga_id))
+        state = self._read_for(line, lambda: self._client.get(saga_id))
         if state is not None:
             return state
         if begin is None:
-            unknown = self._outage.patiently(lambda: run(self._broker.client, looking.unknown(self._keys, saga_id)))
+            unknown = self._read_for(line, lambda: run(self._broker.client, looking.unknown(self._keys, saga_id)))
             raise BadLine(str(unknown), line.caller, unknown.code)
         unread = opened(self._codec, as_unread(begin))
         assert isinstance(unread, SagaState)
         return unread
+
+    def _read_for(self, line: Line, read: Callable[[], _T]) -> _T:
+        """What is read for the answer to a line. If only a node of a cluster is away that has it, the line is refused:
+        the lines after it need not wait."""
+
+        def once() -> _T:
+            try:
+                return read()
+            except redis.RedisError as error:
+                if not is_partial(self._broker.client, error):
+                    raise
+                raise BadLine(f"{error}: ask again later", line.caller, Code.UNAVAILABLE) from None
+
+        return self._outage.patiently(once)
 
     def _complain(self, caller: Caller | None, code: int, text: str) -> None:
         self._bad_lines += 1
@@ -288,6 +305,7 @@ class StdinBridge:
 
     def _follow(self) -> None:
         def turn() -> None:
+            self._unsent.send_again(self._keys)
             self._follower.turn()
             self._look_and_tend()
             if self._out.gone:
@@ -311,13 +329,13 @@ class StdinBridge:
         left = self._follower.wait_until_answered(self._drain_timeout_s, self._stop)
         if not left or self._stop.is_set() or self._out.gone:
             return
-        states = self._outage.patiently(lambda: sagas.read(self._broker.client, self._keys, left)[0])
+        states, _ = self._outage.patiently(lambda: run(self._broker.client, sagas.load_there(self._keys, left)))
         parked = [state for state in states.values() if isinstance(state, SagaState) and state.parked]
         going = [saga_id for saga_id in left if saga_id not in {state.saga_id for state in parked}]
         if going:
             client = self._broker.client
             keys = self._keys
-            alive = not self._own_stack.runs and self._outage.patiently(lambda: heartbeat.worker_is_alive(client, keys))
+            alive = not self._own_stack.runs and self._outage.patiently(lambda: _worker_is_alive(client, keys))
             names = ", ".join(going[:5]) + (", …" if len(going) > 5 else "")
             then = "they go on by themselves" if alive else "they go on when a worker runs: sagastream worker"
             LOG.warning(f"not ended within {self._drain_timeout_s:g} s, and safe in the store: {names} ({then})")
@@ -329,6 +347,16 @@ class StdinBridge:
         except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
             self._fault = error
             self.stop()
+
+
+def _worker_is_alive(client: redis.Redis, keys: StoreKeys) -> bool:
+    """False, too, if the node of a cluster is away that knows it."""
+    try:
+        return heartbeat.worker_is_alive(client, keys)
+    except redis.RedisError as error:
+        if not is_partial(client, error):
+            raise
+        return False
 
 
 def _durable(line: Line) -> bool:

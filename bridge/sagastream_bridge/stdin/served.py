@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
+from sagastream.broker.partial import is_partial
 from sagastream.broker.scripting import added_even_if_full
 from sagastream.broker.wire import or_raise, round_trip
 from sagastream.core import service_rules
@@ -92,12 +93,13 @@ class ServedService:
                 # effect.
                 for delivery in overruled:
                     self._refuse(delivery)
-            while self._unasked:
-                reply = self._unasked[0]
+            for reply in self._unasked.copy():
                 keys = self._keys or layout.check(self._broker)
                 adding = added_even_if_full(keys.of(reply.saga_id).replies(self.name), reply.fields())
-                or_raise(*round_trip(self._client, [adding]))
-                self._unasked.pop(0)
+                (answer,) = round_trip(self._client, [adding])
+                if not is_partial(self._client, answer):  # else it is sent with the next turn
+                    or_raise(answer)
+                    self._unasked.remove(reply)
 
     def _turn(self) -> None:
         if time.monotonic() >= self._renew_at:

@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NotRequired, TypedDict
 
+from redis.exceptions import RedisError
+
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import is_outage
 from sagastream.broker.scripting import added_even_if_full
 from sagastream.broker.wire import Words, or_raise
 from sagastream.client.durability import Durable
@@ -210,10 +213,22 @@ def append(keys: StoreKeys, requests: Sequence[Begin | ToSaga]) -> Exchange[None
     """Append requests as they are, whatever the store knows. They are durable when this returns. If it raised, append
     the same requests again: one that arrived twice is recognised by its request_id. A full store takes those of
     operators only: they may be what makes room."""
+    for error in (yield from append_each(keys, requests)):
+        or_raise(error)
+
+
+def append_each(keys: StoreKeys, requests: Sequence[Begin | ToSaga]) -> Exchange[list[RedisError | None]]:
+    """The same. Of each request, why it has not arrived, or may not have, if that is an outage; None: it has."""
     commands = [_appended(keys.of(request.saga_id), request) for request in requests]
     answers = (yield commands) if commands else []
-    for answer in answers:
-        or_raise(answer)
+    return [_why_not(answer) for answer in answers]
+
+
+def _why_not(answer: Any) -> RedisError | None:
+    if isinstance(answer, RedisError) and is_outage(answer):
+        return answer
+    or_raise(answer)
+    return None
 
 
 def _appended(partition: Partition, request: Begin | ToSaga) -> Words:
