@@ -14,12 +14,15 @@ from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage
 from sagastream.client.blocking import SagaClient
 from sagastream.orchestrator.worker import Orchestrator
-from sagastream.store import layout, lineage
+from sagastream.store import heartbeat, layout, lineage
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.lineage import Lineage
+from sagastream_bridge.inspection import after_failover
 from sagastream_bridge.inspection.after_failover import AfterFailover
+from support import tills
 from support.clusters import Cluster, Node
-from support.failovers import OneOfCluster, replication, steps
+from support.failovers import OneOfCluster, all_at_work, replication, steps
+from support.processes import Commands
 from support.servers import KINDS
 from support.waiting import until
 
@@ -193,3 +196,47 @@ def test_a_failover_is_noticed_and_looked_at_in_the_partitions_of_its_node_alone
         assert [one.text for one in findings if one.about == "failover"] == [f"{loss.text}: {loss.evidence}"]
     assert caplog.text.count("lost what was written") == 1
     assert caplog.text.count("since the store has another history") == 2
+
+
+@kinds
+def test_what_only_processes_know_is_told_again_if_the_node_of_the_whole_store_has_lost_it(
+    kind: str, tmp_path: Path, commands: Commands
+) -> None:
+    with made(kind, tmp_path) as cluster, Shop(cluster).open() as shop:
+        store, keys = shop.broker.client, shop.keys
+        shop.begin(keys.partitions[0])
+        failing = OneOfCluster(cluster, keys.alive)
+        failing.wait()
+        failing.cut()
+        (folder := tmp_path / "tills").mkdir()
+        env = {"REDIS_URL": cluster.url, "TILLS": str(folder), "PYTHONPATH": str(Path(tills.__file__).parents[1])}
+        commands.quiet("service", "support.tills:early", env=env)
+        until(lambda: store.hget(keys.published("early"), "Do"), what="the service has published its commands")
+        until(lambda: "early" in shop.worker._services.names, what="the worker knows it")
+        failing.promote()
+        losses = until(lambda: shop.patiently(lambda: lineage.losses(store, keys)), what="the loss is told")
+        assert [0 in (one.partitions or ()) for one in losses] == [True]
+        until(lambda: store.hget(keys.published("early"), "Do"), what="it has published them again")
+        until(lambda: store.sismember(keys.services, "early"), what="its name is there again")
+        until(lambda: heartbeat.worker_is_alive(store, keys), what="the worker is heard", timeout_s=15)
+        told = [one.text for one in AfterFailover(shop.broker, since_ms=0).examine() if one.about == "failover"]
+        assert told == [f"{losses[0].text}: {losses[0].evidence}", after_failover._OF_PEOPLE]
+
+
+@pytest.mark.slow
+@kinds
+@pytest.mark.parametrize(
+    ("how", "partition", "rate"),
+    [
+        ("killed", 1, 1),
+        ("stopped", 0, 1),
+        pytest.param("killed", 0, 20, marks=pytest.mark.soak),
+        pytest.param("stopped", 1, 20, marks=pytest.mark.soak),
+    ],
+)
+def test_while_all_is_at_work_every_saga_is_listed_that_was_told_or_done_otherwise(
+    kind: str, *, how: str, partition: int, rate: int, tmp_path: Path, commands: Commands
+) -> None:
+    with made(kind, tmp_path) as cluster:
+        keys = layout.check(cluster.broker())
+        all_at_work(OneOfCluster(cluster, keys.partitions[partition].timers), how, rate, commands, tmp_path / "tills")

@@ -28,7 +28,7 @@ from sagastream.core.sending import Published
 from sagastream.core.step_state import Step
 from sagastream.core.steps import AS_PUBLISHED, STANDING
 from sagastream.errors import CannotBuild, QuarantineError, UnreadableSaga
-from sagastream.store import heartbeat, layout, lineage, published, sagas, told
+from sagastream.store import heartbeat, layout, lineage, published, reach, sagas, told
 from sagastream.store.quarantine import Quarantine
 from sagastream_bridge.inspection.evidence import ASKED_BY, KEYS_AT_ONCE, NoAnswer, Page, Questions, Where, recorded
 from sagastream_bridge.inspection.findings import OK, PROBLEM, REPAIRED, WARNING, Finding
@@ -42,6 +42,13 @@ _LOOKS: Final = 3
 _PAUSE_S: Final = 0.5
 #: How long to wait until a service has undone an effect, in seconds.
 _UNDONE_WITHIN_S: Final = 30.0
+#: The number of the partition whose node holds what all of a store have in common.
+_SHARED: Final = 0
+#: … of which nobody but people can know whether something is lost.
+_OF_PEOPLE: Final = (
+    "what people wrote in the lost time is lost, too: deploy definitions, pause services and begin bulks again if they "
+    "are not there"
+)
 #: Among how many of the newest quarantined messages to look for the answer to an undo.
 _NEWEST: Final = 1000
 
@@ -65,8 +72,19 @@ class AfterFailover:
         self._looked_at = Counter[str]()
 
     def examine(self) -> Iterator[Finding]:
-        for loss in lineage.losses(self._store, self._keys):
+        there = exchange.run(self._store, reach.look(self._keys))
+        for text in there.told():
+            yield Finding(level=PROBLEM, about="cluster", text=f"{text}; look again when it is back")
+        if there.shared is not None:
+            text = f"what all of the store have in common cannot be read, so nothing can be compared: {there.shared}"
+            yield Finding(level=PROBLEM, about="cluster", text=text)
+            return
+        self._keys = there.keys
+        losses = lineage.losses(self._store, self._keys)
+        for loss in losses:
             yield Finding(level=WARNING, about="failover", text=f"{loss.text}: {loss.evidence}")
+        if any(loss.is_of(_SHARED) for loss in losses):
+            yield Finding(level=WARNING, about="failover", text=_OF_PEOPLE)
         if not heartbeat.worker_is_alive(self._store, self._keys):
             text = "no worker is running, so no service can be asked: sagastream worker"
             yield Finding(level=PROBLEM, about="workers", text=text)
@@ -83,7 +101,7 @@ class AfterFailover:
             yield _finding(found, suspects[where][0])
         otherwise = [*self._told_otherwise()]
         yield from otherwise
-        if not (differing or otherwise):
+        if not (differing or otherwise) and there.is_whole:
             text = f"effects compared: {sum(self._looked_at.values())}; every saga says what was done"
             yield Finding(level=OK, about="sagas", text=text)
 
@@ -155,6 +173,8 @@ class AfterFailover:
         while page := list(islice(ends, _PAGE)):
             states = self._read({end.saga_id for end in page})
             for end in page:
+                if end.saga_id not in states:
+                    continue  # its node is away
                 state = states[end.saga_id]
                 about, was = f"saga {end.saga_id}", f"it may have been told to have ended {end.status}"
                 if state is None:
@@ -179,7 +199,7 @@ class AfterFailover:
                 effects = self._effects_now({where: suspects[where] for where in page})
                 after = self._read({where.saga_id for where in page})
                 for found in self._differences(effects):
-                    if _version(before[found.saga_id]) == _version(after[found.saga_id]):
+                    if _version(before.get(found.saga_id)) == _version(after.get(found.saga_id)):
                         differing[Where(found.saga_id, found.step)] = found
             if not differing:
                 break
@@ -196,7 +216,8 @@ class AfterFailover:
         return effects
 
     def _read(self, saga_ids: Collection[str]) -> dict[str, FoundSaga]:
-        return sagas.read(self._store, self._keys, saga_ids)[0]
+        """These sagas, without those whose nodes are away."""
+        return exchange.run(self._store, sagas.load_there(self._keys, saga_ids))[0]
 
     # --- set right
 
@@ -221,7 +242,7 @@ class AfterFailover:
         states = self._read({where.saga_id for where, _ in standing})
         sent: dict[Where, Command] = {}
         for where, service in standing:
-            state = states[where.saga_id]
+            state = states.get(where.saga_id)
             if service in self._asked and isinstance(state, SagaState):
                 command = self._compensation(state, where)
                 if command is not None:

@@ -3,11 +3,12 @@
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Final, NamedTuple
 
 import redis
 
+from sagastream.broker.failures import NodeAway
 from sagastream.broker.wire import execute
 from sagastream.client.blocking import SagaClient
 from sagastream.console import printable
@@ -81,7 +82,8 @@ class Questions:
         return {step: found.get(step, Effect.ABSENT) for step in steps}
 
     def _ask(self, params: dict[str, Any]) -> dict[str, Any]:
-        saga_id = f"{ASKED_BY}{uuid.uuid4().hex}"
+        ids = (f"{ASKED_BY}{uuid.uuid4().hex}" for _ in count())
+        saga_id = next(one for one in ids if self._keys.of(one) in self._keys.partitions)  # others cannot be reached
         step = {
             "transaction": STANDING,
             "service": self._service,
@@ -95,7 +97,7 @@ class Questions:
             state = self._client.wait(saga_id, timeout_s=_TIMEOUT_MS / 1000 + _WORKER_S)
         except TimeoutError:
             raise NoAnswer("no worker has asked it: is one running?") from None
-        except SagastreamError as error:
+        except (SagastreamError, NodeAway) as error:
             raise NoAnswer(str(error)) from None
         if not state.steps[0].unknown:  # its answer may still come, and would be set aside
             self._forget(state)

@@ -88,7 +88,8 @@ def saga(broker: Broker, saga_id: str) -> Found:
     state, causes, now_ms = asking.run(client, explained(keys, saga_id))
     if isinstance(state, UnreadableSaga):
         raise state
-    losses = lineage.losses(client, keys)
+    number = keys.of(saga_id).number
+    losses = [loss for loss in lineage.losses(client, keys) if loss.is_of(number)]
     if state is None:
         notes = [f"{loss.text}; {_AFTER_FAILOVER}" for loss in losses]
         notes += _quarantined(client, keys, saga_id)  # its saga_begin may have been refused

@@ -145,9 +145,8 @@ class Lineage:
         if member:
             trace.beat_ms = beat_ms
         gone = (yield from self._missing(found.sight.at_ms, None)) if trace.seen and self._missing else []
-        loss = self._compared(trace, None, found, gone)
-        if loss is not None:
-            self._tell(loss, found.sight.history)
+        if (told := self._compared(trace, None, found, gone)) is not None:
+            self._tell(told, found.sight.history)
 
     def _look_at_partitions(self, keys: StoreKeys, *, writes: bool) -> Exchange[None]:
         """Look at each partition by itself, or at some of them; and at all of a node of which one has changed."""
@@ -175,21 +174,22 @@ class Lineage:
         again = {one: look for one, (trace, look) in found.items() if trace.seen and self._missing}
         missing = [self._missing(look.sight.at_ms, one.number) for one, look in again.items() if self._missing]
         gone = dict(zip(again, (yield from each_of(missing)), strict=True))
-        losses: dict[str, dict[int, Loss]] = {}
+        told: dict[str, dict[int, Loss | Switch]] = {}  # by replication id, which every node has for itself
         changed: set[str] = set()
         for partition, (trace, look) in found.items():
             answer, changes = gone.get(partition, []), self.changes
             if isinstance(answer, redis.RedisError):
                 self._cannot(answer)
                 continue  # the next look sees both
-            if (loss := self._compared(trace, partition.number, look, answer)) is not None:
-                losses.setdefault(look.sight.history, {})[partition.number] = loss
+            if (one := self._compared(trace, partition.number, look, answer)) is not None:
+                told.setdefault(look.sight.history, {})[partition.number] = one
             if changes != self.changes and trace.node:
                 changed.add(trace.node)
             trace.node = look.sight.node
             trace.beat_ms = trace.beat_ms if look.written_ms is None else look.written_ms
-        for history, those in losses.items():
-            self._tell(as_one(those), history)
+        for history, those in told.items():
+            for each in as_one(those):
+                self._tell(each, history)
         return changed
 
     def _chosen(self, traces: Mapping[Partition, _Trace]) -> list[Partition]:
@@ -207,9 +207,9 @@ class Lineage:
             trace = self._traces[number] = _Trace(remembered)
         return trace
 
-    def _compared(self, trace: _Trace, number: int | None, look: Look, gone: list[str]) -> Loss | None:
+    def _compared(self, trace: _Trace, number: int | None, look: Look, gone: list[str]) -> Loss | Switch | None:
         """Compare what is there with what was seen before, and remember it. `gone`: what of that which the process
-        wrote last is not there. Returns what is lost."""
+        wrote last is not there. Returns what is to be told."""
         now = look.sight if look.is_own else looks.of_another(look.sight, trace.beat_ms)
         found = None
         if trace.seen:
@@ -221,8 +221,6 @@ class Lineage:
                 self.has_changed(number)
             if found is not None:
                 trace.seen.clear()
-            if isinstance(found, Switch):
-                self._log.info(found.text)
         trace.seen.append(now)
         trace.heard = look.newest
         if not look.is_own:
@@ -230,9 +228,12 @@ class Lineage:
         self.reached = self.reached | {
             stream: max(reached, self.reached.get(stream, reached)) for stream, reached in now.read.items()
         }
-        return found if isinstance(found, Loss) else None
+        return found
 
-    def _tell(self, found: Loss, history: str) -> None:
+    def _tell(self, found: Loss | Switch, history: str) -> None:
+        if isinstance(found, Switch):
+            self._log.info(found.text)
+            return
         since = "" if found.since_ms is None else f" after {when(found.since_ms)}"
         self._log.warning(
             f"{found.what}{since}: {found.evidence}; to see which sagas say other than what was "

@@ -62,9 +62,7 @@ class Loss(Struct, frozen=True, kw_only=True):
     @property
     def what(self) -> str:
         """The beginning of a sentence."""
-        where = ""
-        if self.partitions is not None:
-            where = f" in partition{'s' * (len(self.partitions) > 1)} {', '.join(map(str, self.partitions))}"
+        where = "" if self.partitions is None else f" in {_named(self.partitions)}"
         return f"the store {'has' if self.certain else 'may have'} lost what was written{where}"
 
     def is_of(self, partition: int) -> bool:
@@ -77,11 +75,14 @@ class Switch(Struct, frozen=True, kw_only=True):
 
     since_ms: int
     lacking: int = 0  # how many bytes that came later are not there
+    partitions: tuple[int, ...] | None = None  # the numbers of those that it has, on a cluster; None: all
 
     @property
     def text(self) -> str:
         """What is told to people."""
-        told = f"the broker has a new master; it has all that this process saw until {when(self.since_ms)}"
+        what = "the broker" if self.partitions is None else _named(self.partitions)
+        has = "have" if self.partitions is not None and len(self.partitions) > 1 else "has"
+        told = f"{what} {has} a new master; it has all that this process saw until {when(self.since_ms)}"
         if not self.lacking:
             return told
         return (
@@ -132,8 +133,19 @@ def has_only_moved(last: Sight, now: Sight) -> bool:
     return is_another and is_there and now.before != last.history
 
 
-def as_one(losses: Mapping[int, Loss]) -> Loss:
-    """These losses of one node, by the number of the partition, told as one."""
+def as_one(found: Mapping[int, Loss | Switch]) -> list[Loss | Switch]:
+    """What was found of the partitions of one node, by their numbers, told as one; what is lost comes first."""
+    losses = {number: one for number, one in found.items() if isinstance(one, Loss)}
+    switches = {number: one for number, one in found.items() if isinstance(one, Switch)}
+    told: list[Loss | Switch] = [_one_loss(losses)] if losses else []
+    if switches:
+        since_ms = min(one.since_ms for one in switches.values())
+        lacking = max(one.lacking for one in switches.values())
+        told.append(Switch(since_ms=since_ms, lacking=lacking, partitions=tuple(sorted(switches))))
+    return told
+
+
+def _one_loss(losses: Mapping[int, Loss]) -> Loss:
     told = [f"partition {number}: {loss.evidence}" for number, loss in sorted(losses.items())]
     if len(told) > _TOLD:
         told[_TOLD:] = [f"and the like of {len(told) - _TOLD} more"]
@@ -169,6 +181,10 @@ def _gone_back(last: Sight, now: Sight, kept_ms: list[int]) -> Iterator[str]:
         if (found := now.read.get(stream)) is not None and found < reached:
             yield f"{stream} was read up to {_text(reached)}, and is read up to {_text(found)}"
             kept_ms.append(found[0])
+
+
+def _named(partitions: Sequence[int]) -> str:
+    return f"partition{'s' * (len(partitions) > 1)} {', '.join(map(str, partitions))}"
 
 
 def when(ms: int) -> str:
