@@ -17,7 +17,7 @@ import redis
 
 from sagastream.broker import wire
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import is_wrong_type
+from sagastream.broker.failures import NodeAway, is_wrong_type
 from sagastream.broker.scripting import even_if_full
 from sagastream.broker.server import facts
 from sagastream.broker.wire import or_raise
@@ -79,7 +79,8 @@ class Room:
         left: list[wire.Words] = [("PTTL", one.full) for one in partitions]
         info, *answers = yield [("INFO", "memory"), *lengths, *left]
         unread, left_ms = answers[: len(partitions)], answers[len(partitions) :]
-        self._measured({} if isinstance(info, redis.ResponseError) else facts(info))
+        if not isinstance(info, NodeAway):  # a node of a cluster: another one tells it next time
+            self._measured({} if isinstance(info, redis.ResponseError) else facts(info))
         rest = self._used_bytes
         if self.most_bytes and rest >= ROOM_AT * self.most_bytes:
             everywhere = self._keys.partitions
