@@ -93,6 +93,10 @@ def test_what_can_be_reached_is_told_and_so_is_what_cannot(stage: Stage) -> None
     assert said(found, f"node {where[2]}").endswith("; partitions 0, 5 of 6; the keys of the whole store")
     assert said(found, "sagas").startswith(f"{OK} 24 live")
 
+    printed = stage.told("show", "--redis", IDS[0]).stdout
+    shown = subprocess.run(["bash", "-c", printed], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert ("PENDING" in shown, '"type":"Fly"' in shown, "MOVED" in shown) == (True, True, False)
+
     cluster.nodes[SECOND].kill()
     found, away = examined(stage), stage.ids(3, 4)
     assert said(found, f"node {where[1]}").startswith(f"{PROBLEM} it does not answer (")

@@ -124,7 +124,7 @@ def redis_cli(broker: "Broker") -> str:
     of the embedded server is named by its file."""
     from sagastream.broker import urls
 
-    line = urls.redis_cli(broker.url)
+    line = urls.redis_cli(broker.url, cluster=broker.is_cluster)
     if (server := broker.embedded) is not None and server.endpoint.password:
         return f"REDISCLI_AUTH=$(cat {shlex.quote(str(server.home / 'password'))}) {line}"
     return line

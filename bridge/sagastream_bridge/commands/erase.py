@@ -61,6 +61,8 @@ def _files(broker: "Broker") -> str:
     if broker.embedded is not None and _rewritten(broker):
         return "files: written anew, without what was erased"
     asked = f"{redis_cli(broker)} BGREWRITEAOF"
+    if broker.is_cluster:
+        asked = "redis-cli --cluster call HOST:PORT BGREWRITEAOF"
     if broker.embedded is not None:
         return f"files: they hold it until they are written anew: {asked}"
     then = "and BGSAVE, if it takes snapshots"

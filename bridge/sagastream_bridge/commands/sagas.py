@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from sagastream_bridge.commands.context import opened, orderly, tell_reach
+from sagastream_bridge.commands.context import opened, orderly, redis_cli, tell_reach
 from sagastream_bridge.commands.given import finite
 from sagastream_bridge.commands.searching import refuse_services, search_options, wanted
 from sagastream_bridge.commands.terminal import safe, say, width
@@ -121,18 +121,45 @@ def _within_trace(request: "Begin") -> "Begin":
 @click.option("--history", is_flag=True, help="What happened to it, attempt by attempt.")
 @click.option("--watch", is_flag=True, help="Show it again whenever it changes, until it has ended.")
 @click.option("--json", "as_json", is_flag=True, help="The SagaState of the protocol, and all else that is known.")
-def show(saga_id: str, history: bool, watch: bool, as_json: bool) -> None:
+@click.option("--redis", "by_hand", is_flag=True, help="Print the lines of redis-cli that show it, for a shell.")
+def show(*, saga_id: str, history: bool, watch: bool, as_json: bool, by_hand: bool) -> None:
     """Show where a saga is, and why."""
     from sagastream.core.messages import is_id
 
     if not is_id(saga_id):
         raise click.BadParameter("an id is 1 to 128 characters of A-Z a-z 0-9 . _ : -", param_hint="ID")
+    if by_hand and (history or watch or as_json):
+        raise click.UsageError("--redis goes alone: it shows nothing of the saga itself")
     with opened(create=False) as broker:
+        if by_hand:
+            _print_looks(broker, saga_id)
+            return
         picture = _Picture(broker, saga_id, history=history, as_json=as_json)
         if watch:
             _watch(broker, picture)
         else:
             picture.show(picture.look())
+
+
+def _print_looks(broker: "Broker", saga_id: str) -> None:
+    """Print how to look at a saga with redis-cli."""
+    from sagastream.errors import UnreadableSaga
+    from sagastream.store import layout, sagas
+    from sagastream_bridge.inspection.by_hand import looks
+
+    keys = layout.look(broker)
+    state = sagas.read(broker.client, keys, [saga_id])[0][saga_id]
+    if isinstance(state, UnreadableSaga):
+        say(f"{state}", err=True)
+    elif state is None:
+        say(f"there is no saga {saga_id} in the store {broker.store}", err=True)
+    cli, of = redis_cli(broker), keys.of(saga_id).number
+    if len(keys.tags) > 1:
+        click.echo(f"# {saga_id} is in partition {of} of {len(keys.tags)}, which has the tag {{{keys.tags[of]}}}")
+    for look in looks(keys, saga_id, state):
+        click.echo(f"# {look.what}\n{look.line(cli)}")
+    if state is None:
+        raise SystemExit(1)
 
 
 class _Picture:

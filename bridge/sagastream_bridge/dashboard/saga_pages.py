@@ -1,5 +1,6 @@
 """The pages about sagas: those that a search finds, and one of them."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Final
 
@@ -111,9 +112,9 @@ class SagaPages:
 def _looks(reader: StoreReader, saga_id: str) -> list[str]:
     """How to look at a saga without this page."""
     keys: StoreKeys = reader.keys()
-    cli = redis_cli(reader.broker.url)
+    cli = redis_cli(reader.broker.url, cluster=reader.broker.is_cluster)
     return [
         f"sagastream show {saga_id}",
-        f"{cli} HGETALL {keys.saga(saga_id)}",
-        f"{cli} ZSCORE {keys.of(saga_id).timers} {saga_id}",
+        f"sagastream show --redis {saga_id}",
+        f"{cli} HGETALL {shlex.quote(keys.saga(saga_id))}",
     ]

@@ -195,9 +195,9 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{user}{':***' if colon else ''}{at}{host}{parts.path}{query}"
 
 
-def redis_cli(url: str) -> str:
+def redis_cli(url: str, *, cluster: bool = False) -> str:
     """The command line of redis-cli for a url that can be used, without the login: that may be another one. If the url
-    names Sentinels, the line asks the first of them for the master."""
+    names Sentinels, the line asks the first of them for the master. `cluster`: it follows keys to their nodes."""
     parts = urlsplit(url)
     if names_sentinels(url):
         found = sentinels(url)
@@ -208,7 +208,8 @@ def redis_cli(url: str) -> str:
     if parts.scheme == "unix":
         return f"redis-cli -s {shlex.quote(unquote(parts.path))}{_database(url)}"
     _, _, host = parts.netloc.rpartition("@")
-    return f"redis-cli -u {shlex.quote(f'{parts.scheme}://{host}')}{_database(url)}"
+    follows = " -c" if cluster else ""
+    return f"redis-cli{follows} -u {shlex.quote(f'{parts.scheme}://{host}')}{_database(url)}"
 
 
 def _database(url: str) -> str:
