@@ -88,7 +88,7 @@ class Sagas:
     @property
     def memory(self) -> int:
         """Bytes of data, without the events: their newest 100,000 are always kept."""
-        return used_memory(self.client) - int(self.client.memory_usage(ONLY.events, samples=0) or 0)
+        return used_memory([self.client]) - int(self.client.memory_usage(ONLY.events, samples=0) or 0)
 
     def expire(self) -> None:
         """Delete what expires, as if its time had come."""

@@ -18,6 +18,7 @@ def test_it_measures_against_the_floor(server: Server, commands: Commands) -> No
     figures = result["figures"]
     assert result["settings"] | {"server": ""} == {
         "server": "",
+        "nodes": 1,
         "appendfsync": "always",
         "workers": 1,
         "partitions": 1,
@@ -53,6 +54,16 @@ def test_it_measures_several_workers_on_a_store_that_is_thrown_away(commands: Co
     assert done.returncode == 0, done.stderr
     settings = json.loads(done.stdout)["settings"]
     assert (settings["workers"], settings["partitions"]) == (2, 4)
+
+
+def test_it_measures_a_cluster_that_it_starts_itself(commands: Commands) -> None:
+    done = commands.run("bench", "--sagas", "100", "--rounds", "1", "--cluster", "2", "--workers", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    settings, figures = result["settings"], result["figures"]
+    assert (settings["nodes"], settings["partitions"], settings["appendfsync"]) == (2, 4, "always")
+    assert figures["completed_cpu_us_server"] > 0
+    assert figures["bytes_an_ended_saga"] > 200
 
 
 @pytest.mark.both_in_soak

@@ -33,25 +33,25 @@ class Account:
         )
 
 
-def account(client: "redis.Redis", pids: Mapping[str, Sequence[int]]) -> Account:
-    """`pids`: of the workers and of the services."""
-    info: Any = client.info("cpu")
-    calls: Any = client.info("commandstats")
+def account(servers: "Sequence[redis.Redis]", pids: Mapping[str, Sequence[int]]) -> Account:
+    """`servers`: the server, or the nodes of a cluster. `pids`: of the workers and of the services."""
+    used: list[Any] = [client.info("cpu") for client in servers]
+    calls: list[Any] = [client.info("commandstats") for client in servers]
     return Account(
         **{
-            what: int(calls.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+            what: sum(int(each.get(f"cmdstat_{command}", {"calls": 0})["calls"]) for each in calls)
             for what, command in (("entries", "xadd"), ("readings", "xreadgroup"), ("scripts", "evalsha"))
         },
-        server=float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
+        server=sum(float(each["used_cpu_user"]) + float(each["used_cpu_sys"]) for each in used),
         workers=sum(map(_cpu_s, pids["workers"])),
         services=sum(map(_cpu_s, pids["services"])),
     )
 
 
-def used_memory(client: "redis.Redis") -> int:
-    """Bytes of the server's data."""
-    info: Any = client.info("memory")
-    return int(info["used_memory_dataset"])
+def used_memory(servers: "Sequence[redis.Redis]") -> int:
+    """Bytes of their data."""
+    infos: list[Any] = [client.info("memory") for client in servers]
+    return sum(int(info["used_memory_dataset"]) for info in infos)
 
 
 def memory_of(pids: Sequence[int]) -> int:

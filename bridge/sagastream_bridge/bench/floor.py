@@ -14,6 +14,9 @@ from typing import Any, Final, Self
 import hiredis
 import redis
 
+from sagastream.broker.cluster_map import slot_of
+from sagastream.broker.connection import Broker
+from sagastream.broker.to_cluster import nodes_of
 from sagastream.errors import BrokerError
 
 _STEP: Final = b'{"transaction":"BenchDo","service":"bench-1","params":{"sku":"abc123","quantity":1}}'
@@ -22,11 +25,11 @@ _REPLY: Final = b'{"type":"BenchDo_ok","saga_id":"bench-00000000","step":1,"resu
 
 
 class Floor:
-    """Bare traffic on its own streams, which are deleted afterwards."""
+    """Bare traffic on its own streams, which are deleted afterwards. On a cluster it is that of one node."""
 
-    def __init__(self, client: "redis.Redis", steps: int) -> None:
+    def __init__(self, broker: Broker, steps: int) -> None:
         """`steps`: how many each saga has, one after the other."""
-        self._client = client
+        self._client = broker.client
         self._steps = steps
         self._begin = b'{"type":"saga_begin","saga_id":"bench-00000000","steps":[%b]}' % b",".join([_STEP] * steps)
         self._prefix = f"bench-floor:{{{uuid.uuid4().hex[:8]}}}"
@@ -36,7 +39,7 @@ class Floor:
     def __enter__(self) -> Self:
         for stream in self._streams:
             self._client.xgroup_create(stream, "g", id="0", mkstream=True)
-        self._socket = _connected(self._client)
+        self._socket = _connected(self._client, self._streams[0])
         self._reader = hiredis.Reader()
         return self
 
@@ -96,14 +99,18 @@ class Floor:
                 answers -= 1
 
 
-def _connected(client: "redis.Redis") -> socket.socket:
-    """Our own socket to the same server. Raises BrokerError if the login needs more than a password."""
+def _connected(client: "redis.Redis", key: str) -> socket.socket:
+    """Our own socket to the same server, or to the node that has this key. Raises BrokerError if the login needs more
+    than a password."""
     options = client.get_connection_kwargs()
     if options.get("ssl_cert_reqs") is not None:
         raise BrokerError("the floor is not measured over TLS; measure with an unencrypted REDIS_URL")
     if (sentinels := options.get("sentinels")) is not None:
         client.ping()  # it has asked them by then
         options = options | sentinels.master._asdict()
+    nodes = nodes_of(client)
+    if nodes is not None and (node := nodes.map.node_of(slot_of(key))) is not None:
+        options = options | node._asdict()
     if "path" in options:
         found = socket.socket(socket.AF_UNIX)
         found.connect(options["path"])

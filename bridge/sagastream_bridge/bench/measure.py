@@ -42,6 +42,7 @@ class Measurement:
         self._broker = broker
         self._client = broker.client
         self._keys = layout.check(broker)
+        self._servers = list(broker.servers().values())
         self._sagas = sagas
         self._workers = workers
         self._rounds = rounds
@@ -63,7 +64,7 @@ class Measurement:
     def run(self, tick: Tick) -> dict[str, Any]:
         """All figures, as JSON values: seconds, bytes and counts, unless a name says otherwise."""
         loads = Loads(self._client, self._keys, tick, self._shape)
-        with self._processes() as pids, Floor(self._client, self._steps) as floor:
+        with self._processes() as pids, Floor(self._broker, self._steps) as floor:
             loads.throughput(min(self._sagas, 256))  # to warm up
             found: dict[str, list[float]] = {}
             for _ in range(self._rounds):
@@ -105,10 +106,10 @@ class Measurement:
         alone, crowd = self._few
         yield "floor_per_s", floor.sagas_per_s(self._sagas, BATCH)
         for name, failing in (("completed", False), ("aborted", True)):
-            before = account(self._client, pids)
+            before = account(self._servers, pids)
             run = loads.throughput(self._sagas, failing=failing)
             yield f"{name}_per_s", run.per_s
-            yield from _cpu(name, run, account(self._client, pids).since(before))
+            yield from _cpu(name, run, account(self._servers, pids).since(before))
         bare = floor.latencies_s(alone)
         yield "floor_alone_p50_ms", statistics.median(bare) * 1000
         yield from _latencies("alone", loads.closed_loop(alone, 1))
@@ -120,15 +121,16 @@ class Measurement:
     def _memory(self, loads: Loads) -> dict[str, float]:
         """The bytes of an ended saga, with the records of its services."""
         count = max(500, self._sagas // 2)
-        before = used_memory(self._client)
+        before = used_memory(self._servers)
         loads.throughput(count)
-        return {"bytes_an_ended_saga": (used_memory(self._client) - before) / count}
+        return {"bytes_an_ended_saga": (used_memory(self._servers) - before) / count}
 
     def _settings(self) -> dict[str, Any]:
-        info: Any = self._client.info("server")
+        info: Any = self._servers[0].info("server")
         return {
             "server": f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}",
             "appendfsync": self._broker.appendfsync(),
+            "nodes": len(self._servers),
             "workers": self._workers,
             "partitions": len(self._keys.partitions),
             "shape": self._shape,
@@ -166,7 +168,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """The figures for people."""
     settings, f = result["settings"], result["figures"]
     yield (
-        f"{settings['server']}, appendfsync {settings['appendfsync']}, workers: {settings['workers']}, "
+        f"{settings['server']}, nodes: {settings['nodes']}, appendfsync {settings['appendfsync']}, "
+        f"workers: {settings['workers']}, "
         f"partitions: {settings['partitions']}; "
         f"medians of {settings['rounds']} rounds of {settings['sagas']} sagas "
         f"of {settings['steps']} steps ({settings['shape']})"

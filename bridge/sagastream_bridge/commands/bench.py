@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     help="Measure on a store with this many partitions.",
 )
 @click.option(
+    "--cluster",
+    "nodes",
+    type=click.IntRange(1, 32),
+    metavar="N",
+    help="Measure on a cluster of N nodes, with 2 partitions each if --partitions does not say.",
+)
+@click.option(
     "--rounds",
     default=5,
     show_default=True,
@@ -46,14 +53,17 @@ if TYPE_CHECKING:
     help="Three steps; the same with references; ten in parallel; four in parallel and three more, with references.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
-def bench(*, sagas: int, workers: int, partitions: int | None, rounds: int, shape: str, as_json: bool) -> None:
+def bench(
+    *, sagas: int, workers: int, partitions: int | None, nodes: int | None, rounds: int, shape: str, as_json: bool
+) -> None:
     """Measure how fast sagas run here, against the bare stream traffic on the same server.
 
     It starts its own workers and services on the broker, which should be idle, and leaves its sagas there until they
-    expire. With --partitions it starts an embedded broker too, and deletes it afterwards. Compare the ratios and the
-    CPU time per saga: on a shared machine, the other figures depend on the hour.
+    expire. With --partitions it starts an embedded broker too, and deletes it afterwards; with --cluster the nodes of
+    a cluster, on loopback. Compare the ratios and the CPU time per saga: on a shared machine, the other figures depend
+    on the hour.
     """
-    with opened() if partitions is None else _thrown_away(partitions) as broker:
+    with _broker(partitions, nodes) as broker:
         from sagastream_bridge.bench.measure import Measurement, lines
 
         with TemporaryDirectory(prefix="sagastream-bench-") as logs:
@@ -69,15 +79,23 @@ def bench(*, sagas: int, workers: int, partitions: int | None, rounds: int, shap
             click.echo(line)
 
 
+def _broker(partitions: int | None, nodes: int | None) -> "AbstractContextManager[Broker]":
+    if nodes is not None:
+        return _thrown_away(partitions or 2 * nodes, nodes)
+    return opened() if partitions is None else _thrown_away(partitions)
+
+
 @contextmanager
-def _thrown_away(partitions: int) -> "Iterator[Broker]":
-    """An embedded broker with a store of this many partitions, in a folder that is deleted afterwards."""
-    with orderly(), TemporaryDirectory(prefix="sagastream-bench-") as home:
+def _thrown_away(partitions: int, nodes: int = 0) -> "Iterator[Broker]":
+    """A broker with a store of this many partitions, in a folder that is deleted afterwards: an embedded one, or a
+    cluster of so many nodes."""
+    with orderly(), TemporaryDirectory(prefix="sagastream-bench-") as folder, ExitStack() as stack:
         from sagastream.broker import exchange
         from sagastream.broker.connection import Broker
         from sagastream.store.layout import Layout
+        from sagastream_bridge.bench.nodes import started
 
-        broker = Broker(home=home)
+        broker = Broker(stack.enter_context(started(nodes, Path(folder)))) if nodes else Broker(home=folder)
         try:
             exchange.run(broker.client, Layout(broker.prefix, partitions).opened())
             yield broker

@@ -50,7 +50,7 @@ def launch(home: Home, reached_by: Mapping[str, object], life_fd: int, *, plain:
             stdout=log,
             stderr=log,
             cwd=home.path,
-            env=_environment() if program.wants_jemalloc and not plain else None,
+            env=with_jemalloc() if program.wants_jemalloc and not plain else None,
             start_new_session=True,  # Ctrl-C must not stop the store before the worker that writes to it
             pass_fds=[life_fd],
             umask=0o077,
@@ -111,7 +111,7 @@ def _memory() -> int:
         return machine
 
 
-def _environment() -> dict[str, str]:
+def with_jemalloc() -> dict[str, str]:
     """The environment of the server: with jemalloc, if the machine has it. The bundled server uses the malloc of the C
     library, which takes a third of the server's time when scripts handle many short words. Tuning that malloc by
     GLIBC_TUNABLES brought nothing. An LD_PRELOAD that is set already stays, even an empty one."""
