@@ -238,7 +238,12 @@ def test_a_lost_comparison_is_counted_and_no_other_saga_of_the_call_is(server: S
     for saga_id in crowd.ids:
         crowd.client.begin(saga_id, [do(1)])
     crowd.turns_until(lambda: all(crowd.client.get(saga_id) is not None for saga_id in crowd.ids))
-    until(lambda: crowd.runner.turn(block_ms=1) or len(crowd.effects.done) == 16, what="all are done")
+
+    def all_done() -> bool:
+        crowd.runner.turn(block_ms=1)
+        return len(crowd.effects.done) == 16
+
+    until(all_done, what="all are done")
     # The worker remembers the saga as it left it; meanwhile another worker, which takes the partition for its own,
     # changes it.
     interventions = crowd.keys.of(contested).interventions

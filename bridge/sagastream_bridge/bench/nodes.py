@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import redis
 
+from sagastream.broker import wire
 from sagastream.broker.launch import with_jemalloc
 from sagastream.broker.program import Program, find_program
 from sagastream.errors import BrokerError
@@ -104,13 +105,7 @@ def _ask(node: "redis.Redis", *words: Any) -> Any:
 
 def _raw(node: "redis.Redis", *words: Any) -> Any:
     """The answer as it comes, which redis-py would make something else of."""
-    pool = node.connection_pool
-    connection: Any = pool.get_connection()
-    try:
-        connection.send_command(*words)
-        return connection.read_response()
-    finally:
-        pool.release(connection)
+    return wire.or_raise(*wire.round_trip(node, [words]))
 
 
 def _check_time(until: float) -> None:
