@@ -110,7 +110,7 @@ def test_sagas_that_another_worker_leased_and_did_not_live_to_move_are_due_again
 ) -> None:
     scene.begin("s1", unanswered(timeout_ms=50))
     scene.turns_until(lambda: is_out(scene))
-    until(lambda: scene.worker._store.due(KEYS.partitions, 1, 24 * HOUR_MS)[0], what="another worker leases it")
+    until(lambda: scene.worker._store.due([KEYS.partitions], 1, 24 * HOUR_MS)[0], what="another worker leases it")
     clock.set_back(HOUR_MS)
     turns_until(lambda: saga(scene).ended, scene.worker)
 

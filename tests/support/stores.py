@@ -18,7 +18,7 @@ ONLY: Final[Partition] = KEYS.partitions[0]
 
 def due(store: Store, count: int, lease_ms: int, passed_over: Sequence[str] = ()) -> tuple[list[str], int | None]:
     """The ids of the sagas that are due in the only partition, and how long it is until the next one is."""
-    found, wait_ms, _ = store.due(KEYS.partitions, count, lease_ms, passed_over)
+    found, wait_ms, _ = store.due([KEYS.partitions], count, lease_ms, passed_over)
     return [saga_id for _, saga_id in found], wait_ms
 
 

@@ -180,3 +180,4 @@ def test_which_partitions_one_call_may_touch() -> None:
     first, _, last = on_one_server.partitions
     assert [list(those) for those in on_one_server.in_calls([first, last])] == [[first, last]]
     assert [list(those) for those in on_a_cluster.in_calls([first, last])] == [[first], [last]]
+    assert on_one_server.in_calls([]) == on_a_cluster.in_calls([]) == []

@@ -78,33 +78,47 @@ class Store:
         self._commit = scripting.Script("commit")
         self._due = scripting.Script("due")
         self._give_back = scripting.Script("give_back")
-        #: Until when the last call of `due` leased the sagas of each partition, ms by the broker's clock.
-        self._leased_until: dict[Partition, int] = {}
+        #: By the number of a partition: until when the last call of `due` leased its sagas, ms by the broker's clock.
+        self._leased_until: dict[int, int] = {}
 
     def due(
-        self, partitions: Sequence[Partition], count: int, lease_ms: int, passed_over: Sequence[str] = ()
+        self,
+        calls: Sequence[Sequence[Partition]],
+        count: int,
+        lease_ms: int,
+        passed_over: Sequence[str] = (),
     ) -> "Leased":
         """Lease up to `count` sagas of each partition that are due by the broker's clock, for `lease_ms`. If nothing is
-        done about a leased saga in that time, it is due again. `passed_over`: the ids of sagas to leave out.
+        done about a leased saga in that time, it is due again. `calls`: the partitions, in groups that may go together;
+        `passed_over`: the ids of sagas to leave out.
 
         """
-        calls = [self._due.call([partition.timers], [count, lease_ms, *passed_over]) for partition in partitions]
+        asked = [
+            self._due.call([one.timers for one in together], [count, lease_ms, *passed_over]) for together in calls
+        ]
         found: list[tuple[Partition, str]] = []
         waits: list[int] = []
         away: dict[Partition, redis.RedisError] = {}
-        for partition, answer in zip(partitions, partial.run_all(self._client, calls), strict=True):
+        for together, answer in zip(calls, partial.run_all(self._client, asked), strict=True):
             if isinstance(answer, redis.RedisError):
-                away[partition] = answer
+                away |= dict.fromkeys(together, answer)
                 continue
-            wait_ms, leased_until, *members = answer
-            self._leased_until[partition] = leased_until
-            saga_ids = [text for member in members if is_id(text := member.decode(errors="backslashreplace"))]
-            if len(saga_ids) < len(members):  # sagastream did not write them there, and no commit would remove them
-                known = {saga_id.encode() for saga_id in saga_ids}
-                self._client.zrem(partition.timers, *(member for member in members if member not in known))
-            found += [(partition, saga_id) for saga_id in saga_ids]
-            waits.append(wait_ms)
+            leased_until, *of_each = answer
+            for partition, (wait_ms, *members) in zip(together, of_each, strict=True):
+                self._leased_until[partition.number] = leased_until
+                waits.append(wait_ms)
+                if members:
+                    found += [(partition, saga_id) for saga_id in self._ids(partition, members)]
         return Leased(found, min((wait_ms for wait_ms in waits if wait_ms >= 0), default=None), away)
+
+    def _ids(self, partition: Partition, members: Sequence[bytes]) -> list[str]:
+        """The sagas among these members of timers. sagastream did not write the others there, and no commit would
+        remove them."""
+        saga_ids = [text for member in members if is_id(text := member.decode(errors="backslashreplace"))]
+        if len(saga_ids) < len(members):
+            known = {saga_id.encode() for saga_id in saga_ids}
+            self._client.zrem(partition.timers, *(member for member in members if member not in known))
+        return saga_ids
 
     def give_back(self, due: Sequence[tuple[Partition, str]]) -> None:
         """Give up the lease on sagas that the last call of `due` leased: other workers may take them at once."""
@@ -112,7 +126,7 @@ class Store:
         for partition, saga_id in due:
             by_partition.setdefault(partition, []).append(saga_id)
         calls = [
-            self._give_back.call([partition.timers], [self._leased_until[partition], *saga_ids])
+            self._give_back.call([partition.timers], [self._leased_until[partition.number], *saga_ids])
             for partition, saga_ids in by_partition.items()
         ]
         partial.run_all(self._client, calls)  # of those whose node is away, the leases run out

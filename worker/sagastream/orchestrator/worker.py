@@ -378,7 +378,7 @@ class Orchestrator:
             return []
         keys, partitions = self._opened, self._read_streams.partitions
         are_held = self._pauses.wake(self._services.names, partitions)
-        due, wait_ms, away = self._store.due(partitions, BATCH, LEASE_MS, self._gate.passed_over())
+        due, wait_ms, away = self._store.due(keys.in_calls(partitions), BATCH, LEASE_MS, self._gate.passed_over())
         for partition, error in away.items():
             self._reach.lost(partition, error)
         self._reach.answered(partitions)

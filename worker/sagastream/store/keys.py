@@ -232,7 +232,9 @@ class StoreKeys:
     def in_calls(self, partitions: Sequence[Partition]) -> list[Sequence[Partition]]:
         """These partitions in groups: one call of a script may touch the keys of all partitions of a group. A call
         with few messages costs nearly as much as one with many. So on a single server they all go together."""
-        return [(one,) for one in partitions] if self.apart else [partitions]
+        if self.apart:
+            return [(one,) for one in partitions]
+        return [partitions] if partitions else []
 
     def partition_of(self, key: str) -> Partition | None:
         """The partition to which a key belongs; None: to none of this store."""
