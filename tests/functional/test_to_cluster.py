@@ -204,6 +204,23 @@ def test_a_look_at_streams_wakes_at_once_and_opens_few_connections(broker: Broke
     assert broker.connections - connections <= 3
 
 
+def test_what_a_node_that_hangs_may_have_got_is_not_taken_for_unsent(tmp_path: Path) -> None:
+    """It takes what fits into the buffers of the connection, and does it when it goes on."""
+    made = Cluster("valkey", tmp_path)
+    try:
+        broker = made.broker()
+        broker.client.set(ONE, "there")
+        node = made.node_of(ONE)
+        node.pause()
+        first, _ = wire.round_trip(broker.client, [("SET", ONE, "done"), ("SET", ONE, b"x" * (32 << 20))])
+        assert isinstance(first, NodeAway)
+        assert first.was_sent
+        node.resume()
+        until(lambda: node.ask("GET", ONE) == b"done", what="it has done what it got")
+    finally:
+        made.stop()
+
+
 def test_a_node_that_restarted_is_reached_again(tmp_path: Path) -> None:
     cluster = Cluster("valkey", tmp_path)
     try:

@@ -25,7 +25,8 @@ _MOST_MOVES: Final = 5
 
 
 class Send(NamedTuple):
-    """Send these commands to a node. What comes of it: None, or the error."""
+    """Send these commands to a node. What comes of it: None; or the error, which is NodeAway with `was_sent` if some of
+    them may have arrived."""
 
     node: Address
     commands: list[Words]
@@ -244,7 +245,7 @@ class Bundle:
         for part in self._asked.pop(node, ()):
             part.ends(_away(node, error, was_sent=True))
         for part in sending:
-            part.ends(_away(node, error, was_sent=False))
+            part.ends(_away(node, error, was_sent=isinstance(error, NodeAway) and error.was_sent))
 
     def _ask_for_map(self, *, must: bool = False) -> Steps:
         """Ask the nodes for the map, until one has it. `must`: raise the last error if none has it."""
@@ -260,6 +261,13 @@ class Bundle:
             error = answer
         if must:
             raise error
+
+
+def half_sent(error: RedisError) -> NodeAway:
+    """The error with which a sending has ended: the node may have got some of the commands, and does them."""
+    away = NodeAway(str(error), was_sent=True)
+    away.__cause__ = error
+    return away
 
 
 def _away(node: Address, error: RedisError | None, *, was_sent: bool) -> NodeAway:

@@ -12,7 +12,7 @@ import redis
 from redis.connection import Connection, SSLConnection, parse_url
 
 from sagastream.broker import wire
-from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait
+from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait, half_sent
 from sagastream.broker.cluster_map import ClusterMap
 from sagastream.broker.probes import Probes
 from sagastream.broker.server import mode_of
@@ -207,10 +207,14 @@ class ToBroker(Connection):
                 connection = None
             if connection is None:
                 connection = self._by_node[node] = self._nodes.connected(node)
-            wire.send(connection, commands)
         except redis.RedisError as error:
             self._drop(node)
             return error
+        try:
+            wire.send(connection, commands)
+        except redis.RedisError as error:
+            self._drop(node)
+            return half_sent(error)
         return None
 
     def _is_spent(self, node: Address, connection: Any) -> bool:

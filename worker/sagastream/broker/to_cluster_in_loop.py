@@ -11,7 +11,7 @@ import redis
 from redis.asyncio.connection import Connection, SSLConnection, parse_url
 
 from sagastream.broker import wire
-from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait
+from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait, half_sent
 from sagastream.broker.cluster_map import ClusterMap
 from sagastream.broker.failures import NodeAway
 from sagastream.broker.probes import Probes
@@ -149,10 +149,14 @@ class ToBrokerInLoop(Connection):
                 connection = None
             if connection is None:
                 connection = self._by_node[node] = await self._nodes.connected(node)
-            await connection.send_packed_command([wire.pack(commands)])
         except redis.RedisError as error:
             await self._drop(node)
             return error
+        try:
+            await connection.send_packed_command([wire.pack(commands)])
+        except redis.RedisError as error:
+            await self._drop(node)
+            return half_sent(error)
         return None
 
     async def _is_spent(self, node: Address, connection: Any) -> bool:
