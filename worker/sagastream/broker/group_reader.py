@@ -105,10 +105,12 @@ class GroupReader:
 
     def renew(self) -> None:
         """Let the next readings return what this consumer holds already, which renews its lease."""
-        to_cluster.give_up_waiting(self._client, self._group, self._consumer)  # what came there is among it, …
-        self._ahead.forget()  # … and this
+        self._ahead.forget()  # this is among it
         self._cuts = partial.cuts(self._client)
         self._own.again(self.streams)
+        if to_cluster.nodes_of(self._client) is not None:
+            to_cluster.give_up_waiting(self._client, self._group, self._consumer)  # what came there is among it, too, …
+            self._own.again_later(self.streams)  # … or comes at this moment
 
     def renew_later(self, streams: Iterable[str]) -> None:
         """The same for these streams, in a moment: nothing could be done about what it holds of them."""

@@ -47,7 +47,7 @@ def by_slot(client: "redis.Redis", keys: Sequence[str]) -> list[Sequence[str]]:
 
 def run_all(client: "redis.Redis", exchanges: Iterable[Exchange[_T]]) -> list[_T | RedisError]:
     """What these exchanges return, all at once; in the place of one that meets an outage of a part, its error."""
-    found = exchange.run(client, exchange.all_of([_caught(one) for one in exchanges]))
+    found = exchange.run(client, exchange.each_of(list(exchanges)))
     return [_sorted_out(client, one) for one in found]
 
 

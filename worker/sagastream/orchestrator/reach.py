@@ -33,7 +33,8 @@ class Reach:
         self._log = Log("broker", who)
         self._observer = observer
         self._away: dict[int, _Away] = {}  # by the number of the partition
-        self._new: dict[str, list[int]] = {}  # those that are not told of yet, by what is wrong
+        #: Those that are not told of yet: the error of one of them, and the numbers of all, by what is away.
+        self._new: dict[str, tuple[str, list[int]]] = {}
 
     @property
     def is_whole(self) -> bool:
@@ -45,7 +46,8 @@ class Reach:
         now_s = time.monotonic()
         if (away := self._away.get(partition.number)) is None:
             self._away[partition.number] = _Away(now_s)
-            self._new.setdefault(str(error), []).append(partition.number)
+            text = str(error)
+            self._new.setdefault(text.partition(" (")[0], (text, []))[1].append(partition.number)
         else:
             away.failed_s = now_s
 
@@ -53,8 +55,8 @@ class Reach:
         """These partitions answer. Says what has changed."""
         if not self._away:
             return
-        for error, numbers in self._new.items():
-            self._log.warning(f"{_named(numbers)} of the store cannot be reached: {error}. The others go on")
+        for text, lost in self._new.values():
+            self._log.warning(f"{_named(lost)} of the store cannot be reached: {text}. The others go on")
         now_s = time.monotonic()
         numbers = [one.number for one in partitions]
         back = {

@@ -381,7 +381,7 @@ class Orchestrator:
         due, wait_ms, away = self._store.due(keys.in_calls(partitions), BATCH, LEASE_MS, self._gate.passed_over())
         for partition, error in away.items():
             self._reach.lost(partition, error)
-        self._reach.answered(partitions)
+        self._reach.answered([partition for partition in partitions if partition not in away])
         wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
         self._look_at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, _LOOK_EVERY_S))
         if self._bulks.go_on() or are_held:
