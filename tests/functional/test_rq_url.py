@@ -3,6 +3,7 @@ said of a server that RQ cannot use."""
 
 import asyncio
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,30 @@ def test_a_service_on_a_cluster_says_that_rq_needs_another_server(cluster: Clust
     for command in ("service", "rq-worker"):
         done = commands.run(command, "shop:service", REDIS_URL=url)
         assert (done.returncode, done.stderr.splitlines()[-1].partition(": ")[2]) == (1, told), done.stderr
+
+
+def test_steps_of_sagas_on_a_cluster_run_on_a_server_of_rq(
+    cluster: Cluster, shared_valkey: Server, commands: Commands
+) -> None:
+    put(commands.folder)
+    shared_valkey.clear()
+    url = cluster.nodes[0].url
+    env = {"REDIS_URL": url, "RQ_URL": shared_valkey.url}
+    assert commands.run("init", "--partitions", "6", **env).returncode == 0
+    for arguments in (("worker",), ("service", "shop:service"), ("rq-worker", "shop:service")):
+        commands.quiet(*arguments, env=env)
+    with SagaClient(url) as client:
+        for number in range(6):
+            client.begin(f"s{number}", [do(number, timeout_ms=LONG_MS), do(number, "Now"), do("fail")])
+        for number in range(6):
+            assert client.wait(f"s{number}", 120).reason == "Step 3 failed: as asked"
+    with connect(url) as store, connect(shared_valkey.url) as jobs:
+        assert Counter(store.lrange("effects", 0, -1)) == {
+            f"{what} s{number}/1/transaction".encode(): 1 for number in range(6) for what in ("done", "undone")
+        }
+        assert not any(key.startswith(b"rq:") for node in cluster.nodes for key in node.connect().scan_iter("*"))
+        assert keys(jobs, "saga*") == []
+        assert len(keys(jobs, "rq:job:*")) > 6
 
 
 def test_a_server_of_rq_that_may_drop_jobs_is_told_by_the_doctor(stage: Stage) -> None:
