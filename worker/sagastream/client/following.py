@@ -3,7 +3,9 @@
 A partition is in place if all that is not known yet of its sagas comes after the last event that was read of it.
 """
 
+import time
 from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 
 import redis
 
@@ -13,6 +15,10 @@ from sagastream.broker.failures import is_outage
 from sagastream.broker.wire import or_raise
 from sagastream.store import events
 from sagastream.store.keys import Partition
+
+#: How often partitions are tried that are away, in seconds, if others can be read: whether a node that hangs is back
+#: takes a moment to see, and the others wait for that.
+_TRY_EVERY_S: Final = 2.0
 
 
 class Following:
@@ -24,6 +30,7 @@ class Following:
         #: Why partitions cannot be read now.
         self.away: dict[int, redis.RedisError] = {}
         self._in_place: set[int] = set()
+        self._again_s = 0.0  # when to try those again that are away, by time.monotonic
         self._portion = events.portion()
 
     def is_in_place(self, partition: Partition) -> bool:
@@ -41,7 +48,12 @@ class Following:
     def take_place(self, partitions: Collection[Partition]) -> Exchange[list[Partition]]:
         """Find out from where to read those that are not in place. Returns those that are by now. Raises why if none of
         all these is."""
+        now_s = time.monotonic()
         left = [one for one in partitions if one.number not in self._in_place]
+        if now_s < self._again_s and self._in_place:
+            left = [one for one in left if one.number not in self.away]
+        else:
+            self._again_s = now_s + _TRY_EVERY_S
         answers = (yield [events.words_of_newest(one) for one in left]) if left else []
         placed = []
         for partition, answer in zip(left, answers, strict=True):

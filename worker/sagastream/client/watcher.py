@@ -298,11 +298,12 @@ class SagaWatcher:
         return [(waiter, refused) for waiter in asked]
 
     def _sweep(self) -> None:
-        """Have some sagas looked at, and others the next time."""
+        """Have some sagas looked at, and others the next time. Those whose nodes are away are once these are back."""
         self._sweep_at = time.monotonic() + _SWEEP_EVERY_S
         for saga_id in list(islice(self._waiters, _AT_ONCE)):
             self._waiters[saga_id] = self._waiters.pop(saga_id)
-            self._to_look[saga_id] = None
+            if self.is_in_place(saga_id):
+                self._to_look[saga_id] = None
 
     def _settle(self, found: Settled) -> Settled:
         """Those of them who have not been settled before."""
