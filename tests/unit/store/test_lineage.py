@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import redis
 
+from sagastream.broker.failures import NodeAway
 from sagastream.store.keys import StoreKeys
 from sagastream.store.lineage import Lineage
 from sagastream.telemetry import Observer
@@ -183,3 +184,151 @@ def test_whatever_the_server_answers_the_process_goes_on(answers: list[Any]) -> 
     lineage = Lineage("worker w", area="worker", service="g")
     for _ in range(2):
         assert look(lineage, answers, beat_ms=None) == []
+
+
+# --- partitions of a cluster
+
+
+class Node:
+    """A node of a cluster as its answers have it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = self.history = name
+        self.before = "0" * 40
+        self.offset, self.taken_over = 10, 11
+        self.is_away = False
+
+
+class Cluster:
+    """Answers the commands of one process that looks, from what each partition holds."""
+
+    def __init__(self, partitions: int, nodes: list[Node]) -> None:
+        self.keys = StoreKeys("saga", [str(number) for number in range(partitions)], "0")
+        self.node_of = [nodes[number % len(nodes)] for number in range(partitions)]
+        self.seen: list[dict[bytes, int]] = [{} for _ in range(partitions)]
+        self.now_ms = T
+        self.kept: dict[str, bytes] = {}
+        self.asked: list[int] = []  # which partitions the last look has asked
+        self.lineage = Lineage("w", area="worker", missing=self._missing)
+        self.gone: dict[int, list[str]] = {}
+
+    def _missing(self, _: int, number: int | None) -> Any:
+        assert number is not None
+        yield [("GET", self.keys.partitions[number].timers)]
+        return self.gone.get(number, [])
+
+    def look(self, member: bytes = b"w") -> list[int]:
+        """Have it look. Returns the numbers of the partitions that go on from another moment."""
+        self.now_ms += 1000
+        self.asked, before = [], self.lineage.changes
+        looking = self.lineage.look(self.keys, member, None)
+        with contextlib.suppress(StopIteration):
+            commands = next(looking)
+            while True:
+                commands = looking.send([self._answer(words) for words in commands])
+        return [one.number for one in self.lineage.changed_since(before, self.keys)]
+
+    def _answer(self, words: Any) -> Any:
+        partition = next((self.keys.partition_of(word) for word in words if str(word).startswith("saga:")), None)
+        assert partition is not None
+        node, seen = self.node_of[partition.number], self.seen[partition.number]
+        if node.is_away:
+            return NodeAway("it is away", was_sent=True)
+        match words:
+            case ("EVALSHA_RO", _, 2, _, _, name):
+                self.asked.append(partition.number)
+                told = info(node.history, node.offset, node.before, node.taken_over)
+                newest = max(seen.items(), key=lambda one: one[1], default=())
+                score = seen.get(name)
+                return [
+                    TIME,
+                    told,
+                    node.name.encode(),
+                    score and b"%d" % score,
+                    [],
+                    [b"%b" % one for one in _words(newest)],
+                ]
+            case ("EVALSHA", _, 1, _, name, _, history):
+                if history != node.history:
+                    return None
+                seen[name] = self.now_ms
+                return self.now_ms
+            case ("EVAL", _, 1, _, "HSETNX", _, field, value):
+                self.kept.setdefault(field, value)
+                return 1
+            case _:
+                return None
+
+
+def _words(newest: Any) -> list[bytes]:
+    return [word if isinstance(word, bytes) else b"%d" % word for word in newest]
+
+
+def test_the_partitions_of_a_node_alone_are_those_that_have_lost_something() -> None:
+    one, two = Node("one"), Node("two")
+    cluster = Cluster(4, [one, two])
+    assert [cluster.look() for _ in range(3)] == [[], [], []]
+    assert cluster.asked == [0, 1, 2, 3]
+    two.is_away = True
+    assert cluster.look() == []
+    two.is_away = False
+    cluster.seen[1][b"w"] = cluster.seen[3][b"w"] = T + 1
+    two.name, two.history, two.before = "replica", "new", "two"
+    assert cluster.look() == [1, 3]
+    (kept,) = cluster.kept.values()
+    assert b'"partitions":[1,3]' in kept
+    assert b'"found_by":"w"' in kept
+    assert [loss.partitions for loss in cluster.lineage.taken()] == [(1, 3)]
+    assert cluster.lineage.taken() == []
+    assert [cluster.look() for _ in range(2)] == [[], []]
+
+
+def test_what_is_missing_is_looked_for_in_the_partition_where_it_was_written() -> None:
+    cluster = Cluster(2, [Node("one"), Node("two")])
+    cluster.gone = {0: ["it was deleted"], 1: []}
+    cluster.look()
+    cluster.look()
+    for node in cluster.node_of:
+        node.before, node.history = node.history, f"{node.name} anew"
+    cluster.gone = {0: ["it was deleted"], 1: ["saga s-1 is gone"]}
+    assert cluster.look() == [0, 1]
+    (loss,) = cluster.lineage.taken()
+    assert (loss.partitions, loss.evidence) == ((1,), "partition 1: saga s-1 is gone")
+
+
+def test_a_partition_that_moves_to_another_node_is_as_it_was() -> None:
+    one, two = Node("one"), Node("two")
+    cluster = Cluster(4, [one, two])
+    cluster.look()
+    cluster.look()
+    cluster.node_of[1] = one
+    assert [cluster.look(), cluster.look()] == [[], []]
+    cluster.node_of[2] = Node("another")
+    assert [cluster.look(), cluster.look()] == [[], []]
+
+
+def test_of_many_partitions_each_look_is_at_each_node_and_at_others_in_turn() -> None:
+    one, two = Node("one"), Node("two")
+    cluster = Cluster(64, [one, two])
+    asked = set()
+    for _ in range(8):
+        assert cluster.look() == []
+        assert len(cluster.asked) == 16
+        asked |= set(cluster.asked)
+    assert asked == set(range(64))
+    two.before, two.history = two.history, "two anew"
+    assert cluster.look() == list(range(1, 64, 2))  # one of them has changed, so all were looked at
+
+
+def test_a_process_without_heartbeats_looks_at_those_of_others_in_each_partition() -> None:
+    one = Node("one")
+    cluster = Cluster(1, [one])
+    cluster.seen[0] = {b"another": T}
+    cluster.look(b"")
+    cluster.look(b"")
+    one.before, one.history, one.taken_over, one.offset = "one", "new", 9, 20
+    cluster.seen[0] = {b"another": T - 5000, b"newer": T + 90_000}
+    assert cluster.look(b"") == [0]
+    (loss,) = cluster.lineage.taken()
+    assert not loss.certain
+    assert cluster.seen[0].keys() == {b"another", b"newer"}

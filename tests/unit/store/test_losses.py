@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from sagastream.store.losses import Loss, Sight, Switch, compare
+from sagastream.store.losses import Loss, Sight, Switch, as_one, compare, has_only_moved
 
 OLD, NEW, OTHER = "a" * 40, "b" * 40, "c" * 40
 T = 1_700_000_000_000
@@ -146,6 +147,57 @@ def test_a_restart_is_no_loss_by_itself(before: str) -> None:
 
 def test_two_servers_that_tell_no_replication_id_are_the_same() -> None:
     assert found(a_sight(history="", before=""), a_sight(history="")) is None
+
+
+# --- on a cluster
+
+
+@pytest.mark.parametrize(
+    ("changes", "has_moved"),
+    [
+        ({}, True),
+        ({"beat_ms": T}, True),  # another look has written it there
+        ({"node": "one"}, False),  # a restart
+        ({"node": ""}, False),  # this user may not ask
+        ({"before": OLD}, False),  # a replica has taken over
+        ({"beat_ms": T - 501}, False),
+        ({"beat_ms": None}, False),
+    ],
+)
+def test_a_partition_has_only_moved_if_all_that_was_seen_is_at_another_node(
+    changes: dict[str, Any], has_moved: bool
+) -> None:
+    now = a_sight(T + 9, **({"history": OTHER, "node": "two"} | changes))
+    assert has_only_moved(a_sight(node="one"), now) is has_moved
+    assert found(now, a_sight(node="one")) is None or not has_moved
+
+
+def test_what_a_node_has_lost_is_told_as_one() -> None:
+    first = Loss(since_ms=T, evidence="a", found_ms=T + 1)
+    assert as_one({4: first}) == [replace(first, evidence="partition 4: a", partitions=(4,))]
+    others = {number: Loss(since_ms=T - number, evidence="b", found_ms=T + 2, certain=False) for number in (5, 6, 7)}
+    (loss,) = as_one({4: first, **others})
+    assert loss == Loss(
+        since_ms=T - 7,
+        evidence="partition 4: a; partition 5: b; partition 6: b; and the like of 1 more",
+        found_ms=T + 2,
+        partitions=(4, 5, 6, 7),
+    )
+    assert isinstance(loss, Loss)
+    assert loss.text.startswith("the store has lost what was written in partitions 4, 5, 6, 7 after 2023")
+    assert [loss.is_of(number) for number in (3, 4)] == [False, True]
+    unknown = replace(first, since_ms=None)
+    assert [one.since_ms for one in as_one({1: first, 2: unknown})] == [None]
+
+
+def test_a_node_that_has_lost_nothing_of_some_partitions_has_only_taken_them_over() -> None:
+    loss, switch = as_one(
+        {1: Switch(since_ms=T), 2: Loss(since_ms=T, evidence="a", found_ms=T), 3: Switch(since_ms=T - 9)}
+    )
+    assert isinstance(loss, Loss)
+    assert switch == Switch(since_ms=T - 9, partitions=(1, 3))
+    assert switch.text.startswith("partitions 1, 3 have a new master; it has all that this process saw until 2023")
+    assert Switch(since_ms=T, partitions=(1,)).text.startswith("partition 1 has a new master")
 
 
 HUGE = 2**64 - 1
