@@ -51,9 +51,9 @@ class OneOfCluster:
     def __init__(self, cluster: Cluster, key: str) -> None:
         """`key`: the master is the node that holds it."""
         self._cluster = cluster
-        self.url = cluster.url
         self.master = cluster.node_of(key)
         (self.replica,) = cluster.replicas_of(self.master)
+        self.url = next(node.url for node in cluster.masters if node is not self.master)
         self.lost_bytes = 0
         self._behind = contextlib.ExitStack()
 
