@@ -3,7 +3,7 @@
 import logging
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from support.processes import Commands
 from support.servers import KINDS
 from support.waiting import until
 
-pytestmark = [pytest.mark.both_in_soak, pytest.mark.xdist_group("cluster-failover")]
+pytestmark = pytest.mark.both_in_soak
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 PARTITIONS = 3
@@ -63,7 +63,7 @@ class Looking:
         return until(self, what="it has seen that a partition goes on from another moment")
 
 
-def test_slots_that_move_are_no_loss_and_nobody_looks_at_them(cluster: Cluster) -> None:
+def moves_without_a_loss(cluster: Cluster, move: Callable[[Cluster, Iterable[int | str | bytes], Node], None]) -> None:
     broker = cluster.broker()
     keys = layout.check(broker)
     look = Looking(broker, keys)
@@ -72,11 +72,21 @@ def test_slots_that_move_are_no_loss_and_nobody_looks_at_them(cluster: Cluster) 
     source = cluster.node_of(partition.timers)
     target = next(node for node in cluster.nodes if node is not source)
     try:
-        cluster.move_slots([partition.timers], target)
+        move(cluster, [partition.timers], target)
         assert [look(), look()] == [[], []]
+        assert look.lineage._traces[1].node == target.node_id
         assert lineage.losses(broker.client, keys) == []
     finally:
         cluster.move_slots([partition.timers], source)
+
+
+def test_slots_that_move_are_no_loss_and_nobody_looks_at_them(cluster: Cluster) -> None:
+    moves_without_a_loss(cluster, Cluster.move_slots)
+
+
+def test_slots_that_the_nodes_move_by_themselves_are_no_loss(valkey_cluster: Cluster) -> None:
+    valkey_cluster.clear()
+    moves_without_a_loss(valkey_cluster, Cluster.migrate_slots)
 
 
 @kinds
