@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import actor_option, opened, orderly
+from sagastream_bridge.commands.context import actor_option, opened, orderly, tell_reach
 from sagastream_bridge.commands.searching import refuse_services, wanted
 from sagastream_bridge.commands.terminal import counted, safe, say, width
 
@@ -43,6 +43,7 @@ def begin(verb: str, reason: str, actor: str, *, rate: int, yes: bool, now: bool
         listing = lookup.listing(broker, bulk.filter, _SAMPLE, None)
         page = listing.page
         refuse_services(broker, listing)
+        tell_reach(listing.reach)
         if not page.sagas and page.cursor is None:
             click.echo("there is no such saga: nothing is done")
             return
