@@ -30,7 +30,7 @@ from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
 
-OPERATING = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+FAILOVER = (Path(__file__).parents[2] / "docs" / "failover.md").read_text()
 
 #: A service that keeps its effects where its own client of the broker leads to.
 SHOP = """
@@ -241,7 +241,7 @@ def test_a_service_in_javascript_goes_on_at_the_new_master(
 
 
 def test_the_master_and_the_sentinels_have_users_of_their_own(watched: SentinelSet, commands: Commands) -> None:
-    (rule,) = re.findall(r"`ACL SETUSER NAME on >secret (.*)`", OPERATING)
+    (rule,) = re.findall(r"`ACL SETUSER NAME on >secret (.*)`", FAILOVER)
     for port in watched.sentinels:
         with redis.Redis(port=port) as sentinel:
             sentinel.execute_command("ACL", "SETUSER", "looks", "on", ">secret", *rule.split())
