@@ -281,6 +281,8 @@ def test_what_is_there_is_listed_found_and_erased_and_what_is_away_is_named(own:
     mine = in_each(keys, "mine")
     client.begin(waiting := next(one for one in mine if keys.of(one).number not in numbers), STEPS)
     assert [cause.kind for cause in client.why(waiting)] == [CauseKind.NO_WORKER, CauseKind.QUEUED]
+    bulk = client.begin_bulk("cancel", reason="no more", status="PENDING")
+    assert not bulk.total_is_exact
     erased = client.erase_many(ids, "asked for")
     assert erased.hashes == 4
     assert not erased.is_complete

@@ -26,7 +26,7 @@ from sagastream.core.filtering import Filter, parse_filter
 from sagastream.core.messages import Code, Verb
 from sagastream.errors import MalformedMessage, RequestRefused
 from sagastream.store import operations
-from sagastream.store.finding import find
+from sagastream.store.finding import find_there
 from sagastream.store.keys import BULK_KEPT_MS, StoreKeys
 from sagastream.store.operations import Operation
 
@@ -77,7 +77,7 @@ def begin(
     bulk = replace(checked(verb, wanted, reason, actor, rate=rate, now=now), bulk_id=uuid.uuid4().hex[:12])
     (time,) = yield [("TIME",)]
     now_ms = milliseconds(or_raise(time))
-    page = yield from find(keys, bulk.wanted, 1, at_ms=now_ms)
+    page = yield from find_there(keys, bulk.wanted, 1, at_ms=now_ms)
     yield from _make_room(keys)
     bulk = replace(bulk, begun_ms=now_ms, updated_ms=now_ms, total=page.total, total_is_exact=page.total_is_exact)
     key = keys.bulk(bulk.bulk_id)

@@ -122,10 +122,12 @@ def check_page(limit: int, cursor: str | None, wanted: Filter) -> _Position | No
     return _Position(int(begun_ms), saga_id, int(seen), int(total), exact == "e")
 
 
-def find_there(keys: StoreKeys, wanted: Filter, limit: int = USUAL, cursor: str | None = None) -> Exchange[Page]:
-    """The same in all partitions that can be reached."""
+def find_there(
+    keys: StoreKeys, wanted: Filter, limit: int = USUAL, cursor: str | None = None, *, at_ms: int | None = None
+) -> Exchange[Page]:
+    """See `find`: in all partitions that can be reached."""
     reached = yield from reach.look(keys)
-    page = yield from find(reached.keys, wanted, limit, cursor)
+    page = yield from find(reached.keys, wanted, limit, cursor, at_ms=at_ms)
     if not reached.away:
         return page
     return replace(page, partitions_away=tuple(sorted(reached.away)), total_is_exact=False)
