@@ -2,9 +2,11 @@
 partitions."""
 
 import json
+import os
+import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -18,8 +20,11 @@ from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
 
+#: How many nodes die, hang or are parted in a long run.
+ROUNDS: Final = max(6, int(os.environ.get("SAGASTREAM_SOAK_SAGAS", "3000")) // 100)
+
 #: Why messages are quarantined that a failover has made senseless.
-AFTER_A_LOSS = ("too late", "was not sent yet", "there is no saga", "does not answer it")
+AFTER_A_LOSS: Final = ("too late", "was not sent yet", "there is no saga", "does not answer it")
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -68,6 +73,17 @@ def test_sagas_run_and_are_seen_in_all_partitions(cluster: Cluster, commands: Co
 
 
 @kinds
+@pytest.mark.soak
+def test_six_nodes_have_a_partition_each_and_one_more(kind: str, tmp_path: Path, commands: Commands) -> None:
+    with world_on(Cluster(kind, tmp_path, 6), commands, partitions=7) as world:
+        assert {world.cluster.node_of(one.timers) for one in world.keys.partitions} == set(world.cluster.nodes)
+        world.start(workers=3)
+        with world.fed():
+            world.goes_on(by=50)
+        world.verdict()
+
+
+@kinds
 @pytest.mark.slow
 def test_slots_move_and_nodes_come_and_go_and_nothing_is_lost(kind: str, tmp_path: Path, commands: Commands) -> None:
     with world_on(Cluster(kind, tmp_path), commands) as world:
@@ -91,41 +107,102 @@ def test_slots_move_and_nodes_come_and_go_and_nothing_is_lost(kind: str, tmp_pat
 
 @kinds
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["paused", "parted"])
+@pytest.mark.parametrize("how", ["killed", "paused"])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.soak)])
+def test_a_node_that_is_away_stops_only_its_own(
+    kind: str, how: str, number: int, tmp_path: Path, commands: Commands
+) -> None:
+    """The last node has the keys of the whole store, too."""
+    with world_on(Cluster(kind, tmp_path), commands) as world:
+        victim = world.cluster.nodes[number]
+        assert (world.cluster.node_of(world.keys.alive) is victim) is (number == 2)
+        its = world.partitions_of(victim)
+        others = [one for one in world.keys.partitions if one not in its]
+        world.start()
+        with world.fed():
+            world.goes_on(by=10)
+            before = world.rate(others, 2)
+            if how == "killed":
+                victim.kill()
+            else:
+                victim.pause()
+            world.goes_on(others)  # each process notices it once
+            # Beside other tests, one second is enough in which nobody else had the machine.
+            rates = (world.rate(others, 1) for _ in range(10))
+            is_enough = any(rate >= before / 2 for rate in rates) if number == 1 else sum(rates) / 10 >= before / 2
+            if how == "killed":
+                victim.start()
+            else:
+                victim.resume()
+            world.goes_on()
+        world.verdict()
+        assert is_enough
+
+
+@kinds
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", pytest.param("paused", marks=pytest.mark.soak), "parted"])
 def test_a_replica_that_is_behind_takes_over(kind: str, how: str, tmp_path: Path, commands: Commands) -> None:
     """Sagas of one node fall back. Nothing is done twice, and clients begin again what nobody knows of."""
     with world_on(Cluster(kind, tmp_path, 3, 1, gates=how == "parted"), commands) as world:
-        world.store_forgets = True
-        world.may_end_otherwise()
+        world.may_lose_writes()
         world.start()
-        victim = world.cluster.nodes[1]
-        its = world.partitions_of(victim)
-        others = [one for one in world.keys.partitions if one not in its]
         with world.fed(), SagaClient(world.cluster.broker()) as client:
             world.goes_on(by=5)
-            taken_over(world, victim, how)
-            world.goes_on(others)
-            world.begin_again(client)
-            world.goes_on()
-        world.settle()
-        with SagaClient(world.cluster.broker()) as client:
-            world.begin_again(client)
-            world.settle()
-            world.retry_parked(client)
-        world.verdict(unfit=AFTER_A_LOSS)
-        assert world.figures["forgotten and begun again"] > 0
+            taken_over(world, world.cluster.nodes[1], how, client)
+        lost = world.figures["forgotten and begun again"]
+        end(world)
+        assert lost > 0
 
 
-def taken_over(world: ClusterWorld, victim: Node, how: str) -> None:
-    """Have the replica of this node take over, and lose what came after some moment."""
+@kinds
+@pytest.mark.soak
+def test_nodes_die_hang_and_part_in_turn(kind: str, tmp_path: Path, commands: Commands) -> None:
+    chance = random.Random(20241130)
+    with world_on(Cluster(kind, tmp_path, 3, 1, gates=True), commands) as world:
+        cluster = world.cluster
+        world.may_lose_writes()
+        world.start(workers=3, services=2)
+        with world.fed(), SagaClient(cluster.broker()) as client:
+            for number in range(ROUNDS):
+                world.goes_on(by=5)
+                victim = chance.choice(cluster.masters)
+                taken_over(world, victim, ("killed", "paused", "parted")[number % 3], client)
+                cluster.move_slots([chance.choice(world.keys.partitions).timers], chance.choice(cluster.masters))
+        end(world)
+
+
+def taken_over(world: ClusterWorld, victim: Node, how: str, client: SagaClient) -> None:
+    """Have the replica of this node take over, and lose what came after some moment. Then the node is its replica."""
     cluster, its = world.cluster, world.partitions_of(victim)
+    others = [one for one in world.keys.partitions if one not in its]
     if how == "parted":
         with cluster.parted(victim, clients=False):
-            until(lambda: not world.partitions_of(victim), what="it is taken over")
+            until(lambda: victim not in cluster.masters, what="it is taken over")
     else:
         with cluster.falling_behind(victim):
             world.goes_on(its, by=5)
-            victim.pause()
+            if how == "killed":
+                victim.kill()
+            else:
+                victim.pause()
         cluster.wait_ok()
-        victim.resume()
+        world.goes_on(others)
+        if how == "killed":
+            victim.start()
+        else:
+            victim.resume()
     cluster.wait_ok()
+    assert cluster.replicas_of(victim) == []
+    world.begin_again(client)
+    world.goes_on()
+
+
+def end(world: ClusterWorld) -> None:
+    """Settle, as operators and clients do after a loss, and judge."""
+    world.settle()
+    with SagaClient(world.cluster.broker()) as client:
+        world.begin_again(client)
+        world.settle()
+        world.retry_parked(client)
+    world.verdict(unfit=AFTER_A_LOSS)

@@ -32,6 +32,11 @@ class ClusterWorld(World):
         super().__init__(cast(OwnServer, cluster), commands, Scale(sagas=0, factor=1), partitions=partitions)
         self.cluster = cluster
 
+    def may_lose_writes(self) -> None:
+        """Replicas take over that are behind."""
+        self.store_forgets = True
+        self.may_end_otherwise()
+
     def partitions_of(self, node: Node) -> list[Partition]:
         """Those whose slots this node holds now."""
         return [one for one in self.keys.partitions if self.cluster.node_of(one.timers) is node]
