@@ -6,13 +6,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import redis
 
-from sagastream.broker import exchange, partial, wire
+from sagastream.broker import exchange, wire
 from sagastream.broker.connection import Broker
+from sagastream.broker.partial import run_all, there
 from sagastream.broker.scripting import added_even_if_full
 from sagastream.client import requests
 from sagastream.core.begin_parsing import parse_begin
@@ -20,8 +22,10 @@ from sagastream.core.saga import SagaState
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import layout, sagas
 from sagastream.store.keys import Partition, StoreKeys
+from sagastream.store.reach import ranges
 from sagastream.telemetry import Observer
 from support.clusters import Cluster, Node
+from support.servers import KINDS
 from support.waiting import until
 
 STEP = {"transaction": "Do", "service": "work", "params": 1, "attempts": 50, "timeout_ms": 60_000}
@@ -50,8 +54,8 @@ class Work:
 
     def _run(self) -> None:
         while not self._stop.wait(0.001):
-            found = partial.run_all(self._client, [self._answer(one) for one in self._keys.partitions])
-            if not any(partial.there(found)):
+            found = run_all(self._client, [self._answer(one) for one in self._keys.partitions])
+            if not any(there(found)):
                 self._stop.wait(0.01)
 
     def _answer(self, partition: Partition) -> Any:
@@ -201,6 +205,28 @@ def _dies_and_comes_back(stage: Stage, node: Node, caplog: pytest.LogCaptureFixt
     until(lambda: told.away[-1] == (), what="it is told that all are back")
     assert told.outages == 0
     told.away.clear()
-    names = ", ".join(str(one.number) for one in here)
+    names = ranges(one.number for one in here)
     said = [one.getMessage() for one in caplog.records if one.getMessage().startswith(f"partitions {names} of")]
     assert ["cannot" in text for text in said] == [True, False]
+
+
+@pytest.mark.soak  # it waits until a node that hangs is held to be away, and measures for some time
+@pytest.mark.parametrize("mortal", KINDS, indirect=True)
+@pytest.mark.parametrize("stage", [2], indirect=True)
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_others_go_on_at_half_of_their_rate_at_least(stage: Stage, how: str) -> None:
+    stage.lasts(stage.keys.partitions, 10)
+    for node in stage.cluster.nodes:
+        here, others = stage.of(node)
+        usual_s = min(stage.lasts(others) for _ in range(3))
+        open_ids = stage.begin(here, 20)
+        node.kill() if how == "dies" else node.pause()
+        stage.lasts(others, 10)  # whoever asks a node that hangs waits for it once
+        took_s = min(stage.lasts(others) for _ in range(3))
+        assert took_s < 2 * usual_s + 0.5, (took_s, usual_s)
+        assert not stage.ended(open_ids)
+        node.start() if how == "dies" else node.resume()
+        until(partial(stage.ended, open_ids), what="its sagas end")
+        stage.cluster.wait_ok()
+    assert [told.outages for told in stage.told] == [0, 0]
+    assert stage.did_each_once()

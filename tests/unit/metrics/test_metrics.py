@@ -20,6 +20,7 @@ from sagastream.metrics.process import ProcessMetrics
 from sagastream.metrics.service import JobMetrics, ServiceMetrics
 from sagastream.metrics.serving import check_free, text, told_at
 from sagastream.metrics.tally import MOST_SERIES, OTHER, Counter, Histogram, Labels, Sample, Times
+from sagastream.metrics.worker import WorkerMetrics
 from sagastream.telemetry import Outcome
 from support.servers import free_port
 from support.waiting import until
@@ -94,6 +95,14 @@ def test_what_any_process_may_meet_is_counted() -> None:
     kinds = ("replies", "requests", "")
     assert [told(metrics, "sagastream_quarantined_total", stream=kind) for kind in kinds] == [1, 1, 1]
     assert told(metrics, "sagastream_process_info", kind="bridge", version=version("sagastream")) == 1
+
+
+def test_a_worker_tells_how_many_partitions_it_cannot_reach() -> None:
+    metrics, found = WorkerMetrics(), []
+    for numbers in ((), (0, 3), ()):
+        metrics.partitions_away(numbers=numbers)
+        found.append(told(metrics, "sagastream_partitions_away"))
+    assert found == [0, 2, 0]
 
 
 def test_a_hostile_name_stays_one_value_of_a_label() -> None:

@@ -48,6 +48,11 @@ QUARANTINED: Final = Metric(
 
 # --- a worker
 
+OUT_OF_REACH: Final = Metric(
+    "sagastream_partitions_away",
+    "gauge",
+    "Partitions that the worker cannot reach, of those that it works on: nodes of a cluster are away.",
+)
 BEGUN: Final = Metric("sagastream_sagas_begun_total", "counter", "Sagas that the worker has begun.", ("definition",))
 SAGA_SECONDS: Final = Metric(
     "sagastream_saga_duration_seconds",

@@ -1,7 +1,7 @@
 """What a worker counts. This runs for each change of a saga, so it is written for speed."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sagastream.core.journal import notes
@@ -10,7 +10,7 @@ from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step
 from sagastream.metrics import catalogue
 from sagastream.metrics.process import ProcessMetrics
-from sagastream.metrics.tally import MOST_SERIES, Times
+from sagastream.metrics.tally import MOST_SERIES, Sample, Times
 from sagastream.telemetry import Move
 
 _WAITING: Final = Phase.WAITING
@@ -32,6 +32,7 @@ class WorkerMetrics(ProcessMetrics):
 
     def __init__(self) -> None:
         super().__init__("worker")
+        self.partitions_away_now = 0
         self._step_s = self._histogram(catalogue.STEP_SECONDS)
         self._saga_s = self._histogram(catalogue.SAGA_SECONDS)
         self._begun = self._counter(catalogue.BEGUN)
@@ -46,6 +47,13 @@ class WorkerMetrics(ProcessMetrics):
         self._done: dict[tuple[str, str], Times] = {}
         self._completed: dict[str, Times] = {}
         self._aborted: dict[str, Times] = {}
+
+    def samples(self) -> Iterator[Sample]:
+        yield from super().samples()
+        yield Sample(catalogue.OUT_OF_REACH, (), self.partitions_away_now)
+
+    def partitions_away(self, *, numbers: tuple[int, ...], **_: object) -> None:
+        self.partitions_away_now = len(numbers)
 
     def turn_committed(
         self, *, sagas: int, messages: int, duration_s: float, moves: Sequence[Move], **_: object

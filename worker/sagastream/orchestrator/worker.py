@@ -39,9 +39,9 @@ from sagastream.orchestrator.ends import Ends
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.last_written import LastWritten
 from sagastream.orchestrator.order import Order
+from sagastream.orchestrator.out_of_reach import OutOfReach
 from sagastream.orchestrator.overdue import Overdue
 from sagastream.orchestrator.pauses import Pauses
-from sagastream.orchestrator.reach import Reach
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
@@ -132,7 +132,7 @@ class Orchestrator:
         self._order = Order(broker.client, self._inbox)
         self._overdue = Overdue(broker.client, self._store)
         self._compensations = Compensations(broker.client)
-        self._reach = Reach(self.name, self._observer)
+        self._away = OutOfReach(self.name, self._observer)
         self._cache = StateCache()
         self._journal_bytes = min(max(history_bytes, 0), MAX_JOURNAL_BYTES)
         self._ends = Ends()
@@ -197,7 +197,7 @@ class Orchestrator:
         numbers = self._services.preferred
         if self._read_streams.numbers is not numbers:
             self._streams = self._read_streams.preferring(numbers)
-            self._reach.are_only(self._streams.partitions)
+            self._away.are_only(self._streams.partitions)
             # What is known of the partitions that it has now is from when it last had them.
             self._cache.forget()
             self._pauses.look_again()
@@ -281,7 +281,7 @@ class Orchestrator:
         error if it is one of all."""
         if not partial.is_partial(self._broker.client, error):
             raise error
-        self._reach.lost(partition, error)
+        self._away.lost(partition, error)
         self._inbox.renew_later(self._read_streams.of(partition))
 
     def _read(self, block_ms: int) -> list[Entry]:
@@ -380,8 +380,8 @@ class Orchestrator:
         are_held = self._pauses.wake(self._services.names, partitions)
         due, wait_ms, away = self._store.due(keys.in_calls(partitions), BATCH, LEASE_MS, self._gate.passed_over())
         for partition, error in away.items():
-            self._reach.lost(partition, error)
-        self._reach.answered([partition for partition in partitions if partition not in away])
+            self._away.lost(partition, error)
+        self._away.answered([partition for partition in partitions if partition not in away])
         wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
         self._look_at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, _LOOK_EVERY_S))
         if self._bulks.go_on() or are_held:
@@ -420,7 +420,7 @@ class Orchestrator:
 
     def _ready(self, inputs: list[Input], states: Mapping[str, Found], now_ms: int) -> list[Input]:
         """The inputs that are to be decided on now."""
-        if not self._reach.is_whole:
+        if not self._away.is_empty:
             inputs = [item for item in inputs if item[1].saga_id is None or item[1].saga_id in states]
         kinds = {type(event) for _, event in inputs}
         if Begin in kinds:

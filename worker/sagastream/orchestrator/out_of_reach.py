@@ -10,6 +10,7 @@ from typing import Final
 import redis
 
 from sagastream.store.keys import Partition
+from sagastream.store.reach import ranges
 from sagastream.telemetry import Log, Observer
 
 #: A partition counts as back if it answers and has not failed for so long, in seconds: a part of what is asked may be
@@ -25,8 +26,8 @@ class _Away:
         self.failed_s = now_s  # when it was last seen to fail
 
 
-class Reach:
-    """The partitions that one worker can reach, and the others."""
+class OutOfReach:
+    """The partitions that one worker cannot reach."""
 
     def __init__(self, who: str, observer: Observer | None) -> None:
         """`who`: the name of the worker, as its log records have it."""
@@ -37,8 +38,8 @@ class Reach:
         self._new: dict[str, tuple[str, list[int]]] = {}
 
     @property
-    def is_whole(self) -> bool:
-        """Whether it can reach all."""
+    def is_empty(self) -> bool:
+        """Whether it can reach all partitions."""
         return not self._away
 
     def lost(self, partition: Partition, error: redis.RedisError) -> None:
@@ -87,5 +88,5 @@ class Reach:
 
 
 def _named(numbers: Iterable[int]) -> str:
-    names = [str(number) for number in sorted(numbers)]
-    return f"partition {names[0]}" if len(names) == 1 else f"partitions {', '.join(names)}"
+    those = set(numbers)
+    return f"partition{'s' if len(those) > 1 else ''} {ranges(those)}"
