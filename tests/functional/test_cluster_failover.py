@@ -14,9 +14,10 @@ from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage
 from sagastream.client.blocking import SagaClient
 from sagastream.orchestrator.worker import Orchestrator
-from sagastream.store import heartbeat, layout, lineage
+from sagastream.store import heartbeat, layout, lineage, told
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.lineage import Lineage
+from sagastream.store.losses import Loss
 from sagastream_bridge.inspection import after_failover
 from sagastream_bridge.inspection.after_failover import AfterFailover
 from support import tills
@@ -229,8 +230,31 @@ def test_what_only_processes_know_is_told_again_if_the_node_of_the_whole_store_h
         until(lambda: store.hget(keys.published("early"), "Do"), what="it has published them again")
         until(lambda: store.sismember(keys.services, "early"), what="its name is there again")
         until(lambda: heartbeat.worker_is_alive(store, keys), what="the worker is heard", timeout_s=15)
-        told = [one.text for one in AfterFailover(shop.broker, since_ms=0).examine() if one.about == "failover"]
-        assert told == [f"{losses[0].text}: {losses[0].evidence}", after_failover._OF_PEOPLE]
+        texts = [one.text for one in AfterFailover(shop.broker, since_ms=0).examine() if one.about == "failover"]
+        assert texts == [f"{losses[0].text}: {losses[0].evidence}", after_failover._OF_PEOPLE]
+
+
+@kinds
+def test_what_is_owed_to_a_node_that_is_away_is_done_once_it_is_back(kind: str, tmp_path: Path) -> None:
+    with made(kind, tmp_path, 0) as cluster, Shop(cluster).open() as shop:
+        store, keys = shop.broker.client, shop.keys
+        first, *others = keys.partitions
+        end = told.End(shop.begin(others[0]), "COMPLETED", 1)
+        for partition in keys.partitions:
+            store.zrem(partition.timers, shop.begin(partition))
+        shop.worker._ends._ends.append(end)
+        node = shop.node_of(0)
+        node.kill()
+        shop.worker._lineage.has_changed(loss=Loss(since_ms=None, evidence="as a test says", found_ms=1))
+
+        def waiting() -> list[int]:
+            return [store.zcard(partition.timers) for partition in others]
+
+        until(lambda: waiting() == [2, 1], what="the worker has repaired those of the other nodes")
+        node.start()
+        cluster.wait_ok()
+        until(lambda: shop.patiently(lambda: store.zcard(first.timers)), what="it has repaired those of this node")
+        until(lambda: told.kept(store, keys) == [end], what="it has noted which ends it had written")
 
 
 @pytest.mark.slow
