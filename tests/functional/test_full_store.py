@@ -19,7 +19,7 @@ from sagastream.core.causes import CauseKind
 from sagastream.core.messages import Verb
 from sagastream.core.saga import SagaStatus
 from sagastream.errors import StoreFull
-from sagastream.orchestrator.room import Room
+from sagastream.orchestrator.room import Memory, Room
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.service.runner import ServiceRunner
 from sagastream.store import published
@@ -98,7 +98,7 @@ def test_in_a_full_store_a_command_that_others_held_is_counted_and_done(scene: S
 
 
 def room_is_seen(scene: Scene, *, full: bool) -> None:
-    scene.turns_until(lambda: scene.worker._room.is_full is full)
+    scene.turns_until(lambda: bool(scene.worker._room.full) is full)
 
 
 def test_a_full_store_leaves_begins_unread_until_there_is_room(scene: Scene) -> None:
@@ -154,7 +154,7 @@ def test_what_a_worker_may_not_look_at_leaves_no_begin_unread(scene: Scene) -> N
         room = Room("worker w")
         room.join(KEYS)
         exchange.run(scene.redis, room.look())
-        assert not room.is_full
+        assert not room.full
     finally:
         wire.round_trip(scene.redis, [("AUTH", "default", "")])
         scene.redis.acl_deluser("nosy")
@@ -168,10 +168,10 @@ def test_the_rest_counts_and_changes_with_some_slack() -> None:
         looking = room.look()
         next(looking)
         with contextlib.suppress(StopIteration):
-            looking.send([f"maxmemory:1000\r\nused_memory:{used}\r\n".encode(), 5, -2])
+            looking.send([5, -2, f"maxmemory:1000\r\nused_memory:{used}\r\n".encode()])
             looking.send([requests])
             looking.send([b"OK"])
-        return room.is_full
+        return bool(room.full)
 
     assert not look(790)
     assert not look(1000, 300)
@@ -185,14 +185,14 @@ def test_the_rest_counts_and_changes_with_some_slack() -> None:
 def test_a_few_begins_are_taken_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the server says that requests are smaller than they are, begins must not be left for ever."""
     room = Room("worker w")
-    room.most_bytes, room._used_bytes = 1000, 1250
+    room.memory = Memory(1000, 1250)
     assert room.takes_a_few()
     assert not room.takes_a_few()
     monkeypatch.setattr("sagastream.orchestrator.room._A_FEW_EVERY_S", 0.0)
     room._take_at = 0.0
     assert room.takes_a_few()
     assert room.takes_a_few()
-    room._used_bytes = 1251
+    room.memory = Memory(1000, 1251)
     assert not room.takes_a_few()
 
 

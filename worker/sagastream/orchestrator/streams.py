@@ -67,7 +67,6 @@ class Streams:
             (one.replies(service), Place(one, "replies", service)) for service in sorted(services) for one in partitions
         ]
         requests = [(one.requests, Place(one, "requests", "")) for one in partitions]
-        self._requests = frozenset(one.requests for one in self.partitions)
         interventions = [(one.interventions, Place(one, "interventions", "")) for one in partitions]
         self._places = dict([*replies, *requests, *interventions])
         #: The streams of which it reads new entries; None: all.
@@ -78,7 +77,8 @@ class Streams:
         read = len(services) * len(self.partitions)
         self._most_replies = max(_LEAST_REPLIES, min(BATCH, _REPLIES // max(1, read)))
         self._busy = 0  # how many turns in a row have read many replies
-        self._counts: dict[int, Mapping[str, int]] = {}  # by how many requests: what `wanted` has returned before
+        #: What `wanted` has returned before: by how many requests, how many where there is no room, and where that is.
+        self._counts: dict[tuple[int, int, frozenset[int]], Mapping[str, int]] = {}
         self._counted: Sequence[str] = ()  # of which streams
         #: Whether the last turn may have left replies unread.
         self.has_more = False
@@ -103,21 +103,27 @@ class Streams:
     def wanted(self, streams: Sequence[str]) -> Mapping[str, int]:
         """How many entries of each of these streams the next turn is to read."""
         requests = _REQUESTS if not self._busy else 0 if self._busy % _A_FEW_EVERY else _A_FEW
-        if self._room.is_full:
-            requests = _A_FEW if self._room.takes_a_few() else 0
+        full = self._room.full
+        in_full = _A_FEW if full and self._room.takes_a_few() else 0
+        asked = (requests, in_full, full)
         if self._counted != streams:
             self._counted, self._counts = list(streams), {}
-        if (counts := self._counts.get(requests)) is None:
+        if (counts := self._counts.get(asked)) is None:
             # Of operators' requests as many as of replies: streams with the same count are read in one call.
             most = {"replies": self._most_replies, "requests": requests, "interventions": self._most_replies}
-            known = {stream: most[self._places[stream].what] for stream in streams if stream in self._places}
+            places = {stream: self._places[stream] for stream in streams if stream in self._places}
+            known = {
+                stream: in_full if place.what == "requests" and place.partition.number in full else most[place.what]
+                for stream, place in places.items()
+            }
             wanted = {stream: count for stream, count in known.items() if count}
-            counts = self._counts[requests] = wanted or dict.fromkeys(streams, 1)  # it always reads something
+            counts = self._counts[asked] = wanted or dict.fromkeys(streams, 1)  # it always reads something
         return counts
 
     def left_unread(self) -> frozenset[str]:
         """The streams that are not read for now, since there is no room for what they would bring."""
-        return self._requests if self._room.is_full else frozenset()
+        full = self._room.full
+        return frozenset(one.requests for one in self.partitions if one.number in full) if full else frozenset()
 
     def read(self, entries: Sequence[Entry], asked: Mapping[str, int], *, has_more: bool) -> None:
         """A turn has read these.

@@ -386,7 +386,7 @@ class Orchestrator:
         self._look_at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, _LOOK_EVERY_S))
         if self._bulks.go_on() or are_held:
             self._look_soon()
-        if self._upkeep.look(keys, partitions, self._inbox.now_ms, self._room.most_bytes):
+        if self._upkeep.look(keys, partitions, self._inbox.now_ms, self._room.memory.most):
             self._look_soon()
         leased = {saga_id for _, saga_id in due}
         due += self._put_off()
