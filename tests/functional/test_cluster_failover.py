@@ -133,6 +133,23 @@ def test_what_a_node_accepts_that_is_parted_from_the_others_is_lost_once_it_come
         assert (loss.partitions, loss.certain) == ((1,), True)
 
 
+@kinds
+def test_a_planned_switch_loses_nothing_and_nobody_stops_at_the_former_master(kind: str, tmp_path: Path) -> None:
+    with made(kind, tmp_path) as cluster:
+        broker = cluster.broker()
+        keys = layout.check(broker)
+        look = Looking(broker, keys)
+        assert [look(), look()] == [[], []]
+        node = cluster.node_of(keys.partitions[1].timers)
+        (replica,) = cluster.replicas_of(node)
+        replica.ask("CLUSTER", "FAILOVER")
+        until(lambda: replication(replica)["role"] == "master", what="the replica takes over")
+        cluster.wait_ok()
+        assert layout.check(broker, keys).tags == keys.tags  # it has not heard of the switch yet
+        assert look.until_changed() == [1]
+        assert lineage.losses(broker.client, keys) == []
+
+
 class Shop:
     """A worker in a thread, and clients whose sagas all wait for a service that is not there."""
 

@@ -165,7 +165,8 @@ class Broker:
     def check_server(self) -> None:
         """Check that the server can be used, and warn if it may drop sagas by itself.
 
-        Raises BrokerError if it cannot be used, redis.RedisError if it is away, or is a replica by now.
+        Raises BrokerError if it cannot be used, redis.RedisError if it is away, or is a replica by now. On a cluster,
+        another node has the slots of one that is a replica by now: the map is asked for again.
         """
         for where, client in self._answering():
             info: Any = client.info()
@@ -173,6 +174,9 @@ class Broker:
             if (problem := found.problem(is_cluster=self.is_cluster)) is not None:
                 raise BrokerError(f"{self.shown_url} {problem}")
             if found.is_replica:
+                if (nodes := to_cluster.nodes_of(self.client)) is not None:
+                    nodes.map.is_out_of_date()
+                    continue
                 raise redis.ReadOnlyError("this server is a replica: nothing can be written to it")
             self._warn(where, found.may_drop)
 
