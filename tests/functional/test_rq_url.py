@@ -117,7 +117,7 @@ def test_while_rq_is_away_other_steps_go_on_and_what_runs_there_is_done_once_it_
     assert stage.play("now").status is SagaStatus.COMPLETED
     stage.all_until(lambda: len(pending(stage)) == 2, what="the process holds both")
     (cause,) = stage.client.why("waits")
-    assert "(whether it is out as a job, RQ's server does not say: " in cause.text
+    assert "(RQ's server does not say whether it is out as a job: " in cause.text
     (finding,) = of_rq(stage)
     assert finding.level == "problem"
     assert finding.text.startswith(f"RQ_URL {rq_server.url}: RQ's server does not answer, since nobody listens there: ")

@@ -172,9 +172,9 @@ def test_workers_that_nobody_runs_take_no_partition_from_those_that_run(crowd: C
     with takes_less_than(2.0):
         until(lambda: heard_of_all() == set(range(16)), what="it reads what the dead one has left")
     assert time.monotonic() - began > 0.5
-    (told,) = [one for one in Doctor(crowd.broker).examine() if "hold no consumer" in one.text]
+    (told,) = [one for one in Doctor(crowd.broker).examine() if "that read nothing" in one.text]
     assert (told.level, told.about) == ("warning", "workers")
-    assert told.text.startswith("workers are heard that hold no consumer, so nobody runs them: fake-1, fake-2; ")
+    assert told.text.startswith("workers are heard that read nothing, so nobody runs them: fake-1, fake-2; ")
     assert not [one for one in Doctor(crowd.broker).examine() if "prefers" in one.text]
 
 

@@ -110,7 +110,7 @@ def _raw(node: "redis.Redis", *words: Any) -> Any:
 
 def _check_time(until: float) -> None:
     if time.monotonic() > until:
-        raise BrokerError(f"the nodes are no cluster within {_READY_WITHIN_S:g} s")
+        raise BrokerError(f"the nodes did not form a cluster within {_READY_WITHIN_S:g} s")
     time.sleep(0.05)
 
 

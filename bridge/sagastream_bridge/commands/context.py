@@ -116,7 +116,7 @@ def tell_reach(found: "Reach") -> None:
     for line in found.told():
         say(line, err=True)
     if found.shared is not None:
-        say(f"{found.shared}: what is known of the whole store cannot be read, as who is at work", err=True)
+        say(f"{found.shared}: what is known of the whole store cannot be read, such as who is at work", err=True)
 
 
 def redis_cli(broker: "Broker") -> str:

@@ -183,7 +183,7 @@ def _read(answer: Any, instead: Any) -> Any:
 
 def notices(found: Standing) -> list[Notice]:
     """What is wrong in a store, the worst first."""
-    nodes = ("sagastream doctor  # says more of the nodes",)
+    nodes = ("sagastream doctor  # says more about the nodes",)
     away = [Notice(level="problem", text=text, do=nodes) for text in found.away]
     return sorted([*away, *_notices(found)], key=lambda one: one.level != "problem")
 

@@ -42,7 +42,7 @@ _LOOKS: Final = 3
 _PAUSE_S: Final = 0.5
 #: How long to wait until a service has undone an effect, in seconds.
 _UNDONE_WITHIN_S: Final = 30.0
-#: The number of the partition whose node holds what all of a store have in common.
+#: The number of the partition whose node holds what belongs to the whole store.
 _SHARED: Final = 0
 #: … of which nobody but people can know whether something is lost.
 _OF_PEOPLE: Final = (
@@ -76,7 +76,7 @@ class AfterFailover:
         for text in there.told():
             yield Finding(level=PROBLEM, about="cluster", text=f"{text}; look again when it is back")
         if there.shared is not None:
-            text = f"what all of the store have in common cannot be read, so nothing can be compared: {there.shared}"
+            text = f"what belongs to the whole store cannot be read, so nothing can be compared: {there.shared}"
             yield Finding(level=PROBLEM, about="cluster", text=text)
             return
         self._keys = there.keys

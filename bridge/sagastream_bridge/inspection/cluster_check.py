@@ -154,9 +154,9 @@ def of_clocks(times: Mapping[str, int]) -> Iterator[Finding]:
 
 def of_away(one: Master, error: redis.RedisError, partitions: int | None) -> Finding:
     """A node that does not answer."""
-    what = " and ".join(held(one, partitions)) or "nothing of which is known"
+    what = " and ".join(held(one, partitions)) or "nobody knows what"
     then = "a replica takes its place in a moment" if one.replicas else "start it: no replica takes its place"
-    return problem(f"node {one.address}", f"it does not answer ({error}); what it has waits: {what}", then)
+    return problem(f"node {one.address}", f"it does not answer ({error}); what waits for it: {what}", then)
 
 
 def held(one: Master, partitions: int | None) -> list[str]:

@@ -187,7 +187,7 @@ class Doctor:
         names = sorted(one.name for one in workers if one.beats and one.is_alive and one.unseen_ms is None)
         if names and len(self._keys.partitions) > 1:
             named = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-            what = f"workers are heard that hold no consumer, so nobody runs them: {named}"
+            what = f"workers are heard that read nothing, so nobody runs them: {named}"
             then = "they get no partitions; whoever may write a heartbeat may have written them"
             yield warning("workers", f"{what}; {then}", "redis-cli MONITOR  # shows the address that writes them")
 

@@ -103,7 +103,7 @@ class FiguresReader:
 
 def of_broker(broker: Broker, keys: StoreKeys) -> Figures:
     """The figures of what can be reached of a store. Raises redis.RedisError; also if what is known of the whole store
-    cannot be read, as who is at work."""
+    cannot be read, such as who is at work."""
     found = run(broker.client, reach.look(keys))
     if found.shared is not None:
         raise found.shared

@@ -101,7 +101,7 @@ def test_clocks_that_are_apart_are_told() -> None:
 def test_what_a_node_has_that_is_away() -> None:
     error = redis.TimeoutError("Timeout")
     one = Master(address="a", slots=1, partitions=(0, 1), has_shared=True)
-    text = "it does not answer (Timeout); what it has waits: partitions 0-1 of 3 and the keys of the whole store"
+    text = "it does not answer (Timeout); what waits for it: partitions 0-1 of 3 and the keys of the whole store"
     assert lines([of_away(one, error, 3)]) == [(PROBLEM, "node a", f"{text}; start it: no replica takes its place")]
     other = Master(address="b", slots=1, partitions=(2,), replicas=1)
     assert "partition 2 of 3; a replica takes its place" in of_away(other, error, 3).line

@@ -173,7 +173,7 @@ def test_on_a_cluster_the_keys_of_the_whole_store_have_a_tag(mode: bytes, alive:
 
 def test_a_shared_tag_that_is_none_of_the_store_is_refused() -> None:
     fields = {"protocol": "2", "partitions": "1", "tags": "0", "shared": "x"}
-    with pytest.raises(StoreMismatch, match="is damaged: it says that all of the store share the tag 'x'"):
+    with pytest.raises(StoreMismatch, match="is damaged: it says that the keys of the whole store have the tag 'x'"):
         _keys("saga", fields, None)
 
 

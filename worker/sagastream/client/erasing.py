@@ -112,7 +112,7 @@ def _erase(whole: StoreKeys, saga_ids: Collection[str], reason: str, actor: str 
         saga_ids = [saga_id for saga_id in saga_ids if saga_id not in missed]
         erased.left += [f"{what}; when it is back, erase all again" for what in reached.told()]
         if missed:
-            erased.left.append(f"of {_named(sorted(missed))} nothing was erased: they are in what is left out")
+            erased.left.append(f"nothing was erased of {_named(sorted(missed))}: their partitions are left out")
     services = set((yield from published.found_services(keys)))
     begun: dict[str, int | None] = {}
     # The hashes first: a worker that holds a saga as it was cannot tell of it any more.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import redis
 
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import NodeAway
 from sagastream.client import evidence, refusals
 from sagastream.client.waiting import Waiter
 from sagastream.core.messages import ToSaga
@@ -27,7 +28,7 @@ def error(
     """
     why = ""
     if away is not None:
-        why = f" (the broker is away: {away})"
+        why = f" ({away})" if isinstance(away, NodeAway) else f" (the broker is away: {away})"
     elif unbegun is not None:
         why = f": {unbegun.unbegun}{yield from _why_unbegun(layout, unbegun)}"
     elif timeout_s > 0 and not isinstance(waiters[0].request, ToSaga):

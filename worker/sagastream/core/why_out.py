@@ -154,7 +154,7 @@ class CommandOut:
             return self._running(mine)
         has = f"process {holder.name} has {self._command}"
         if self._place.unasked:
-            has += f" (whether it is out as a job, RQ's server does not say: {self._place.unasked})"
+            has += f" (RQ's server does not say whether it is out as a job: {self._place.unasked})"
         facts = {"process": holder.name, "deliveries": self._place.deliveries}
         if front := all_hang(self._service, self._now_ms, holder.name):
             text = f"{has}, and has not begun it: {front.text}"

@@ -164,7 +164,7 @@ def _keys(prefix: str, found: Mapping[str, str], wanted: int | None) -> StoreKey
         raise StoreMismatch(f"{text}: their number is fixed when a store is made; {move}")
     shared = found.get("shared")
     if shared not in (None, tags[0]):
-        raise StoreMismatch(f"{name} is damaged: it says that all of the store share the tag {shared[:20]!a}")
+        raise StoreMismatch(f"{name} is damaged: it says that the keys of the whole store have the tag {shared[:20]!a}")
     return StoreKeys(prefix, tags, shared)
 
 
