@@ -153,8 +153,7 @@ class Broker:
 
     def servers(self, *, answering: bool = False) -> dict[str, redis.Redis]:
         """A client for each server, by its address: of each master of a cluster, or of the one server ("").
-        `answering`:
-        not of the nodes that are known to be away."""
+        `answering`: not of the nodes that are known to be away."""
         return to_cluster.clients(self.client, answering=answering)
 
     @property

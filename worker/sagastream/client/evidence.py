@@ -1,7 +1,7 @@
 """Why sagas wait: the evidence, gathered from the store; core/why.py says what follows from it.
 
-Nothing here writes. What a user may not read, or what is not there, is left out: then less is said. So is what other
-nodes of a cluster have that are away, besides the keys of the whole store. Every read is bounded.
+Nothing here writes. What a user may not read, or what is not there, is left out: then less is said. On a cluster, what
+a node has that is away is left out too; only the keys of the whole store must be there. Every read is bounded.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -84,9 +84,9 @@ def shares(names: Collection[str], partitions: int, *, spares: bool) -> Mapping[
 
 
 def _candidates(ranks: Mapping[str, Sequence[int]], partitions: int) -> Iterator[tuple[int, str, int]]:
-    """The processes that may get each partition. If there are more than partitions, each gets one at most. So of the
-    first of a partition, as many as there are partitions, one at least is left when it comes to that: nobody after them
-    gets it, and very many processes are not sorted."""
+    """The processes that may get each partition, with their hashes. If there are more processes than partitions, each
+    gets at most one partition. So for one partition, it is enough to look at as many processes as there are partitions,
+    those with the highest hashes: other partitions cannot take all of them. So very many processes are not sorted."""
     for partition in range(partitions):
         of_this = [(of_name[partition], name, partition) for name, of_name in ranks.items()]
         yield from of_this if len(of_this) <= partitions else nlargest(partitions, of_this)

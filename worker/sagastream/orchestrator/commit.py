@@ -91,7 +91,6 @@ class Store:
         """Lease up to `count` sagas of each partition that are due by the broker's clock, for `lease_ms`. If nothing is
         done about a leased saga in that time, it is due again. `calls`: the partitions, in groups that may go together;
         `passed_over`: the ids of sagas to leave out.
-
         """
         asked = [
             self._due.call([one.timers for one in together], [count, lease_ms, *passed_over]) for together in calls
