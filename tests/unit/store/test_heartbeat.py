@@ -1,5 +1,6 @@
 """Who is alive: the table of thresholds, and what is read from the heartbeat and from consumers."""
 
+import contextlib
 import json
 import math
 from typing import Any
@@ -9,8 +10,10 @@ import redis
 from msgspec.structs import replace
 
 from sagastream.broker.connection import BLOCK_MS
+from sagastream.broker.failures import NodeAway
 from sagastream.store import heartbeat
 from sagastream.store.heartbeat import ALIVE_WITHIN, Heartbeat, Kind, Process, look
+from sagastream.store.keys import StoreKeys
 from sagastream.store.preference import MOST_SHARERS
 from support.stores import KEYS
 
@@ -170,3 +173,27 @@ def test_of_more_processes_than_can_share_each_prefers_all() -> None:
 
     assert len(heartbeat.preferred(of(MOST_SHARERS), 4)) == MOST_SHARERS
     assert heartbeat.preferred(of(MOST_SHARERS + 1), 4) == {}
+
+
+@pytest.mark.parametrize("error", [NodeAway("away", was_sent=True), redis.exceptions.ClusterDownError("down")])
+def test_partitions_stay_shared_out_for_a_while_if_nobody_can_be_heard(
+    error: redis.RedisError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = Heartbeat("p-1", Kind.SERVICE, "till")
+    beat.join(StoreKeys("saga", ["0", "1a", "2b"], "0"))
+    other = a_member(name="p-2", kind="service", service="till")
+
+    def beats(answer: Any) -> frozenset[int] | None:
+        beating = beat.beat()
+        next(beating)
+        with contextlib.suppress(StopIteration, redis.RedisError):
+            beating.send([answer])
+        return beat.preference.numbers
+
+    shared = beats([NOW_MS, other, b"%d" % NOW_MS])
+    assert shared is not None
+    assert beats(error) == shared
+    monkeypatch.setattr(heartbeat, "_STANDS_S", -1.0)
+    assert beats(error) is None  # that is all
+    assert beats([NOW_MS, other, b"%d" % NOW_MS]) == shared
+    assert beats(redis.ResponseError("refused")) is None

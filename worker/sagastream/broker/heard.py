@@ -63,7 +63,7 @@ class Heard:
         """Write the heartbeat. If the broker refuses it, or its node is away, entries are read all the same."""
         try:
             yield from heartbeat.beat()
-        except NodeAway:
+        except (NodeAway, redis.exceptions.ClusterDownError):
             return  # it is tried again, and the node is told of already
         except redis.ResponseError as error:
             if str(error) != self._refused:

@@ -210,8 +210,8 @@ class Heartbeat:
 
     def beat(self) -> Exchange[None]:
         """Write the process into the heartbeat, and hear who else is there. Raises redis.ResponseError if the broker
-        refuses it. Then it prefers all partitions. Raises NodeAway if the node is away that keeps it. Then what it last
-        heard counts for a while."""
+        refuses it. Then it prefers all partitions. Raises NodeAway or ClusterDownError if the node of a cluster is away
+        that keeps it. Then what it last heard counts for a while."""
         self._beat_at = time.monotonic() + _BEAT_EVERY_S
         beat = self._beaten(self._member, running.encode(self._busy()))
         try:
@@ -221,12 +221,12 @@ class Heartbeat:
                 assert self._keys is not None
                 look = self._lineage.look(self._keys, self._member, self._written_ms)
                 yield from together(look, beat)
-        except redis.ResponseError:
-            self.preference.forget()
-            raise
-        except NodeAway:
+        except (NodeAway, redis.exceptions.ClusterDownError):
             if time.monotonic() - self._heard_at > _STANDS_S:
                 self.preference.forget()  # who shared the partitions with it may be dead by now
+            raise
+        except redis.ResponseError:
+            self.preference.forget()
             raise
         if (soon_ms := self.preference.look_in_ms) is not None:
             self._beat_at = min(self._beat_at, time.monotonic() + soon_ms / 1000)
