@@ -243,6 +243,19 @@ def test_the_map_is_asked_for_until_a_replica_has_taken_over(nodes: Scripted) ->
     assert nodes.trip(("GET", "b")) == [("2", "b")]
 
 
+def test_a_node_that_can_serve_nobody_is_asked_for_the_map_last(nodes: Scripted) -> None:
+    """It may be cut off from the others, which have a node in its place by now. It says that it has the slots."""
+    nodes.trip(("GET", "b"))
+    new = Address("10.0.0.3", 3)
+    nodes.answers[ONE] = lambda _: redis.exceptions.ClusterDownError("The cluster is down")
+    nodes.maps[TWO] = slots_of(new, TWO)
+    (first,) = nodes.trip(("GET", "b"))
+    assert isinstance(first, redis.exceptions.ClusterDownError)
+    assert is_outage(first)
+    nodes.now_s += 1
+    assert nodes.trip(("GET", "b")) == [("3", "b")]
+
+
 def test_without_any_map_the_error_of_the_last_node_is_raised(nodes: Scripted) -> None:
     nodes.maps = {SEED: GONE}
     with pytest.raises(redis.ConnectionError, match="gone"):

@@ -220,7 +220,7 @@ class Bundle:
             yield from self._ask_there(part, to, asking=not isinstance(answer, MovedError))
             return
         if isinstance(answer, ClusterDownError):
-            self._map.is_out_of_date()
+            self._map.is_out_of_date(node)
         part.ends(answer)
 
     def _ask_there(self, part: Part, node: Address, *, asking: bool) -> Steps:

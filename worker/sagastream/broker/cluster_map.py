@@ -68,6 +68,7 @@ class ClusterMap:
         self._replicas: list[Address] = []
         self._by_slot: list[Address | None] = [None] * SLOTS
         self._is_stale = True
+        self._doubted: set[Address] = set()
         self._asked_s = float("-inf")
         self._away: dict[Address, _Away] = {}
         #: How often a node was cut off, or has come back: what was known of what it holds may be wrong.
@@ -102,7 +103,8 @@ class ClusterMap:
         """Whom to ask for the map, one after the other: those that were heard last come first."""
         nodes = [node for node in self._nodes if node not in self._away]
         replicas = [node for node in self._replicas if node not in self._away]
-        return list(dict.fromkeys([*nodes, *replicas, self.seed, *self._nodes, *self._replicas]))
+        asked = dict.fromkeys([*nodes, *replicas, self.seed, *self._nodes, *self._replicas])
+        return sorted(asked, key=self._doubted.__contains__)  # those come last
 
     def is_now(self, answer: Any, asked: Address) -> bool:
         """The map, as a node gives it by CLUSTER SLOTS. Returns False if it is none, or an empty one."""
@@ -120,6 +122,8 @@ class ClusterMap:
         if not masters or len(by_slot) != SLOTS:
             return False
         with self._lock:
+            if asked not in self._doubted:
+                self._doubted.clear()
             for before, node in set(zip(self._by_slot, by_slot, strict=True)):
                 if before != node and before is not None and node is not None:
                     self._is_cut(node)  # it may be a replica that is behind what the node before has answered
@@ -139,9 +143,12 @@ class ClusterMap:
             self._by_slot[slot] = node
             self._is_stale = True
 
-    def is_out_of_date(self) -> None:
-        """Ask for the map again soon."""
+    def is_out_of_date(self, doubted: Address | None = None) -> None:
+        """Ask for the map again soon. `doubted`: a node that says that it can serve nobody. It may be cut off from the
+        others, and know nothing of the node that has its slots by now."""
         self._is_stale = True
+        if doubted is not None:
+            self._doubted.add(doubted)
 
     def may_try(self, node: Address) -> bool:
         """Whether to try to reach a node: it is not away, or it is time to try again. Whoever is told so tries it."""
