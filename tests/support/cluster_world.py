@@ -43,9 +43,10 @@ class ClusterWorld(World):
 
     def tail(self) -> str:
         try:
-            return super().tail()
+            tail = super().tail()
         except redis.RedisError as error:
-            return f"{error}\n{self.said()[-4000:]}"
+            tail = f"{error}\n{self.said()[-4000:]}"
+        return f"{self.cluster.described()}\n{tail}"
 
     def said(self) -> str:
         """What all processes have written on stderr."""

@@ -38,6 +38,7 @@ class Node(OwnServer):
     settings: tuple[str, ...] = ()  # besides those of all nodes
     source: str = ""  # the address that it comes from, if there are gates …
     gates: tuple[int, int] | None = None  # … and the ports of its own
+    is_parted: bool = False
     _id: str = ""
 
     def _listens(self) -> tuple[str, ...]:
@@ -148,8 +149,8 @@ class Cluster:
 
     @property
     def live(self) -> list[Node]:
-        """The nodes that are neither dead nor paused."""
-        return [node for node in self.nodes if node.is_live]
+        """The nodes that are neither dead nor paused, nor parted from the others."""
+        return [node for node in self.nodes if node.is_live and not node.is_parted]
 
     @property
     def masters(self) -> list[Node]:
@@ -181,6 +182,16 @@ class Cluster:
             with node.connect() as client:
                 found |= set(client.scan_iter(count=1000))
         return found
+
+    def described(self) -> str:
+        """What each live node says of all, for the message of a failure."""
+        told = []
+        for node in self.live:
+            try:
+                told += [f"{node.url} says:", node.ask("CLUSTER", "NODES").decode()]
+            except redis.RedisError as error:
+                told.append(f"{node.url} says: {error}")
+        return "\n".join(told)
 
     # --- waiting
 
@@ -250,8 +261,14 @@ class Cluster:
         assert self._gates is not None, "this cluster has no gates"
         ones = {node.source for node in nodes}
         others = {node.source for node in self.nodes} - ones
-        with self._gates.cut(ones, others | ({CLIENTS} if clients else set())):
-            yield
+        for node in nodes:
+            node.is_parted = True
+        try:
+            with self._gates.cut(ones, others | ({CLIENTS} if clients else set())):
+                yield
+        finally:
+            for node in nodes:
+                node.is_parted = False
 
     def move_slots(self, what: Iterable[int | str | bytes], to: Node) -> None:
         """Move slots, or those of keys, with all keys in them, as the tools of the servers do. They may be in use."""
