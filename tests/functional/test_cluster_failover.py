@@ -97,19 +97,22 @@ def test_a_node_that_has_loaded_an_older_file_has_lost_what_came_after(kind: str
         keys = layout.check(broker)
         look = Looking(broker, keys)
         assert [look(), look()] == [[], []]
-        node = cluster.node_of(keys.partitions[1].timers)
+        node = cluster.node_of(keys.partitions[2].timers)
         shutil.copytree(node.folder, older := node.folder.with_name("older"))
         assert look() == []
         node.kill()
         assert look() == []  # what is away is looked at later, and the others now
+        away, workers = AfterFailover(broker, since_ms=0).examine()
+        assert (away.level, away.about, workers.about) == ("problem", "cluster", "workers")
+        assert "partition 2 of 3 is left out; look again when it is back" in away.text
         shutil.rmtree(node.folder)
         older.rename(node.folder)
         node.start()
         cluster.wait_ok()
-        assert look.until_changed() == [1]
+        assert look.until_changed() == [2]
         (loss,) = lineage.losses(broker.client, keys)
-        assert (loss.partitions, loss.certain) == ((1,), True)
-        assert "the store has lost what was written in partition 1 after 20" in loss.text
+        assert (loss.partitions, loss.certain) == ((2,), True)
+        assert "the store has lost what was written in partition 2 after 20" in loss.text
 
 
 @kinds
@@ -268,6 +271,8 @@ def test_what_is_owed_to_a_node_that_is_away_is_done_once_it_is_back(kind: str, 
             return [store.zcard(partition.timers) for partition in others]
 
         until(lambda: waiting() == [2, 1], what="the worker has repaired those of the other nodes")
+        (*_, nothing) = AfterFailover(shop.broker, since_ms=0).examine()
+        assert (nothing.level, "nothing can be compared" in nothing.text) == ("problem", True)
         node.start()
         cluster.wait_ok()
         until(lambda: shop.patiently(lambda: store.zcard(first.timers)), what="it has repaired those of this node")
