@@ -3,6 +3,7 @@
 import pickle
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,17 @@ def test_a_client_without_a_broker_finds_the_nodes_too(cluster: Cluster) -> None
                 client.incr(key)
     with connect(cluster.url) as client:
         assert [client.get(key) for key in (ONE, TWO, THREE)] == [b"3", b"3", b"3"]
+
+
+def test_a_broker_that_is_closed_has_no_connections(cluster: Cluster) -> None:
+    broker = Broker(cluster.url)
+    assert read(broker.client, ["XREAD", "BLOCK", 1, "STREAMS", ONE, TWO, "0", "0"]) == []
+    idle: Any = broker.client.connection_pool._available_connections
+    assert [one.is_connected for one in idle] == [True]
+    broker.close()
+    assert [one.is_connected for one in idle] == [False]
+    clients = [partial(node.ask, "CLIENT", "LIST") for node in cluster.nodes]
+    until(lambda: all(len(asked().splitlines()) == 1 for asked in clients), what="only the test is connected")
 
 
 def test_pipelines_and_transactions_of_redis_py(broker: Broker) -> None:

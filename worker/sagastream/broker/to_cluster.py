@@ -132,7 +132,9 @@ class ToBroker(Connection):
 
     @property
     def is_connected(self) -> bool:
-        return self._bundle is not None or bool(super().is_connected)
+        if self._bundle is None:
+            return bool(super().is_connected)
+        return any(connection.is_connected for connection in self._by_node.values())
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         if self._bundle is not None:
