@@ -219,6 +219,15 @@ def test_what_any_node_can_answer_is_asked_of_another_one(nodes: Scripted) -> No
     assert (away(first, was_sent=False), clock) == (True, ("2", "TIME"))
 
 
+def test_the_time_is_asked_of_another_node_if_the_first_goes_away_meanwhile(nodes: Scripted) -> None:
+    nodes.answers[ONE] = lambda _: GONE
+    first, clock = nodes.trip(("GET", "b"), ("TIME",))
+    assert (away(first, was_sent=True), clock) == (True, ("2", "TIME"))
+    nodes.answers[TWO] = lambda _: GONE
+    first, clock = nodes.trip(("GET", "a"), ("TIME",))
+    assert (away(first, was_sent=True), isinstance(clock, NodeAway)) == (True, True)
+
+
 def test_a_map_that_names_other_nodes_is_followed(nodes: Scripted) -> None:
     nodes.trip(("GET", "a"))
     nodes.answers[TWO] = GONE  # type: ignore[assignment]

@@ -110,6 +110,8 @@ class Bundle:
         command = self._commands.popleft()
         for part in command.parts:
             yield from self._answered(part)
+        if command.name == "TIME" and isinstance(command.parts[0].answer, NodeAway):
+            yield from self._what_time_is_it(command, None)  # any other node knows
         answer = command.answer()
         if command.name == "WAIT" and self._has_followed:
             return 0  # it has waited at another node than the one that was written to
@@ -123,7 +125,9 @@ class Bundle:
             waited = yield Wait(command, reading.block_ms)
             nothing = [None] * (len(reading.by_slot) - len(waited))  # the other slots have given
             answer = reading.merged([*waited, *nothing])
-            yield from self._what_time_is_it()
+            for later in [one for one in self._commands if one.name == "TIME"]:  # it was asked before the waiting
+                yield from self._answered(later.parts[0])
+                yield from self._what_time_is_it(later, later.parts[0].slot)
         return answer
 
     def forget(self) -> None:
@@ -152,15 +156,11 @@ class Bundle:
                 asked = (self._map.node_of(slot), *command.parts[0].words)
                 command.parts = last.setdefault(asked, command.parts)
 
-    def _what_time_is_it(self) -> Steps:
-        """It was asked before the waiting. So ask again."""
-        for command in self._commands:
-            if command.name == "TIME":
-                (part,) = command.parts
-                yield from self._answered(part)
-                again = Part(part.words, part.slot)
-                command.parts = [again]
-                yield from self._send([again])
+    def _what_time_is_it(self, command: Command, slot: int | None) -> Steps:
+        """Ask again: the node of this slot, or any (None)."""
+        command.parts = [Part(command.parts[0].words, slot)]
+        yield from self._send(command.parts)
+        yield from self._answered(command.parts[0])
 
     def _send(self, parts: Sequence[Part]) -> Steps:
         by_node: dict[Address, list[Part]] = {}
