@@ -671,7 +671,7 @@ def test_damaged_sagas_that_are_due_stop_no_worker(scene: Scene) -> None:
             scene.redis.zadd(ONLY.timers, {f"d{count}": 0})
             count += 1
     scene.redis.zadd(ONLY.timers, {b"\xff": 0, b"": 1, b"nobody": float("-inf"), b"far": 1e300})
-    scene.worker._look_at = 0.0
+    scene.worker._due.at_once()
     scene.begin("s1", do(1))
     assert scene.play("s1").status is SagaStatus.COMPLETED
     scene.turns_until(lambda: not scene.redis.zrangebyscore(ONLY.timers, "-inf", 1000))

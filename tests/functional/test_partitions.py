@@ -238,7 +238,8 @@ def test_ended_sagas_are_forgotten_in_every_partition(server: Server) -> None:
         scene.client.begin(saga_id, [do(1)])
 
     def is_forgotten() -> bool:
-        scene.worker._upkeep._tidy_at = scene.worker._look_at = 0.0
+        scene.worker._upkeep._tidy_at = 0.0
+        scene.worker._due.at_once()
         scene.worker.turn(block_ms=1)
         scene.runner.turn(block_ms=1)
         return len(scene.effects.done) == 3 and scene.lengths("ended") == [0, 0, 0]
@@ -284,7 +285,7 @@ def test_what_is_in_the_wrong_partition_is_set_aside_there(scene: Divided) -> No
     scene.redis.xadd(first.requests, {"body": body, "request_id": "me"})
     scene.redis.zadd(first.timers, {scene.ids[1]: 1})
     scene.redis.xadd(second.replies("work"), {"body": f'{{"type":"Do_ok","saga_id":"{scene.ids[0]}","step":1}}'})
-    scene.worker._look_at = 0.0
+    scene.worker._due.at_once()
     scene.turns_until(lambda: scene.lengths("quarantine") == [1, 1, 0])
     scene.turns_until(lambda: scene.lengths("timers") == [0, 0, 0])
     reasons = sorted(message.reason for message in Quarantine(scene.redis, scene.keys).newest_first())

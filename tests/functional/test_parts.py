@@ -7,8 +7,8 @@ import pytest
 
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Due
+from sagastream.orchestrator.folding import _PART, parts_of
 from sagastream.orchestrator.streams import Input
-from sagastream.orchestrator.worker import _PART, _parts
 from sagastream.store import sagas
 from support.scenes import Scene, do
 from support.servers import Server
@@ -119,7 +119,7 @@ def test_what_is_quarantined_in_any_part_is_told_of(scene: Scene, caplog: pytest
 
 def test_messages_of_one_saga_are_in_one_part() -> None:
     inputs: list[Input] = [(None, Due(saga_id=f"s{number % 50}")) for number in range(200)]
-    parts = _parts([(ONLY, inputs)])
+    parts = parts_of([(ONLY, inputs)])
     ids = [{event.saga_id for _, those in part for _, event in those} for part in parts]
     assert len(parts) > 1
     assert sum(map(len, ids)) == len(set().union(*ids)) == 50

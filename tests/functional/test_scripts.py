@@ -844,7 +844,7 @@ def test_processes_go_on_once_what_stood_in_their_way_is_gone(
         scene.redis.delete(place)
         TYPES[kind](scene.redis, place)
         for process in (scene.worker, scene.runner, scene.worker, scene.runner):
-            scene.worker._look_at = 0.0
+            scene.worker._due.at_once()
             of_wrong_type(lambda process=process: process.turn(block_ms=1))  # type: ignore[misc]
         scene.redis.delete(place)
         if kept is not None:

@@ -20,10 +20,11 @@ from sagastream.core.steps import BACKOFF_MS, TIMEOUT_MS
 from sagastream.core.strict_json import encode
 from sagastream.core.transitions import Moment
 from sagastream.errors import CorruptSaga, NewerFormat
+from sagastream.orchestrator import folding
 from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.due_sagas import DueSagas
 from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.streams import Input, Streams
-from sagastream.orchestrator.worker import Orchestrator, _fold, _parts
 from support.stores import KEYS, ONLY
 
 NOW_MS = 1_700_000_000_000
@@ -33,8 +34,8 @@ REPLY = {"type": "A_ok", "saga_id": "saga42", "step": 1}
 
 def folded(inputs: Sequence[Input], states: Mapping[str, Found], now_ms: int, published: Published) -> list[Change]:
     moment = Moment(now_ms=now_ms, published=published, jitter=jitter(random.getrandbits(32)))
-    parts = _parts([(ONLY, inputs)])
-    return [change for part in parts for change in _fold(part, states, moment)]
+    parts = folding.parts_of([(ONLY, inputs)])
+    return [change for part in parts for change in folding.fold(part, states, moment)]
 
 
 def a_request(body: object, **fields: bytes) -> Entry:
@@ -240,18 +241,18 @@ def test_a_saga_that_is_begun_and_cancelled_in_one_turn_waits_for_its_first_step
 # --- when to look
 
 
-def looking(*, at: float) -> Orchestrator:
+def looking(*, at: float) -> DueSagas:
     """As much of a worker as decides when to look for due sagas."""
-    worker = Orchestrator.__new__(Orchestrator)
-    worker._look_at = at
-    return worker
+    due = DueSagas.__new__(DueSagas)
+    due._at = at
+    return due
 
 
-def looks_in(worker: Orchestrator, *changes: Any) -> float:
+def looks_in(due: DueSagas, *changes: Any) -> float:
     """In how many seconds it looks after these changes are committed."""
     committed = time.monotonic()
-    worker._look_again(changes, NOW_MS)
-    return worker._look_at - committed
+    due.again_with(changes, NOW_MS)
+    return due._at - committed
 
 
 def test_a_worker_looks_when_the_first_of_its_sagas_is_due() -> None:
@@ -262,9 +263,9 @@ def test_a_worker_looks_when_the_first_of_its_sagas_is_due() -> None:
 
 def test_a_worker_that_is_to_look_sooner_does_so() -> None:
     soon = time.monotonic() + 5
-    worker = looking(at=soon)
-    looks_in(worker, fold(a_request(BEGIN)))
-    assert worker._look_at == soon
+    due = looking(at=soon)
+    looks_in(due, fold(a_request(BEGIN)))
+    assert due._at == soon
 
 
 def test_a_worker_does_not_look_for_what_waits_for_nothing() -> None:

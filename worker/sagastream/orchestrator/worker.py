@@ -17,25 +17,25 @@ import redis
 from sagastream.broker import exchange, partial
 from sagastream.broker.clock import own_s
 from sagastream.broker.connection import BLOCK_MS, Broker
-from sagastream.broker.entries import BATCH, Entry
+from sagastream.broker.entries import Entry
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import GroupReader, consumer_name
 from sagastream.broker.outage import Outage
 from sagastream.core.backoff import jitter
-from sagastream.core.commands import Reply
-from sagastream.core.decision import decide
 from sagastream.core.journal import JOURNAL_BYTES, MAX_JOURNAL_BYTES
 from sagastream.core.messages import Begin, Due, ToSaga
-from sagastream.core.saga import Found, SagaState
+from sagastream.core.saga import Found
 from sagastream.core.transitions import Moment
 from sagastream.health import HealthFile
 from sagastream.orchestrator.aftermath import Aftermath
 from sagastream.orchestrator.bulks import Bulks
 from sagastream.orchestrator.change import Change
-from sagastream.orchestrator.clock import WaitingSagas, newest_time
+from sagastream.orchestrator.clock import newest_time
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.compensations import Compensations
+from sagastream.orchestrator.due_sagas import LOOK_EVERY_S, DueSagas
 from sagastream.orchestrator.ends import Ends
+from sagastream.orchestrator.folding import fold, parts_of
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.last_written import LastWritten
 from sagastream.orchestrator.order import Order
@@ -46,7 +46,7 @@ from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
 from sagastream.orchestrator.state_cache import StateCache
-from sagastream.orchestrator.streams import Input, OfPartition, Streams
+from sagastream.orchestrator.streams import Input, Streams
 from sagastream.orchestrator.upkeep import Upkeep
 from sagastream.store import layout, sagas
 from sagastream.store.heartbeat import Heartbeat, Kind
@@ -57,10 +57,6 @@ from sagastream.telemetry import Log, Observer, guarded, runs
 #: How long a worker may hold an entry before others take it over, in milliseconds. A turn takes a few milliseconds. If
 #: a worker was only slow, its commit loses the comparison, and nothing else happens.
 LEASE_MS: Final = 5_000
-#: After this many messages are decided on, they are sent off to be committed, and meanwhile the next are decided on.
-_PART: Final = 32
-#: The least time between two looks for due sagas, in seconds. A timeout is late by at most one turn and this.
-_LOOK_EVERY_S: Final = 0.02
 _TO_SAGA: Final = frozenset(get_args(ToSaga))
 
 
@@ -138,9 +134,18 @@ class Orchestrator:
         self._ends = Ends()
         self._aftermath = Aftermath(broker.client, self._services, self._ends)
         self._upkeep = Upkeep(broker.client, self._store, self._report, self.name, lease_ms=LEASE_MS)
-        self._look_at = 0.0
-        self._clock_changes = 0  # of the clock, for which it has looked at all sagas
-        self._waiting = WaitingSagas(broker.client, ())  # at which it looks because of that
+        self._due = DueSagas(
+            broker.client,
+            self._store,
+            self._inbox,
+            gate=self._gate,
+            pauses=self._pauses,
+            bulks=self._bulks,
+            overdue=self._overdue,
+            upkeep=self._upkeep,
+            away=self._away,
+            lease_ms=LEASE_MS,
+        )
 
     def run(self) -> None:
         """Work in this thread until `stop` is set. Outages of the broker are waited out.
@@ -201,9 +206,7 @@ class Orchestrator:
             # What is known of the partitions that it has now is from when it last had them.
             self._cache.forget()
             self._pauses.look_again()
-            self._look_at = 0.0
-            if self._clock_changes:
-                self._waiting = WaitingSagas(self._broker.client, self._streams.partitions)
+            self._due.others(self._streams.partitions)
         return self._read_streams.preferred
 
     def _turn(self) -> None:
@@ -216,7 +219,7 @@ class Orchestrator:
                 raise
             self._inbox.renew()
             self._cache.forget()
-            self._stop.wait(_LOOK_EVERY_S)
+            self._stop.wait(LOOK_EVERY_S)
 
     def turn(self, block_ms: int = BLOCK_MS) -> int:
         """Read, load, decide, commit. Returns how many entries were read."""
@@ -225,7 +228,7 @@ class Orchestrator:
             self._begin_anew()
         if self._aftermath:
             self._aftermath.tell(self._opened)
-        inputs = [*map(self._read_streams.opened, entries), *self._due(entries)]
+        inputs = [*map(self._read_streams.opened, entries), *self._looked(entries)]
         states = self._cache.presume(inputs)
         while inputs:
             began = time.monotonic()
@@ -240,13 +243,21 @@ class Orchestrator:
             self._report.committed(
                 changes, lost=lost, stuck=stuck, messages=len(inputs), duration_s=time.monotonic() - began
             )
-            self._look_again(changes, now_ms)
+            self._due.again_with(changes, now_ms)
             again = {change.saga_id for change in lost}
             inputs = [item for item in inputs if item[1].saga_id in again]
             states = {}
         if self._overdue:
-            self._look_soon()
+            self._due.soon()
         return len(entries)
+
+    def _looked(self, entries: Sequence[Entry]) -> list[Input]:
+        """The sagas that are due. While replies may still be unread, none: if no worker ran for a time, those replies
+        may be what the sagas wait for."""
+        streams = self._read_streams
+        if streams.has_more or any(entry.again for entry in entries):
+            return []
+        return self._due.look(self._opened, streams.partitions, self._services.names, self._room.memory.most)
 
     def _begin_anew(self) -> None:
         """The store, or partitions of it, go on from another moment than this worker saw last. So forget what it
@@ -257,7 +268,7 @@ class Orchestrator:
         self._cache.forget(lambda saga_id: keys.of(saga_id).number in numbers)
         self._written.forget(numbers)
         self._overdue.forget(partitions)
-        self._look_at = 0.0  # what is due may be due for the second time
+        self._due.at_once()  # what is due may be due for the second time
         self._upkeep.begin_anew(keys, partitions)
         self._aftermath.owes(partitions, self._lineage.taken())
         self._seen_changes = changes
@@ -286,7 +297,7 @@ class Orchestrator:
 
     def _read(self, block_ms: int) -> list[Entry]:
         """Read replies, and requests; few or none of those if the reads before brought many replies."""
-        wait_ms = max(1, min(block_ms, int((self._look_at - time.monotonic()) * 1000)))
+        wait_ms = self._due.wait_ms(block_ms)
         if self._inbox.is_joined:  # else it joins with all services
             self._follow()
             self._inbox.left_out = self._read_streams.left_unread()
@@ -312,7 +323,7 @@ class Orchestrator:
         published, unknown = self._compensations.needed(self._opened, inputs, states)
         if unknown:
             inputs = self._without(unknown, inputs)
-        parts = [part for those in streams.in_calls(inputs) for part in _parts(those)]
+        parts = [part for those in streams.in_calls(inputs) for part in parts_of(those)]
         closed = self._gate.closed(inputs)
         moment = Moment(
             now_ms=now_ms,
@@ -328,7 +339,7 @@ class Orchestrator:
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:
-                decided = _fold(part, states, moment)
+                decided = fold(part, states, moment)
                 if leaving := [change for change in decided if change.left]:
                     left.extend(leaving)
                     decided = [change for change in decided if not change.is_empty]
@@ -371,53 +382,6 @@ class Orchestrator:
         for partition in {change.partition.number: change.partition for change in changes}.values():
             self._lost(partition, error)
 
-    def _due(self, entries: Sequence[Entry]) -> list[Input]:
-        """The sagas that are due. While replies may still be unread, none: if no worker ran for a time, those replies
-        may be what the sagas wait for."""
-        if self._read_streams.has_more or any(entry.again for entry in entries) or time.monotonic() < self._look_at:
-            return []
-        keys, partitions = self._opened, self._read_streams.partitions
-        are_held = self._pauses.wake(self._services.names, partitions)
-        due, wait_ms, away = self._store.due(keys.in_calls(partitions), BATCH, LEASE_MS, self._gate.passed_over())
-        for partition, error in away.items():
-            self._away.lost(partition, error)
-        self._away.answered([partition for partition in partitions if partition not in away])
-        wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
-        self._look_at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, _LOOK_EVERY_S))
-        if self._bulks.go_on() or are_held:
-            self._look_soon()
-        if self._upkeep.look(keys, partitions, self._inbox.now_ms, self._room.memory.most):
-            self._look_soon()
-        leased = {saga_id for _, saga_id in due}
-        due += self._put_off()
-        if strangers := [one for one in due if keys.of(one[1]) is not one[0]]:
-            self._store.drop_strangers(strangers)
-        due_ids = [saga_id for partition, saga_id in due if keys.of(saga_id) is partition]
-        looked_at = dict.fromkeys([*due_ids, *self._overdue.go_on()])
-        return [(None, Due(saga_id=saga_id, leased=saga_id in leased)) for saga_id in looked_at]
-
-    def _put_off(self) -> list[tuple[Partition, str]]:
-        """Sagas that may wait for too long, because the broker's clock was set back, or for too short, because it went
-        forward."""
-        if self._clock_changes != self._inbox.clock.changes:
-            self._clock_changes = self._inbox.clock.changes
-            self._waiting = WaitingSagas(self._broker.client, self._read_streams.partitions)
-        if not self._waiting:
-            return []
-        self._look_soon()
-        return self._waiting.page()
-
-    def _look_soon(self) -> None:
-        """Look for due sagas again in the next turn, or soon after it."""
-        self._look_at = min(self._look_at, time.monotonic() + _LOOK_EVERY_S)
-
-    def _look_again(self, changes: Sequence[Change], now_ms: int) -> None:
-        """Look for due sagas again as soon as the first of these is due. If another worker gives a saga an earlier
-        time, this one sees that at its next look, at most half a second later."""
-        states = [change.after for change in changes if isinstance(change.after, SagaState)]
-        if times := [due_ms for state in states if (due_ms := state.due_ms) is not None]:
-            self._look_at = min(self._look_at, time.monotonic() + max((min(times) - now_ms) / 1000, _LOOK_EVERY_S))
-
     def _ready(self, inputs: list[Input], states: Mapping[str, Found], now_ms: int) -> list[Input]:
         """The inputs that are to be decided on now."""
         if not self._away.is_empty:
@@ -428,43 +392,3 @@ class Orchestrator:
         if Due in kinds:
             inputs = self._overdue.signals_first(inputs, states, self._read_streams, now_ms)
         return self._order.begins_first(inputs, states, self._read_streams, now_ms) if kinds & _TO_SAGA else inputs
-
-
-def _parts(inputs: Sequence[OfPartition]) -> list[list[OfPartition]]:
-    """These inputs in parts, each a list of the inputs of one saga after another, and of one partition after another. A
-    part has _PART inputs, or a few more, since no saga is in two parts."""
-    parts: list[list[OfPartition]] = []
-    room = 0
-    for partition, of_one in inputs:
-        by_saga: dict[str | None, list[Input]] = {}
-        for item in of_one:
-            by_saga.setdefault(item[1].saga_id, []).append(item)
-        for those in by_saga.values():
-            if room <= 0:
-                parts.append([])
-                room = _PART
-            parts[-1].append((partition, those))
-            room -= len(those)
-    return parts
-
-
-def _fold(part: Sequence[OfPartition], states: Mapping[str, Found], moment: Moment) -> list[Change]:
-    """Decide on the inputs: one change for each saga, however many inputs it got. A saga
-    gets no change if nothing changes and nothing is left to others."""
-    changes: list[Change] = []
-    for partition, inputs in part:
-        saga_id = inputs[0][1].saga_id
-        before = None if saga_id is None else states[saga_id]
-        change = Change(partition=partition, saga_id=saga_id, before=before, after=before)
-        for entry, event in inputs:
-            decision = decide(change.after, event, moment)
-            change.add(
-                entry,
-                decision,
-                gives_up=not isinstance(event, Reply),
-                is_begin=isinstance(event, Begin),
-                leased=entry is None and isinstance(event, Due) and event.leased,
-            )
-        if change.left or not change.is_empty:
-            changes.append(change)
-    return changes
