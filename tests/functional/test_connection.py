@@ -5,7 +5,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -74,28 +73,30 @@ def answers(client: redis.Redis) -> bool:
         return False
 
 
-@pytest.mark.parametrize("owns", [True, False], ids=["the right node", "another node"])
-def test_a_node_of_a_cluster_is_refused_in_one_sentence(
-    started: Callable[..., int], commands: Commands, owns: bool
-) -> None:
-    bus = str(free_port())
-    port = started("--cluster-enabled", "yes", "--cluster-port", bus)
-    if owns:
-        with redis.Redis(port=port) as client:
-            add: Any = client.execute_command
-            add("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            until(lambda: b"cluster_state:ok" in add("CLUSTER", "INFO"), what="it serves all slots")
+def test_a_node_of_no_cluster_yet_says_what_is_missing(started: Callable[..., int], commands: Commands) -> None:
+    port = started("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     url = f"redis://127.0.0.1:{port}"
-    sentence = f"{url} names a node of a cluster, which sagastream cannot use yet; name a single server"
+    for arguments in (("list",), ("show", "s1"), ("doctor",)):
+        done = commands.run(*arguments, REDIS_URL=url)
+        assert (done.returncode, done.stdout) == (1, ""), arguments
+        assert f"the node 127.0.0.1:{port} of the cluster knows no node that has slots" in done.stderr, arguments
+
+
+def test_a_node_that_is_named_by_its_socket_is_refused_in_one_sentence(
+    started: Callable[..., int], commands: Commands, tmp_path: Path
+) -> None:
+    socket = tmp_path / "node.sock"
+    started("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--unixsocket", str(socket))
+    sentence = f"unix://{socket} names a node of a cluster by its socket: name it by its host and port"
     for arguments in COMMANDS:
-        done = commands.run(*arguments, given=SAGA if arguments[0] == "begin" else "", REDIS_URL=url)
+        done = commands.run(*arguments, given=SAGA if arguments[0] == "begin" else "", REDIS_URL=f"unix://{socket}")
         assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (1, "", f"Error: {sentence}"), arguments
-    with pytest.raises(BrokerError) as caught, SagaClient(url) as client:
+    with pytest.raises(BrokerError) as caught, SagaClient(f"unix://{socket}") as client:
         client.begin("s1", [do(1)])
     assert str(caught.value) == sentence
 
     async def main() -> None:
-        async with AsyncSagaClient(url) as one:
+        async with AsyncSagaClient(f"unix://{socket}") as one:
             for _ in range(2):  # the connection that was refused is not used either
                 with pytest.raises(BrokerError) as caught:
                     await one.begin("s1", [do(1)])

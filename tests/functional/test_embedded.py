@@ -255,7 +255,7 @@ def test_where_it_does_not_start_with_what_was_found_it_starts_without(
 ) -> None:
     (tmp_path / "libc.so.6").write_text("nonsense")
     monkeypatch.setattr(
-        "sagastream.broker.launch._environment", lambda: os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+        "sagastream.broker.launch.with_jemalloc", lambda: os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
     )
     broker = Broker(home=home)
     assert broker.client.ping()

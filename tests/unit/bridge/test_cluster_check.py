@@ -105,4 +105,4 @@ def test_what_a_node_has_that_is_away() -> None:
     assert lines([of_away(one, error, 3)]) == [(PROBLEM, "node a", f"{text}; start it: no replica takes its place")]
     other = Master(address="b", slots=1, partitions=(2,), replicas=1)
     assert "partition 2 of 3; a replica takes its place" in of_away(other, error, 3).line
-    assert "nothing of which is known" in of_away(one, error, None).line
+    assert "nobody knows what" in of_away(one, error, None).line

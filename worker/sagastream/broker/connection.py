@@ -153,7 +153,8 @@ class Broker:
 
     def servers(self, *, answering: bool = False) -> dict[str, redis.Redis]:
         """A client for each server, by its address: of each master of a cluster, or of the one server ("").
-        `answering`: not of the nodes that are known to be away."""
+        `answering`: not of the nodes that are known to be away. Raises redis.RedisError if nobody says which there
+        are."""
         return to_cluster.clients(self.client, answering=answering)
 
     @property
@@ -167,8 +168,7 @@ class Broker:
         Raises BrokerError if it cannot be used, redis.RedisError if it is away, or is a replica by now. On a cluster,
         another node has the slots of one that is a replica by now: the map is asked for again.
         """
-        for where, client in self._answering():
-            info: Any = client.info()
+        for where, _, info in self._infos():
             found = server.Server.read(info)
             if (problem := found.problem(is_cluster=self.is_cluster)) is not None:
                 raise BrokerError(f"{self.shown_url} {problem}")
@@ -182,8 +182,7 @@ class Broker:
     def check_durability(self) -> None:
         """Warn if a crash of a server takes what it has accepted. Raises redis.RedisError if the server is away."""
         self.lost_by_crash = None
-        for where, client in self._answering():
-            info: Any = client.info("persistence")
+        for where, client, info in self._infos("persistence"):
             lost = server.lost_by_crash(info, self.appendfsync(client))
             self.lost_by_crash = self.lost_by_crash or lost
             self._warn(where, lost)
@@ -195,19 +194,19 @@ class Broker:
             return "always"
         return exchange.run(client or self.client, server.settings("appendfsync")).get("appendfsync")
 
-    def _answering(self) -> Iterator[tuple[str, redis.Redis]]:
-        """The servers that answer. Raises redis.RedisError if none does."""
+    def _infos(self, *sections: str) -> Iterator[tuple[str, redis.Redis, Any]]:
+        """What the servers that answer say of themselves. Raises redis.RedisError if none does."""
         servers = self.servers()
         errors: list[redis.RedisError] = []
         for where, client in servers.items():
             try:
-                client.ping()
+                info = client.info(*sections)
             except redis.RedisError as error:
                 if not is_outage(error):
                     raise
                 errors.append(error)
             else:
-                yield where or self.shown_url, client
+                yield where or self.shown_url, client, info
         if len(errors) == len(servers):
             raise errors[0]
 
