@@ -75,6 +75,16 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     shared.close_brokers()
 
 
+@pytest.fixture(scope="module")
+def mortal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of the tests of one module, whose nodes may die and come back: on Valkey, or as a test says."""
+    made = Cluster(getattr(request, "param", "valkey"), tmp_path_factory.mktemp("cluster"))
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
 @pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.redis] if kind == "redis" else []) for kind in KINDS])
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
     """A master and its replica."""

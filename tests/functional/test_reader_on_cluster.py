@@ -43,16 +43,6 @@ class Read:
         until(has_read, what=f"it reads {streams}")
 
 
-@pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of these tests, whose nodes may die and come back."""
-    made = Cluster("valkey", tmp_path_factory.mktemp("cluster"))
-    try:
-        yield made
-    finally:
-        made.stop()
-
-
 @pytest.fixture
 def own(mortal: Cluster) -> Iterator[Cluster]:
     yield mortal

@@ -76,16 +76,6 @@ class Work:
         self._thread.join()
 
 
-@pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of these tests, whose nodes may die and come back."""
-    made = Cluster("valkey", tmp_path_factory.mktemp("cluster"))
-    try:
-        yield made
-    finally:
-        made.stop()
-
-
 @pytest.fixture
 def work(mortal: Cluster) -> Iterator[Work]:
     made = Work(mortal)

@@ -156,16 +156,6 @@ class Stage:
         return set(self.work.effects.values()) == {1}
 
 
-@pytest.fixture(scope="module")
-def mortal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of these tests, whose nodes may die and come back."""
-    made = Cluster(getattr(request, "param", "valkey"), tmp_path_factory.mktemp("cluster"))
-    try:
-        yield made
-    finally:
-        made.stop()
-
-
 @pytest.fixture
 def stage(mortal: Cluster, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     monkeypatch.setenv("SAGASTREAM_PARTITIONS", "6")

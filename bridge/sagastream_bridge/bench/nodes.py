@@ -14,11 +14,11 @@ from typing import Any, Final
 import redis
 
 from sagastream.broker import wire
+from sagastream.broker.cluster_map import SLOTS
 from sagastream.broker.launch import with_jemalloc
 from sagastream.broker.program import Program, find_program
 from sagastream.errors import BrokerError
 
-_SLOTS: Final = 16384
 #: Within which time the nodes must be a cluster, in seconds.
 _READY_WITHIN_S: Final = 30.0
 
@@ -76,7 +76,7 @@ def _join(nodes: "list[redis.Redis]", ports: list[int], count: int) -> None:
     for number, node in enumerate(nodes):
         while not _answers(node):
             _check_time(until)
-        first, end = (_SLOTS * at // count for at in (number, number + 1))
+        first, end = (SLOTS * at // count for at in (number, number + 1))
         _ask(node, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         _ask(node, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
         if number:

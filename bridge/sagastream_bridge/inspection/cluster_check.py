@@ -8,6 +8,7 @@ import redis
 from msgspec import Struct
 
 from sagastream.broker import server, wire
+from sagastream.broker.cluster_map import SLOTS
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.urls import Address
@@ -16,7 +17,6 @@ from sagastream.store.keys import StoreKeys, slot
 from sagastream.store.reach import ranges
 from sagastream_bridge.inspection.findings import Finding, ok, problem, warning
 
-_SLOTS: Final = 16384
 _COVERAGE: Final = "cluster-require-full-coverage"
 #: How far the clocks of two nodes may be apart before that is told, in milliseconds.
 _APART_MS: Final = 500
@@ -88,7 +88,7 @@ def view(slots: Sequence[Any], nodes: str, keys: StoreKeys | None) -> View:
             replicas=len(replicas.get(name, ())),
             is_down=name in down,
         )
-        for name, those in sorted(owners.items(), key=lambda one: min((part.start for part in one[1]), default=_SLOTS))
+        for name, those in sorted(owners.items(), key=lambda one: min((part.start for part in one[1]), default=SLOTS))
     ]
     return View(masters=tuple(masters), replicas_down=tuple(replicas_down))
 
@@ -105,8 +105,8 @@ def of_view(found: View, partitions: int | None) -> Iterator[Finding]:
     """What there is to say of the cluster as a whole. `partitions`: how many the store has; None: nobody knows."""
     replicas = sum(one.replicas for one in found.masters)
     counts = f"nodes: {_counted(len(found.masters), 'master')}, {_counted(replicas, 'replica')}"
-    if found.slots < _SLOTS:
-        text = f"{counts}; {_SLOTS - found.slots} of {_SLOTS} slots have no node: what belongs there is refused"
+    if found.slots < SLOTS:
+        text = f"{counts}; {SLOTS - found.slots} of {SLOTS} slots have no node: what belongs there is refused"
         yield problem("cluster", text, "redis-cli --cluster fix HOST:PORT")
     else:
         yield ok("cluster", f"{counts}; each slot has a node")

@@ -58,6 +58,7 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
+from sagastream.broker.cluster_map import SLOTS
 from sagastream.core.messages import is_service
 
 #: The consumer group of the orchestrator's workers; a service's group has the service's name.
@@ -269,4 +270,4 @@ def copy_of(stream: str) -> str:
 
 def slot(tag: str) -> int:
     """The slot of a cluster in which all keys with this hash tag are."""
-    return crc_hqx(tag.encode(), 0) % 16384
+    return crc_hqx(tag.encode(), 0) % SLOTS

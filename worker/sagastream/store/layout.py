@@ -15,6 +15,7 @@ from typing import Final
 from redis.exceptions import NoPermissionError, ResponseError
 
 from sagastream.broker import exchange
+from sagastream.broker.cluster_map import SLOTS
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
@@ -29,7 +30,6 @@ PROTOCOL: Final = 2
 MAX_PARTITIONS: Final = 256
 #: Into how many partitions the first process divides the store; by default one.
 PARTITIONS_VARIABLE: Final = "SAGASTREAM_PARTITIONS"
-_SLOTS: Final = 16384
 _TAG: Final = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
 
 
@@ -192,13 +192,13 @@ def _tag(number: int, partitions: int) -> str:
     evenly over the slots: the tag is the number, with the shortest suffix that brings it near its place."""
     if number == 0:
         return "0"
-    place = (slot("0") + number * _SLOTS // partitions) % _SLOTS
+    place = (slot("0") + number * SLOTS // partitions) % SLOTS
 
     def distance(tag: str) -> int:
         away = abs(slot(tag) - place)
-        return min(away, _SLOTS - away)
+        return min(away, SLOTS - away)
 
-    near = _SLOTS // partitions // 8
+    near = SLOTS // partitions // 8
     for candidates in _suffixed(str(number)):
         nearest = min(candidates, key=distance)
         if distance(nearest) <= near:
