@@ -25,6 +25,7 @@ from sagastream.broker.home import (
     move,
     named_home,
 )
+from sagastream.broker.pool import Pool
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log
 
@@ -341,6 +342,7 @@ def _client(url: str, named: str, **options: Any) -> redis.Redis:
             url = urls.sentinels(url).server
         elif not url.startswith("unix"):
             options = to_cluster.options(url) | options
-        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **(_OPTIONS | options))
+        pool = Pool.from_url(url, retry=Retry(NoBackoff(), 0), **(_OPTIONS | options))
+        return redis.Redis.from_pool(pool)  # and closes it
     except ValueError as error:
         raise BrokerError(f"{named} is not usable: {error}") from None

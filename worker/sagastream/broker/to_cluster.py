@@ -14,6 +14,7 @@ from redis.connection import Connection, SSLConnection, parse_url
 from sagastream.broker import wire
 from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait, half_sent
 from sagastream.broker.cluster_map import ClusterMap
+from sagastream.broker.pool import Pool
 from sagastream.broker.probes import Probes
 from sagastream.broker.server import mode_of
 from sagastream.broker.urls import Address
@@ -57,7 +58,7 @@ class Nodes:
             if (client := self._clients.get(node)) is None:
                 kind = SSLConnection if self.is_secure else Connection
                 options = self.options | {"host": node.host, "port": node.port}
-                pool = redis.ConnectionPool(connection_class=kind, **options)
+                pool = Pool(connection_class=kind, **options)
                 client = self._clients[node] = redis.Redis.from_pool(pool)  # and closes it
         return client
 
