@@ -212,14 +212,15 @@ class World:
 
     @contextlib.contextmanager
     def stopped_while_it_holds_something(self, process: Process) -> Iterator[None]:
-        """Within this, a process is stopped at a moment when it has taken entries and not answered them."""
+        """Within this, a process is stopped at a moment when it has taken entries and not answered them, and when no
+        other process has to wait for it, since it has begun a transaction in the oracle."""
 
         def is_stopped() -> bool:
             self.assert_all_live()
             if not sum(self.held_by(process).values()):
                 return False  # let it run: one that is stopped again and again comes to nothing on a busy machine
             process.now.send_signal(signal.SIGSTOP)
-            if sum(self.held_by(process).values()):
+            if sum(self.held_by(process).values()) and oracle.is_free(self.oracle):
                 return True
             process.now.send_signal(signal.SIGCONT)
             return False

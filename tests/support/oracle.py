@@ -45,9 +45,20 @@ def prepare(file: Path) -> None:
         db.executescript(_SCHEMA)
 
 
-def _open(file: str) -> sqlite3.Connection:
+def is_free(file: Path) -> bool:
+    """Whether no process stands still inside a transaction."""
+    with closing(_open(str(file), timeout_s=1)) as db:
+        try:
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        db.execute("ROLLBACK")
+    return True
+
+
+def _open(file: str, *, timeout_s: float = 60) -> sqlite3.Connection:
     # A service that is stopped inside a transaction keeps the others waiting.
-    db = sqlite3.connect(file, timeout=60, isolation_level=None)
+    db = sqlite3.connect(file, timeout=timeout_s, isolation_level=None)
     # Only processes are killed here, never the machine: so what was committed is there.
     db.execute("PRAGMA synchronous = OFF")
     return db

@@ -13,7 +13,7 @@ class Pool(redis.ConnectionPool):
 
     def reset(self) -> None:
         self._given_back: list[Any] = []  # the last one first: append and pop are atomic
-        super().reset()  # type: ignore[no-untyped-call]  # redis-py has no type for it
+        super().reset()
 
     def get_connection(self, *_: Any, **__: Any) -> Any:
         while self._given_back:
