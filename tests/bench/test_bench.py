@@ -35,7 +35,7 @@ def test_it_measures_against_the_floor(server: Server, commands: Commands) -> No
         assert figures[f"{name}_cpu_us_server"] > 0
         assert 1 <= figures[f"{name}_batch_script"] <= 128
         assert 1 <= figures[f"{name}_batch_read"] <= 512
-    for name in ("alone", "64_at_once", "open_loop"):
+    for name in ("alone", "at_an_eighth", "at_a_third", "at_half", "64_at_once"):
         assert 0 < figures[f"{name}_p50_ms"] <= figures[f"{name}_p99_ms"] <= figures[f"{name}_p99.9_ms"]
     assert 200 < figures["bytes_an_ended_saga"] < 20_000
 
@@ -46,6 +46,7 @@ def test_for_people_it_says_the_ratios(commands: Commands, server: Server) -> No
     assert done.returncode == 0, done.stderr
     assert "of the floor" in done.stdout
     assert "CPU, us a saga" in done.stdout
+    assert "at a third of what it can do" in done.stdout
 
 
 def test_it_measures_several_workers_on_a_store_that_is_thrown_away(commands: Commands) -> None:

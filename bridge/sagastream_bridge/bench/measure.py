@@ -21,6 +21,9 @@ from sagastream_bridge.local.stack import Stack
 _STARTS_WITHIN_S: Final = 60.0
 _HEARS_WITHIN_S: Final = 2.0
 
+#: How much of what it can do it is asked to do, by the name of the figure: sagas begin at that rate.
+_LOADS: Final = {"at_an_eighth": 1 / 8, "at_a_third": 1 / 3, "at_half": 1 / 2}
+
 #: Is told how many more sagas have ended, for a progress bar.
 Tick = Callable[[int], object]
 
@@ -54,7 +57,7 @@ class Measurement:
     def total(self) -> int:
         """About how many sagas it runs."""
         alone, crowd = self._few
-        return self._rounds * (2 * self._sagas + alone + 2 * crowd)
+        return self._rounds * (2 * self._sagas + alone + (1 + len(_LOADS)) * crowd)
 
     @property
     def _few(self) -> tuple[int, int]:
@@ -104,19 +107,22 @@ class Measurement:
 
     def _round(self, loads: Loads, floor: Floor, pids: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, float]]:
         alone, crowd = self._few
+        completed = 0.0  # sagas a second
         yield "floor_per_s", floor.sagas_per_s(self._sagas, BATCH)
         for name, failing in (("completed", False), ("aborted", True)):
             before = account(self._servers, pids)
             run = loads.throughput(self._sagas, failing=failing)
+            completed = completed or run.per_s
             yield f"{name}_per_s", run.per_s
             yield from _cpu(name, run, account(self._servers, pids).since(before))
         bare = floor.latencies_s(alone)
         yield "floor_alone_p50_ms", statistics.median(bare) * 1000
         yield from _latencies("alone", loads.closed_loop(alone, 1))
         yield from _latencies("64_at_once", loads.closed_loop(crowd, 64))
-        rate = max(10.0, run.per_s / 2)
-        yield "open_loop_rate_per_s", rate
-        yield from _latencies("open_loop", loads.open_loop(crowd, rate))
+        for name, share in _LOADS.items():
+            rate = max(10.0, completed * share)
+            yield f"{name}_rate_per_s", rate
+            yield from _latencies(name, loads.open_loop(crowd, rate))
 
     def _memory(self, loads: Loads) -> dict[str, float]:
         """The bytes of an ended saga, with the records of its services."""
@@ -182,10 +188,11 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield "latency, ms       p50      p99    p99.9"
     for name, what in (
         ("alone", "one at a time"),
+        *((name, f"{f[f'{name}_rate_per_s']:.0f} a second") for name in _LOADS),
         ("64_at_once", "64 at a time"),
-        ("open_loop", f"{f['open_loop_rate_per_s']:.0f} a second"),
     ):
-        yield f"{what:<14} {f[f'{name}_p50_ms']:>6.2f} {f[f'{name}_p99_ms']:>8.2f} {f[f'{name}_p99.9_ms']:>8.2f}"
+        load = f"   {name.replace('_', ' ')} of what it can do" if name in _LOADS else ""
+        yield f"{what:<14} {f[f'{name}_p50_ms']:>6.2f} {f[f'{name}_p99_ms']:>8.2f} {f[f'{name}_p99.9_ms']:>8.2f}{load}"
     bare = f"{f['floor_alone_p50_ms']:>6.2f}"
     yield f"the floor      {bare}  for one saga, a round trip a message; ratio {f['ratio_alone']:.2f}"
     yield ""
