@@ -271,10 +271,9 @@ def broker_of(given: Broker | str | None) -> Broker:
 def connect_async(url: str) -> "ConnectionPool":
     """Connections like those of a Broker, for an event loop: at most 16. A coroutine that needs one more waits."""
     from redis.asyncio import BlockingConnectionPool
-    from redis.asyncio.connection import parse_url
     from redis.asyncio.retry import Retry
 
-    from sagastream.broker import to_cluster_in_loop
+    from sagastream.broker import in_loop, to_cluster_in_loop
 
     def is_cluster() -> bool:
         return "nodes" in options and bool(options["nodes"].map.is_cluster)
@@ -293,11 +292,11 @@ def connect_async(url: str) -> "ConnectionPool":
     options: dict[str, Any] = {"redis_connect_func": connected, "max_connections": 16, "timeout": None, **_OPTIONS}
     # Not from_url: it would put its own class of connections in the place of that of `options_in_loop`.
     if urls.names_sentinels(url):
-        options |= parse_url(urls.sentinels(url).server) | sentinel.options_in_loop(url)
+        options |= in_loop.parsed(urls.sentinels(url).server) | sentinel.options_in_loop(url)
     elif url.startswith("unix"):
-        options |= parse_url(url)
+        options |= in_loop.parsed(url)
     else:
-        options |= parse_url(url) | to_cluster_in_loop.options_in_loop(url)
+        options |= in_loop.parsed(url) | to_cluster_in_loop.options_in_loop(url)
     return BlockingConnectionPool(**options, retry=Retry(NoBackoff(), 0))
 
 

@@ -10,13 +10,12 @@ from collections.abc import Generator, Mapping
 from typing import Any, Final, NamedTuple
 
 import redis
-from redis.asyncio import connection as in_loop
 from redis.asyncio.retry import Retry as RetryInLoop
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, parse_url
 from redis.retry import Retry
 
-from sagastream.broker import server, urls
+from sagastream.broker import in_loop, server, urls
 from sagastream.broker.failures import NoMaster, is_outage
 from sagastream.broker.urls import Address
 from sagastream.telemetry import Log
@@ -274,7 +273,7 @@ class _SSLToMasterInLoop(_ToMasterInLoop, in_loop.SSLConnection):
 
 
 async def _ask_in_loop(question: Ask) -> Any:
-    options = {"connection_class": in_loop.Connection, **in_loop.parse_url(question.url), **_OPTIONS}
+    options = {**in_loop.parsed(question.url), **_OPTIONS}
     connection: Any = options.pop("connection_class")(**options, retry=RetryInLoop(NoBackoff(), 0))
     try:
         await connection.connect()

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import redis
-from redis.asyncio.connection import Connection, SSLConnection, parse_url
 
-from sagastream.broker import wire
+from sagastream.broker import in_loop, wire
 from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait, half_sent
 from sagastream.broker.cluster_map import ClusterMap
 from sagastream.broker.failures import NodeAway
+from sagastream.broker.in_loop import Connection, SSLConnection
 from sagastream.broker.probes import Probes
 from sagastream.broker.routes import Command, Reading
 from sagastream.broker.to_cluster import LONGEST_S, PATIENCE_S
@@ -273,7 +273,7 @@ class SSLToBrokerInLoop(ToBrokerInLoop, SSLConnection):
 
 def options_in_loop(url: str) -> dict[str, Any]:
     """What a pool in an event loop needs besides a url that may lead to a cluster."""
-    parsed = parse_url(url)
+    parsed = in_loop.parsed(url)
     seed = Address(str(parsed.get("host", "localhost")), int(parsed.get("port", 6379)))
     is_secure = url.startswith("rediss")
     return {
