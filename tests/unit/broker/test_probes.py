@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 import redis
@@ -69,3 +69,29 @@ def test_an_answer_that_was_lost_is_not_looked_for_for_ever(
     for _ in range(2):
         assert isinstance(probes.look(at(node)), redis.ConnectionError)
         node.accept()[0].close()  # each look has asked anew
+
+
+def test_a_name_of_several_addresses_is_tried_at_each(
+    node: socket.socket, probes: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that has an address of IPv6 first, if the node listens at that of IPv4 only."""
+    port = node.getsockname()[1]
+    nobody = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", free_port()))
+    there = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+    impossible = (999, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [nobody, impossible, there])
+    assert isinstance(probes.look(Address("two.example", port)), redis.TimeoutError)
+    with node.accept()[0] as asked:
+        assert asked.recv(100) == b"PING\r\n"
+        asked.sendall(b"+PONG\r\n")
+        until(lambda: probes.look(Address("two.example", port)) is None, what="it answers")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [nobody, impossible])
+    assert isinstance(probes.look(Address("two.example", port)), redis.ConnectionError)
+
+
+def test_a_process_with_many_open_files_can_look(node: socket.socket, probes: Probes) -> None:
+    """`select` takes no number of a file from 1,024 on."""
+    with ExitStack() as open_files:
+        while open_files.enter_context(socket.socket()).fileno() < 1100:
+            pass
+        assert isinstance(probes.look(at(node)), redis.TimeoutError)

@@ -21,27 +21,40 @@ _LOOKED_FOR_S: Final = 2.0
 
 
 class _Probe:
-    """One question to a node."""
+    """One question to a node. If its name has several addresses, it is asked at one after the other: at some of them
+    it may not listen."""
 
     def __init__(self, node: Address) -> None:
-        self._until_s = time.monotonic() + _LOOKED_FOR_S
-        self._is_sent = False
-        family, kind, _, _, address = socket.getaddrinfo(*node, type=socket.SOCK_STREAM)[0]
-        self._socket = socket.socket(family, kind)
-        self._socket.settimeout(0)
-        self._socket.connect_ex(address)  # what comes of it is seen below
+        self._addresses = socket.getaddrinfo(*node, type=socket.SOCK_STREAM)
+        self._socket: socket.socket | None = None
 
     def is_answered(self, *, is_secure: bool) -> bool:
         """Raises OSError if nobody is there, or the answer is late."""
-        left_s = _AT_ONCE_S
-        if not self._is_sent:
-            _, connected, _ = select.select([], [self._socket], [], left_s)
-            if connected:
-                self._socket.sendall(b"PING\r\n")  # it raises what has come of connecting
-                self._is_sent = True
-        if self._is_sent and select.select([self._socket], [], [], left_s)[0]:
+        while True:
+            try:
+                return self._is_answered(self._socket or self._begun(), is_secure=is_secure)
+            except OSError:
+                self.close()
+                if not self._addresses:
+                    raise
+
+    def _begun(self) -> socket.socket:
+        """A connection to the next address that is under way."""
+        family, kind, _, _, address = self._addresses.pop(0)
+        self._until_s = time.monotonic() + _LOOKED_FOR_S
+        self._is_sent = False
+        self._socket = socket.socket(family, kind)
+        self._socket.settimeout(0)
+        self._socket.connect_ex(address)  # what comes of it is seen below
+        return self._socket
+
+    def _is_answered(self, node: socket.socket, *, is_secure: bool) -> bool:
+        if not self._is_sent and _has_come(node, select.POLLOUT):
+            node.sendall(b"PING\r\n")  # it raises what has come of connecting
+            self._is_sent = True
+        if self._is_sent and _has_come(node, select.POLLIN):
             # A server that wants TLS may end the connection. Any other one has died with it.
-            if not self._socket.recv(100) and not is_secure:
+            if not node.recv(100) and not is_secure:
                 raise ConnectionResetError("the connection was ended")
             return True
         if time.monotonic() > self._until_s:
@@ -49,7 +62,15 @@ class _Probe:
         return False
 
     def close(self) -> None:
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _has_come(node: socket.socket, what: int) -> bool:
+    poll = select.poll()  # select() takes no file with a number above 1,023
+    poll.register(node, what)
+    return bool(poll.poll(_AT_ONCE_S * 1000))
 
 
 class Probes:
