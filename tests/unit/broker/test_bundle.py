@@ -150,6 +150,21 @@ def test_a_move_without_a_host_is_to_the_host_that_was_asked(nodes: Scripted) ->
     assert nodes.sent(Address(TWO.host, 5)) == [("GET", "a")]
 
 
+def test_nodes_that_should_announce_a_name_and_have_none_are_reached_by_their_addresses(nodes: Scripted) -> None:
+    def nameless(*those: Address) -> list[Any]:
+        ranges = slots_of(*those)
+        return [[first, last, [b"?", port, b"id", [b"ip", host]]] for first, last, (host, port) in ranges]
+
+    nodes.maps = dict.fromkeys(nodes.maps, nameless(ONE, TWO))
+    assert nodes.trip(("GET", "b"), ("GET", "a")) == [("1", "b"), ("2", "a")]
+    nodes.maps = dict.fromkeys(nodes.maps, nameless(ONE))
+    nodes.answers[TWO] = lambda _: redis.exceptions.MovedError(f"{slot_of('a')} ?:{ONE.port}")
+    assert nodes.trip(("GET", "a"), ("GET", "b")) == [("1", "a"), ("1", "b")]
+    nodes.answers[ONE] = lambda _: redis.exceptions.AskError(f"{slot_of('a')} ?:{TWO.port}")
+    (answer,) = nodes.trip(("GET", "a"))  # nobody knows where it is, until it has moved
+    assert is_outage(answer)
+
+
 def test_each_node_waits_once_for_its_replicas_however_many_ask(nodes: Scripted) -> None:
     wait: Words = ("WAIT", 1, 10)
     asking = [words for key in ("a", "b", "{a}2", "{b}2") for words in (("SET", key), wait)]

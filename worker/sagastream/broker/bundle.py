@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import redis
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
 
-from sagastream.broker.cluster_map import ClusterMap
+from sagastream.broker.cluster_map import NAMELESS, ClusterMap
 from sagastream.broker.failures import NodeAway, is_outage
 from sagastream.broker.routes import Command, Part, routed
 from sagastream.broker.urls import Address
@@ -213,7 +213,14 @@ class Bundle:
         if isinstance(answer, MovedError | AskError) and not part.is_in_transaction and part.moves < _MOST_MOVES:
             part.moves += 1
             self._has_followed = True
-            to = Address(answer.host or node.host, answer.port)  # without a host: where this node listens
+            # Without a host, it is where this node listens.
+            to: Address | None = Address(answer.host or node.host, answer.port)
+            if answer.host == NAMELESS:
+                yield from self._ask_for_map()
+                to = self._map.node_of(answer.slot_id) if isinstance(answer, MovedError) else None
+            if to is None:
+                part.ends(answer)
+                return
             if isinstance(answer, MovedError):
                 self._map.moved(answer.slot_id, to)
             # A MovedError is an AskError, too.

@@ -18,6 +18,8 @@ from sagastream.core import backoff
 from sagastream.telemetry import Log
 
 SLOTS: Final = 16384
+#: The host of a node that should announce its name (cluster-preferred-endpoint-type hostname), and has none.
+NAMELESS: Final = "?"
 #: The least time between two requests for the map, in seconds.
 _ASK_EVERY_S: Final = 0.25
 #: The longest time until a node that was away is tried again, in seconds.
@@ -210,7 +212,11 @@ class ClusterMap:
 
 
 def _address(node: Sequence[Any], asked: Address) -> Address:
-    """Where a node listens, as CLUSTER SLOTS has it. Without a host: where the node that was asked listens."""
-    host, port = node[0], int(node[1])
+    """Where a node listens, as CLUSTER SLOTS has it. Without a host: where the node that was asked listens. If it
+    should have a name, and was given none: at the address among what else is told of it."""
+    host, port, *more = node
+    if host in (NAMELESS, NAMELESS.encode()) and len(more) > 1:
+        about = dict(zip(more[1][::2], more[1][1::2], strict=False))
+        host = about.get(b"ip") or about.get("ip")
     text = host.decode() if isinstance(host, bytes) else host
-    return Address(text or asked.host, port)
+    return Address(text or asked.host, int(port))
