@@ -82,6 +82,15 @@ def said(findings: list[Finding], about: str) -> str:
     return "\n".join(f"{one.level} {one.line}" for one in findings if one.about == about)
 
 
+def a_slot_that_is_on_its_way_is_told(stage: Stage) -> None:
+    with stage.cluster.half_moved(stage.keys.partitions[1].timers, stage.cluster.nodes[SECOND]):
+        found = examined(stage)
+        assert "on their way to another node: partition 1; what" in said(found, "cluster")
+        assert "a part of its keys there; if nothing moves it any more" in said(found, "partitions")
+        assert said(found, "sagas").startswith(f"{OK} {len(stage.ids(0, 2, 3, 4, 5))} live")
+        assert "no process of service nobody is listening" in said(found, "service nobody")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_can_be_reached_is_told_and_so_is_what_cannot(stage: Stage) -> None:
     cluster, where = stage.cluster, [f"127.0.0.1:{node.port}" for node in stage.cluster.nodes]
@@ -97,6 +106,7 @@ def test_what_can_be_reached_is_told_and_so_is_what_cannot(stage: Stage) -> None
     shown = subprocess.run(["bash", "-c", printed], capture_output=True, text=True, timeout=60, check=True).stdout
     assert ("PENDING" in shown, '"type":"Fly"' in shown, "MOVED" in shown) == (True, True, False)
 
+    a_slot_that_is_on_its_way_is_told(stage)
     cluster.nodes[SECOND].kill()
     found, away = examined(stage), stage.ids(3, 4)
     assert said(found, f"node {where[1]}").startswith(f"{PROBLEM} it does not answer (")

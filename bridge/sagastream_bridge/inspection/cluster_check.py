@@ -1,7 +1,8 @@
 """Examines the nodes of a cluster: which there are, what each holds of the store, what follows if one of them dies."""
 
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import redis
@@ -20,6 +21,8 @@ from sagastream_bridge.inspection.findings import Finding, ok, problem, warning
 _COVERAGE: Final = "cluster-require-full-coverage"
 #: How far the clocks of two nodes may be apart before that is told, in milliseconds.
 _APART_MS: Final = 500
+#: What a node says of itself of a slot that it gives to another node, or takes from one.
+_MOVING: Final = re.compile(r"\[(\d+)-[<>]-")
 _REBALANCE: Final = "move slots: redis-cli --cluster rebalance HOST:PORT"
 
 
@@ -166,6 +169,22 @@ def held(one: Master, partitions: int | None) -> list[str]:
     word = "partition" if len(one.partitions) == 1 else "partitions"
     parts = [f"{word} {ranges(one.partitions)} of {partitions}" if one.partitions else "no partition"]
     return parts + ["the keys of the whole store"] * one.has_shared
+
+
+def of_moving(slots: Collection[int], keys: StoreKeys) -> Iterator[Finding]:
+    """`slots`: those that are on their way from one node to another."""
+    parts = [number for number, tag in enumerate(keys.tags) if slot(tag) in slots]
+    whole = ["the keys of the whole store"] if keys.shared is not None and slot(keys.shared) in slots else []
+    if what := " and ".join([f"partition{'s' * (len(parts) > 1)} {ranges(parts)}"] * bool(parts) + whole):
+        text = f"on their way to another node: {what}; what needs several keys there waits until all have moved"
+        yield warning("cluster", text, "if nothing moves them any more: redis-cli --cluster fix HOST:PORT")
+
+
+def moving(client: "redis.Redis") -> set[int]:
+    """The slots that this node is giving to another, or taking from it; none if it does not say."""
+    (nodes,) = wire.round_trip(client, [("CLUSTER", "NODES")])
+    text = "" if isinstance(nodes, redis.ResponseError) else wire.or_raise(nodes).decode(errors="replace")
+    return {int(found) for found in _MOVING.findall(text)}
 
 
 def coverage(client: "redis.Redis") -> str:

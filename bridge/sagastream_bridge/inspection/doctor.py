@@ -51,7 +51,7 @@ class Doctor:
         self._client = broker.client
         self._unreadable: redis.RedisError | None = None  # why it is not known how the store is laid out
         try:
-            self._reach = run(self._client, reach.look(layout.look(broker)))
+            self._reach = run(self._client, reach.look(layout.look(broker), scripts=True))
         except redis.RedisError as error:
             if not (broker.is_cluster and is_outage(error)):
                 raise

@@ -36,6 +36,7 @@ def examine(broker: Broker, keys: StoreKeys | None) -> Iterator[Finding]:
     wrong: dict[Finding, list[str]] = {}  # and the nodes of which it is so: most settings are alike on all
     clocks: dict[str, int] = {}
     coverage: dict[str, str] = {}
+    moving: set[int] = set()
     for one in found.masters:
         if (client := servers.get(one.address)) is None:  # it has no slots, or is new
             continue
@@ -43,6 +44,7 @@ def examine(broker: Broker, keys: StoreKeys | None) -> Iterator[Finding]:
             findings = list(ServerCheck(broker, client, None if keys is None else keys.only(one.partitions)).examine())
             clocks[one.address] = cluster_check.ahead_ms(client)
             coverage[one.address] = cluster_check.coverage(client)
+            moving |= cluster_check.moving(client)
         except redis.RedisError as error:
             if not is_outage(error):
                 raise
@@ -57,6 +59,8 @@ def examine(broker: Broker, keys: StoreKeys | None) -> Iterator[Finding]:
         where = "each node" if len(addresses) == len(clocks) > 1 else f"node {', '.join(addresses)}"
         yield replace(finding, text=f"{where}: {finding.text}")
     yield from cluster_check.of_coverage(coverage)
+    if keys is not None:
+        yield from cluster_check.of_moving(moving, keys)
     yield from cluster_check.of_clocks(clocks)
 
 

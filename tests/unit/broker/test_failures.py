@@ -108,6 +108,7 @@ def test_what_says_that_a_server_is_a_replica_says_nothing_else(text: str) -> No
         ("NOAUTH Authentication required.", "look at the user and the password in REDIS_URL"),
         ("WRONGTYPE Operation against a key", "sagastream doctor tells which key it is"),
         ("LOADING Redis is loading the dataset in memory", "the broker does not answer: Redis is loading"),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", "a slot of the cluster is on its way"),
         ("BUSY Redis is busy running a script.", "the broker is away for a while: BUSY"),
         ("ERR unknown command 'FLY'", "unknown command 'FLY'"),
     ],

@@ -59,12 +59,15 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "MISCONF": "the broker cannot write to its disk, and takes no writes: look at its log and its disk ({})",
     "NOREPLICAS": "the broker takes no writes without its replicas: look at them, or set min-replicas-to-write lower",
     "NOPERM": "the user in REDIS_URL may not do this: {}; sagastream acl ROLE prints the user that a role needs",
+    "TRYAGAIN": "a slot of the cluster is on its way to another node, with a part of its keys there; if nothing moves "
+    "it any more: redis-cli --cluster fix HOST:PORT",
     "WRONGTYPE": "{}; sagastream doctor tells which key it is",
 }
 #: … which redis-py has taken away from some of them.
 _CLASSES: Final[Mapping[str, type[redis.RedisError]]] = {
     "OOM": redis.OutOfMemoryError,
     "READONLY": redis.ReadOnlyError,
+    "TRYAGAIN": redis.exceptions.TryAgainError,
 }
 #: What else there is to say if nobody listens where the broker should be.
 _ENDED: Final = "If it ended by itself, look at its log and its disk: with appendfsync always, a full disk ends it"

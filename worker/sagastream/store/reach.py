@@ -4,10 +4,10 @@ then left out of what is looked at, and whoever looks says so."""
 from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import Struct
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, TryAgainError
 
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import is_outage, told
 from sagastream.store.keys import StoreKeys
 
 
@@ -33,12 +33,15 @@ class Reach(Struct, frozen=True):
                 raise error
 
 
-def look(keys: StoreKeys) -> Exchange[Reach]:
+def look(keys: StoreKeys, *, scripts: bool = False) -> Exchange[Reach]:
     """Ask each partition whether it is there. A single server is there as a whole, or not at all: it is not asked.
+    `scripts`: a partition is away, too, if no script can be called there, since its slot is on its way to another node.
     Raises the first error if none is there."""
     if not keys.apart:
         return Reach(keys, {}, None)
-    alive, *answers = yield [("EXISTS", keys.alive), *(("EXISTS", one.timers) for one in keys.partitions)]
+    # While a slot is on its way, what needs several keys is refused if one of them is not there: as that of no saga.
+    asked = [[one.timers, one.saga("")] if scripts else [one.timers] for one in keys.partitions]
+    alive, *answers = yield [("EXISTS", keys.alive), *(("EXISTS", *those) for those in asked)]
     errors = zip(keys.partitions, map(_away, answers), strict=True)
     away = {one.number: error for one, error in errors if error is not None}
     if len(away) == len(keys.partitions):
@@ -50,7 +53,8 @@ def left_out(keys: StoreKeys, away: Mapping[int, RedisError]) -> list[str]:
     """These partitions, for people: a line for each reason why they cannot be reached."""
     by_reason: dict[str, list[int]] = {}
     for number, error in away.items():
-        by_reason.setdefault(str(error), []).append(number)
+        why = told(error) if isinstance(error, TryAgainError) else str(error)
+        by_reason.setdefault(why, []).append(number)
     return [f"{why}: {_named(numbers, len(keys.tags))} left out" for why, numbers in by_reason.items()]
 
 
