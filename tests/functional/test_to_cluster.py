@@ -11,9 +11,11 @@ import pytest
 import redis
 
 from sagastream.broker import exchange, scripting, to_cluster, wire
+from sagastream.broker.cluster_map import SLOTS
 from sagastream.broker.connection import Broker, connect
 from sagastream.broker.failures import NodeAway
-from support.clusters import Cluster
+from support.clusters import Cluster, Node, free_ports
+from support.servers import binary_of
 from support.waiting import slowness, takes_less_than, until
 
 #: One in the slots of each of three nodes.
@@ -55,6 +57,24 @@ def test_a_url_of_any_node_leads_to_all(cluster: Cluster) -> None:
         assert sum(client.dbsize() for client in broker.servers().values()) == 30
         assert broker.client.unlink(*(f"k{number}" for number in range(30))) == 30
         broker.close()
+
+
+def test_a_cluster_without_slots_is_an_outage_however_often_it_is_asked(tmp_path: Path) -> None:
+    """As long as nobody has made a cluster of its nodes."""
+    port, bus = free_ports(2)
+    node = Node(binary_of("valkey"), tmp_path, f"redis://127.0.0.1:{port}", port=port, bus=bus)
+    try:
+        node.start()
+        broker = node.broker()
+        for _ in range(2):
+            with pytest.raises(redis.ConnectionError, match="knows no node that has slots"):
+                broker.check_server()
+        node.ask("CLUSTER", "ADDSLOTSRANGE", 0, SLOTS - 1)
+        until(lambda: b"cluster_state:ok" in node.ask("CLUSTER", "INFO"), what="it takes its slots for served")
+        broker.check_server()
+        assert list(broker.servers()) == [f"127.0.0.1:{port}"]
+    finally:
+        node.stop()
 
 
 def test_a_client_without_a_broker_finds_the_nodes_too(cluster: Cluster) -> None:

@@ -272,8 +272,10 @@ def _greet(connection: Any) -> None:
 def clients(client: "redis.Redis", *, answering: bool = False) -> dict[str, "redis.Redis"]:
     """A client for each server, by its address: of each master of a cluster, or of the one server ("").
     `answering`: not of nodes that are known to be away. Raises redis.RedisError if it is not known which there are."""
-    if nodes_of(client) is None:
-        with wire.lent(client):  # whoever connects is told. A PING may be refused, if the server has no disk
+    known = nodes_of(client)
+    if known is None or not known.map.masters:
+        # To connect is enough to learn it. A PING may be refused, if the server has no disk.
+        with wire.lent(client):
             pass
     if (nodes := nodes_of(client)) is None:
         return {"": client}
