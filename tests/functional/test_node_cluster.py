@@ -18,7 +18,7 @@ import redis
 from sagastream.client.blocking import SagaClient
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.roles import Role
-from support.clusters import Cluster, Node, slot_of
+from support.clusters import Cluster, Node, free_ports, slot_of
 from support.processes import Commands
 from support.scenes import do
 from support.servers import KINDS
@@ -239,7 +239,8 @@ def test_it_serves_every_partition_on_its_node(cluster: Cluster, work: Work) -> 
 
 def test_sagas_complete_and_are_undone(cluster: Cluster, node_sample: Path, commands: Commands) -> None:
     keys = divided(cluster.broker(), PARTITIONS)
-    env = {"REDIS_URL": cluster.url}
+    dead, *_ = free_ports(1)
+    env = {"REDIS_URL": f"redis://127.0.0.1:{dead},127.0.0.1:{cluster.nodes[1].port}"}
     commands.quiet("worker", env=env)
     program = ["node", "notification.mjs"]
     service = subprocess.Popen(program, cwd=node_sample, env=os.environ | env, stderr=subprocess.PIPE, text=True)

@@ -50,6 +50,13 @@ SERVERS: dict[str, dict[str, Any]] = {
         "username": "ann",
         "password": "one",
     },
+    "redis://ann:s3@one:7000,[::1],two": {
+        "socket": {"host": "one", "port": 7000},
+        "nodes": [{"host": "one", "port": 7000}, {"host": "::1", "port": 6379}, {"host": "two", "port": 6379}],
+        "database": 0,
+        "username": "ann",
+        "password": "s3",
+    },
     "rediss://shop.example:6380/0?ssl_cert_reqs=required": {
         "socket": {"host": "shop.example", "port": 6380, "tls": True},
         "database": 0,
@@ -85,6 +92,8 @@ UNUSABLE = {
     "secret": NO_SCHEME,
     "http://secret": NO_SCHEME,
     "redis:secret": ENCODE,
+    "redis://one,two:x": ENCODE,
+    "redis://one,,two": "it names no host between two commas",
     "redis://ann:se/cret@localhost": ENCODE,
     "redis://ann:se?cret@localhost": ENCODE,
     "redis://ann:se@cret@localhost": ENCODE,

@@ -1,5 +1,6 @@
 """The connections of a client to a real cluster: redis-py's own methods, round trips, readings that wait."""
 
+import contextlib
 import pickle
 import threading
 import time
@@ -13,9 +14,10 @@ import redis
 from sagastream.broker import exchange, scripting, to_cluster, wire
 from sagastream.broker.cluster_map import SLOTS
 from sagastream.broker.connection import Broker, connect
-from sagastream.broker.failures import NodeAway
+from sagastream.broker.failures import NodeAway, NoNode
+from sagastream.errors import BrokerError
 from support.clusters import Cluster, Node, free_ports
-from support.servers import binary_of
+from support.servers import Server, binary_of
 from support.waiting import slowness, takes_less_than, until
 
 #: One in the slots of each of three nodes.
@@ -75,6 +77,36 @@ def test_a_cluster_without_slots_is_an_outage_however_often_it_is_asked(tmp_path
         assert list(broker.servers()) == [f"127.0.0.1:{port}"]
     finally:
         node.stop()
+
+
+def test_a_url_of_several_nodes_needs_one_that_answers(cluster: Cluster) -> None:
+    ports = [node.port for node in cluster.nodes]
+    dead, *_ = free_ports(1)
+    url = f"redis://127.0.0.1:{dead},127.0.0.1:{ports[1]},127.0.0.1:{ports[0]}"
+    broker = Broker(url)
+    broker.client.set(ONE, 1)
+    assert broker.is_cluster
+    assert sorted(broker.servers()) == sorted(f"127.0.0.1:{port}" for port in ports)
+    assert broker.shown_url == url
+    broker.close()
+    with connect(url) as client:
+        assert [client.get(key) for key in (ONE, TWO)] == [b"1", None]
+
+
+@pytest.mark.both_in_soak
+def test_what_several_nodes_in_a_url_cannot_be(server: Server) -> None:
+    dead, port = free_ports(2)
+    nobody = rf"127.0.0.1:{dead} \(nobody listens there\), localhost:{dead} \(nobody listens there\)"
+    url = f"redis://127.0.0.1:{dead},localhost:{dead}"
+    with contextlib.closing(Broker(url)) as broker, pytest.raises(NoNode, match=nobody):
+        broker.check_server()
+    with server.connect() as client:
+        client.config_set("port", port)
+    url = f"redis://127.0.0.1:{dead},127.0.0.1:{port}"
+    with contextlib.closing(Broker(url)) as broker:
+        for _ in range(2):  # also with the connection of the first time
+            with pytest.raises(BrokerError, match=f"a node of one cluster, and 127.0.0.1:{port} is not"):
+                broker.client.set(ONE, 1)
 
 
 def test_a_client_without_a_broker_finds_the_nodes_too(cluster: Cluster) -> None:

@@ -11,9 +11,9 @@ from redis.asyncio import ConnectionPool
 
 from sagastream.broker.connection import connect_async
 from sagastream.broker.exchange import Exchange, run_async
-from sagastream.broker.failures import NodeAway
+from sagastream.broker.failures import NodeAway, NoNode
 from sagastream.broker.wire import Words, or_raise
-from support.clusters import Cluster
+from support.clusters import Cluster, free_ports
 from support.waiting import slowness
 
 pytestmark = pytest.mark.both_in_soak
@@ -31,11 +31,11 @@ def own(tmp_path: Path) -> Iterator[Cluster]:
     made.stop()
 
 
-def in_loop(cluster: Cluster, use: Callable[[ConnectionPool], Coroutine[Any, Any, None]]) -> None:
+def in_loop(to: Cluster | str, use: Callable[[ConnectionPool], Coroutine[Any, Any, None]]) -> None:
     """After it, no task may be left."""
 
     async def main() -> None:
-        pool = connect_async(cluster.url)
+        pool = connect_async(to if isinstance(to, str) else to.url)
         try:
             await use(pool)
         finally:
@@ -71,6 +71,21 @@ def test_round_trips_go_to_all_nodes_and_answers_come_in_order(cluster: Cluster)
         assert [one for (one,) in many] == [STREAMS[number % 3].encode() for number in range(60)]
 
     in_loop(cluster, use)
+
+
+def test_a_url_of_several_nodes_needs_one_that_answers(cluster: Cluster) -> None:
+    dead, other = free_ports(2)
+
+    async def use(pool: ConnectionPool) -> None:
+        assert await ask(pool, *(("SET", key, key) for key in STREAMS)) == [b"OK"] * 3
+
+    in_loop(f"redis://127.0.0.1:{dead},127.0.0.1:{cluster.nodes[1].port}", use)
+
+    async def nobody(pool: ConnectionPool) -> None:
+        with pytest.raises(NoNode, match=f"127.0.0.1:{dead} .*, 127.0.0.1:{other} "):
+            await ask(pool, ("GET", ONE))
+
+    in_loop(f"redis://127.0.0.1:{dead},127.0.0.1:{other}", nobody)
 
 
 def test_a_look_wakes_at_once_and_asks_seldom_while_nothing_comes(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ export class Broker {
   #map // undefined: it is no cluster
   #open = []
 
-  /** @param url that of a server, of Sentinels, or of a node of a cluster */
+  /** @param url that of a server, of Sentinels, or of one or several nodes of a cluster */
   constructor(url) {
     this.#server = parse(url)
     this.writer = this.#opened(new Connection(this.#server))
@@ -23,7 +23,8 @@ export class Broker {
 
   /** Learn whether the server is a node of a cluster. Then one call may only have keys of one partition. */
   async recognise(say) {
-    if (this.#map || this.#server.sentinels || (await this.writer.mode()) !== 'cluster') return
+    if (this.#map || this.#server.sentinels) return
+    if (!this.#server.nodes && (await this.writer.mode()) !== 'cluster') return
     this.#map = new ClusterMap(this.#server, say)
     this.leave(this.writer)
     this.writer = this.#opened(new ClusterConnection(this.#map))

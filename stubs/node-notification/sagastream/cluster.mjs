@@ -27,8 +27,8 @@ export function slotOf(key) {
 /** Which node has which slots, and which nodes are away. Says once when one goes, and once when it is back. */
 export class ClusterMap {
   #say
-  #server // how node-redis reaches the node that the url names; the others have the same users
-  #seed // the address of that node
+  #server // how node-redis reaches the first node that the url names; the others have the same users
+  #seeds // the addresses of all nodes that it names
   #bySlot = new Array(SLOTS) // the address of the node that has it
   #masters = new Set() // the addresses of all that have slots
   #known // the addresses of all nodes: replicas too, one of which may be the master by now
@@ -41,14 +41,14 @@ export class ClusterMap {
   constructor(server, say) {
     this.#server = server
     this.#say = say
-    const { path, host, port } = server.socket
-    this.#seed = path ?? addressOf(host, port)
-    this.#known = new Set([this.#seed])
+    const { path } = server.socket
+    this.#seeds = path ? [path] : (server.nodes ?? [server.socket]).map(({ host, port }) => addressOf(host, port))
+    this.#known = new Set(this.#seeds)
   }
 
   /** How node-redis reaches a node. */
   reach(address) {
-    if (address === this.#seed) return this.#server
+    if (address === this.#seeds[0]) return this.#server
     const { path, ...socket } = this.#server.socket
     const port = Number(address.slice(address.lastIndexOf(':') + 1))
     return { ...this.#server, socket: { ...socket, host: hostOf(address), port } }
@@ -124,7 +124,7 @@ export class ClusterMap {
   #take(ranges, asked) {
     if (!ranges.length) throw new Error('it knows of no slots')
     const bySlot = new Array(SLOTS)
-    const known = new Set([this.#seed])
+    const known = new Set(this.#seeds)
     for (const [first, last, ...nodes] of ranges) {
       // Without a host, it is where the node that was asked is.
       const addresses = nodes.map((node) => addressOf(String(node[0] ?? '') || hostOf(asked), node[1]))

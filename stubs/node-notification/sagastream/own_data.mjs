@@ -68,6 +68,7 @@ function eitherOf(client, server) {
       return turn().call(name, words)
     })
   }
+  if (server.nodes) turn() // only a cluster has several
   const either = new Proxy(client, {
     get(_, name) {
       const value = cluster ? cluster.property(name) : client[name]

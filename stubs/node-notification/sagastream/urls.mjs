@@ -1,12 +1,15 @@
-// REDIS_URL: which server it names, or which Sentinels. No text that this raises has a part of the url in it: there may be
-// a password in it.
+// REDIS_URL: which server it names, which nodes of a cluster, or which Sentinels. No text that this raises has a part of
+// the url in it: there may be a password in it.
 
 /** The service is declared or configured wrongly. Its text is one line, fit to show a person. */
 export class ServiceError extends Error {}
 
-const SERVER = /^(rediss?):\/\/(?:([^:@/?#]*)(?::([^@/?#]*))?@)?(\[[^\]@/?#]+\]|[^:@/?#[\]]*)(?::(\d{1,5}))?(?:\/(\d*))?(?:\?(.*))?$/
+const SERVER = /^(rediss?):\/\/(?:([^:@/?#]*)(?::([^@/?#]*))?@)?([^@/?#]*)(?:\/(\d*))?(?:\?(.*))?$/
+const ADDRESS = /^(\[[^\]]+\]|[^:[\]]*)(?::(\d{1,5}))?$/
 const SOCKET = /^unix:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?(\/[^?]+)(?:\?(.*))?$/
 const SENTINELS = /^(rediss?)\+sentinel:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?([^@/?]+)\/([\w.-]+)(?:\/(\d*))?(?:\?(.*))?$/
+const ENCODE = 'characters of a password such as # / ? @ & % are written %23 %2F %3F %40 %26 %25'
+const TORN = `it cannot be taken apart; ${ENCODE}`
 const PORT = 6379
 const SENTINEL_PORT = 26379
 
@@ -17,7 +20,7 @@ export function parse(url = '') {
 
 /**
  * How node-redis reaches the server that a url names. The login may also stand behind the `?`, as Python's clients have
- * it; so may `db`, which is stronger than the path.
+ * it; so may `db`, which is stronger than the path. `nodes`: only if the url names several nodes of a cluster.
  */
 export function parseUrl(url) {
   if (!url) throw new ServiceError('REDIS_URL is not set')
@@ -27,10 +30,11 @@ export function parseUrl(url) {
       return { socket: { path: decodeURIComponent(path) }, ...login(username, password, undefined, query) }
     }
     if (!/^rediss?:/.test(url)) throw new Error('it is not redis://, rediss://, unix:// or redis+sentinel://')
-    const [scheme, username, password, host, port, database, query] = taken(SERVER, url)
-    const socket = { host: host.replace(/^\[|\]$/g, '') || 'localhost', port: Number(port ?? PORT) }
-    if (scheme === 'rediss') socket.tls = true
-    return { socket, ...login(username, password, database, query) }
+    const [scheme, username, password, hosts, database, query] = taken(SERVER, url)
+    const nodes = hosts.split(',').map(address)
+    if (nodes.length > 1 && hosts.split(',').includes('')) throw new Error('it names no host between two commas')
+    const socket = scheme === 'rediss' ? { ...nodes[0], tls: true } : nodes[0]
+    return { socket, ...(nodes.length > 1 && { nodes }), ...login(username, password, database, query) }
   })
 }
 
@@ -68,8 +72,14 @@ function taken(form, url) {
   const query = parts?.at(-1)
   // A password may have a ? in it.
   if (parts && (query ?? '').split('&').every((option) => option === '' || /^[a-z_]+=/.test(option))) return parts
-  const encode = 'characters of a password such as # / ? @ & % are written %23 %2F %3F %40 %26 %25'
-  throw new Error(`it cannot be taken apart; ${encode}`)
+  throw new Error(TORN)
+}
+
+function address(text) {
+  const parts = ADDRESS.exec(text)
+  if (!parts) throw new Error(TORN)
+  const [, host, port] = parts
+  return { host: host.replace(/^\[|\]$/g, '') || 'localhost', port: Number(port ?? PORT) }
 }
 
 function login(username, password, database, query) {

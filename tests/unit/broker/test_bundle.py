@@ -7,11 +7,24 @@ from typing import Any
 import pytest
 import redis
 
-from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Wait, half_sent
+from sagastream.broker.bundle import (
+    AskForMap,
+    Bundle,
+    Collect,
+    Probe,
+    Reach,
+    Read,
+    Send,
+    Wait,
+    half_sent,
+    no_node,
+    reached,
+)
 from sagastream.broker.cluster_map import SLOTS, ClusterMap, slot_of
-from sagastream.broker.failures import NodeAway, is_outage, is_refusal
+from sagastream.broker.failures import NodeAway, NoNode, is_outage, is_refusal, told
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
+from sagastream.errors import BrokerError
 
 ONE, TWO, SEED = Address("10.0.0.1", 1), Address("10.0.0.2", 2), Address("10.0.0.9", 9)
 #: `a` is in a slot of the second node, `b` in one of the first.
@@ -33,13 +46,14 @@ class Scripted:
 
     def __init__(self, *nodes: Address) -> None:
         self.now_s = 0.0
-        self.map = ClusterMap(SEED, clock=lambda: self.now_s)
+        self.map = ClusterMap([SEED], clock=lambda: self.now_s)
         self.bundle = Bundle(self.map)
         self.maps: dict[Address, Any] = dict.fromkeys([*nodes, SEED], slots_of(*nodes))
         self.answers: dict[Address, Callable[[Words], Any]] = {}
         self.waits: list[Any] = []
         self.collected: Any = ({}, set())
         self.asked: list[tuple[str, Address, Any]] = []
+        self.reached: dict[Address, Any] = {}
         self._owed: dict[Address, deque[Words]] = {}
 
     def go(self, steps: Any) -> Any:
@@ -76,6 +90,9 @@ class Scripted:
             case AskForMap(node):
                 self.asked.append(("map", node, None))
                 return self.maps[node]
+            case Reach(server):
+                self.asked.append(("reach", server, None))
+                return self.reached[server]
             case Probe(node):
                 self.asked.append(("probe", node, None))
                 return GONE if isinstance(self.answers.get(node), redis.RedisError) else None
@@ -290,6 +307,30 @@ def test_a_node_that_knows_no_slots_gives_no_map(nodes: Scripted) -> None:
     nodes.maps = {SEED: []}
     with pytest.raises(redis.ConnectionError, match="knows no node that has slots"):
         nodes.go(nodes.bundle.open())
+
+
+def test_one_of_several_that_the_url_names_is_enough(nodes: Scripted) -> None:
+    nodes.map = ClusterMap([ONE, SEED, TWO])
+    nodes.reached = {ONE: GONE, SEED: None}
+    nodes.go(reached(nodes.map))
+    assert nodes.asked == [("reach", ONE, None), ("reach", SEED, None)]
+
+
+def test_if_none_of_several_answers_all_are_named(nodes: Scripted) -> None:
+    nodes.map = ClusterMap([ONE, TWO])
+    nodes.reached = {ONE: GONE, TWO: redis.TimeoutError("silent")}
+    with pytest.raises(NoNode, match=r"can be reached: 10\.0\.0\.1:1 \(gone\), 10\.0\.0\.2:2 \(silent\)$") as caught:
+        nodes.go(reached(nodes.map))
+    assert is_outage(caught.value)
+    assert is_refusal(caught.value)  # so a client may begin a saga again
+    assert told(caught.value).startswith("the broker does not answer: none of the nodes")
+
+
+def test_what_is_no_node_of_a_cluster_is_not_passed_over(nodes: Scripted) -> None:
+    nodes.map = ClusterMap([ONE, TWO])
+    nodes.reached = {ONE: no_node(ONE)}
+    with pytest.raises(BrokerError, match=r"10\.0\.0\.1:1 is not"):
+        nodes.go(reached(nodes.map))
 
 
 def test_what_waiting_does_not_mend_is_raised(nodes: Scripted) -> None:

@@ -26,6 +26,8 @@ from sagastream.errors import BrokerError
         "rediss://host?ssl_ca_certs=/etc/ca.pem&ssl_check_hostname=false&ssl_cert_reqs=none",
         "unix:///run/s.sock?db=2",
         "unix://ann:s3cret@/run/s.sock",
+        "redis://ann:s3@cret@one:7000,two,three:7002/0",
+        "rediss://one,two?ssl_ca_certs=/etc/ca.pem",
         "redis+sentinel://one/mymaster",
         "redis+sentinel://ann:s3cret@one:26379,two,[::1]:3/my.master-1/2?sentinel_password=a@b",
         "rediss+sentinel://one,two/m?ssl_ca_certs=/etc/ca.pem&sentinel_username=ann&sentinel_password=x",
@@ -54,6 +56,11 @@ def test_a_usable_url_is_taken(url: str) -> None:
         (f"redis://{'a' * 64}", "no host can be called so"),
         ("redis+sentinel://one,one..two/m", "no host can be called so"),
         ("redis://host:99999", "it cannot be taken apart"),
+        ("redis://one:7000,", "it names no host"),
+        ("redis://one:7000,two:99999", "it cannot be taken apart"),
+        ("redis://one:7000,redis://two:7001", "name its other nodes without redis://, as in redis://one:7000,two:7001"),
+        ("redis://one,a..b", "no host can be called so"),
+        ("redis://one,two/zero", "only the number of a database may follow the host"),
         ("redis:host", "it must begin with redis://, rediss:// or unix://"),
         ("unix://run/s.sock", "unix:// takes no host"),
         ("unix://", "it names no socket"),
@@ -75,13 +82,14 @@ def test_any_other_is_told_in_one_line(url: str, says: str) -> None:
 
 
 #: Passwords that are long enough to be found in a text if they are there.
-PASSWORDS = st.text("abcXYZ0189#/?@:%&=+ \u00e9[]", min_size=6, max_size=20)
+PASSWORDS = st.text("abcXYZ0189#/?@:%&=+, \u00e9[]", min_size=6, max_size=20)
 #: Where a person may have written one without encoding it.
 PLACES = (
     "redis://ann:{}@host:6379/0",
     "redis://:{}@host",
     "rediss://ann:{}@host",
     "unix://ann:{}@/run/s.sock",
+    "redis://ann:{}@one:7000,two",
     "redis://host:6379/0?password={}",
     "unix:///run/s.sock?password={}&db=1",
     "rediss://host?ssl_password={}",
@@ -172,10 +180,20 @@ def test_a_connection_that_is_lost_over_tls_is_an_outage() -> None:
     assert is_outage(error)
 
 
+def test_several_nodes_are_named_in_one_url() -> None:
+    url = "redis://ann:s,3cret@one:7000,two/0?db=0"
+    assert urls.servers(url) == ["redis://ann:s,3cret@one:7000/0?db=0", "redis://ann:s,3cret@two/0?db=0"]
+    assert urls.shown(url) == "redis://ann:***@one:7000,two/0?db=0"
+    assert urls.servers("redis+sentinel://one,two/m") == ["redis+sentinel://one,two/m"]
+    with pytest.raises(ValueError, match="several servers: name one"):
+        urls.check_one(url)
+
+
 @pytest.mark.parametrize(
     ("url", "line"),
     [
         ("redis://ann:pa%2Fss@host:6379/0", "redis-cli -u redis://host:6379"),
+        ("redis://:secret@one:7000,two:7001", "redis-cli -u redis://one:7000"),
         ("rediss://:secret@host?ssl_certfile=a", "redis-cli -u rediss://host"),
         ("redis://host/2", "redis-cli -u redis://host -n 2"),
         ("unix://ann:secret@/tmp/a.sock?db=1", "redis-cli -s /tmp/a.sock -n 1"),

@@ -15,10 +15,11 @@ import redis
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
 
 from sagastream.broker.cluster_map import NAMELESS, ClusterMap
-from sagastream.broker.failures import NodeAway, is_outage
+from sagastream.broker.failures import NodeAway, NoNode, is_outage, reason
 from sagastream.broker.routes import Command, Part, routed
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
+from sagastream.errors import BrokerError
 
 #: A slot that moves to and fro is followed so often.
 _MOST_MOVES: Final = 5
@@ -44,6 +45,13 @@ class AskForMap(NamedTuple):
     node: Address
 
 
+class Reach(NamedTuple):
+    """Connect to this server, one of several that the url names. What comes of it: None; or the error, which is a
+    BrokerError if it is no node of a cluster."""
+
+    server: Address
+
+
 class Probe(NamedTuple):
     """See whether a node that was away answers again, without waiting for it. What comes of it: None, or the error."""
 
@@ -65,8 +73,28 @@ class Collect(NamedTuple):
     command: Command
 
 
-ToDo = Send | Read | AskForMap | Probe | Wait | Collect
+ToDo = Send | Read | AskForMap | Reach | Probe | Wait | Collect
 Steps = Generator[ToDo, Any, Any]
+
+
+def reached(cluster: ClusterMap) -> Steps:
+    """Connect to the first that answers of the servers that the url names. Raises NoNode if none does, BrokerError if
+    that one is no node of a cluster: each process might find another server then, with another store."""
+    silent: list[str] = []
+    for server in cluster.seeds:
+        error = yield Reach(server)
+        if error is None:
+            return
+        if not is_outage(error):
+            raise error
+        silent.append(f"{server} ({reason(error)})")
+    raise NoNode(f"none of the nodes that the url names can be reached: {', '.join(silent)}")
+
+
+def no_node(server: Address) -> BrokerError:
+    """That a server is no node of a cluster, although the url names several."""
+    text = f"the url names several servers, so each must be a node of one cluster, and {server} is not"
+    return BrokerError(f"{text}: name a single server, or its Sentinels with redis+sentinel://")
 
 
 class Bundle:

@@ -59,9 +59,9 @@ class _Away:
 class ClusterMap:
     """The map of one cluster. All of it may be used by several threads."""
 
-    def __init__(self, seed: Address, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`seed`: the node that the url names. It is asked first, and if no other answers."""
-        self.seed = seed
+    def __init__(self, seeds: Sequence[Address], *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`seeds`: the nodes that the url names. They are asked first, and if no other answers."""
+        self.seeds = seeds
         #: Whether the url leads to a cluster. False: it does not, or nobody has asked yet.
         self.is_cluster = False
         self._lock = threading.Lock()
@@ -105,7 +105,7 @@ class ClusterMap:
         """Whom to ask for the map, one after the other: those that were heard last come first."""
         nodes = [node for node in self._nodes if node not in self._away]
         replicas = [node for node in self._replicas if node not in self._away]
-        asked = dict.fromkeys([*nodes, *replicas, self.seed, *self._nodes, *self._replicas])
+        asked = dict.fromkeys([*nodes, *replicas, *self.seeds, *self._nodes, *self._replicas])
         return sorted(asked, key=self._doubted.__contains__)  # those come last
 
     def is_now(self, answer: Any, asked: Address) -> bool:

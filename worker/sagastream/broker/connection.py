@@ -75,7 +75,8 @@ class Broker:
 
         Args:
             url: redis://, rediss:// or unix://, or redis+sentinel:// or rediss+sentinel://, which names the Sentinels
-                that know the master; by default REDIS_URL.
+                that know the master. redis:// and rediss:// may name several nodes of one cluster, with commas between
+                them. By default REDIS_URL.
             home: the folder of the embedded Valkey if there is no url; by default SAGASTREAM_HOME, else a folder for
                 the current folder in the state folder of this user (XDG_STATE_HOME, by default ~/.local/state).
             prefix: of the store's keys, 1 to 32 characters of a-z 0-9 _ -; by default SAGASTREAM_PREFIX, else `saga`.
@@ -296,7 +297,7 @@ def connect_async(url: str) -> "ConnectionPool":
     elif url.startswith("unix"):
         options |= in_loop.parsed(url)
     else:
-        options |= in_loop.parsed(url) | to_cluster_in_loop.options_in_loop(url)
+        options |= in_loop.parsed(urls.servers(url)[0]) | to_cluster_in_loop.options_in_loop(url)
     return BlockingConnectionPool(**options, retry=Retry(NoBackoff(), 0))
 
 
@@ -341,6 +342,7 @@ def _client(url: str, named: str, **options: Any) -> redis.Redis:
             url = urls.sentinels(url).server
         elif not url.startswith("unix"):
             options = to_cluster.options(url) | options
+            url, *_ = urls.servers(url)
         pool = Pool.from_url(url, retry=Retry(NoBackoff(), 0), **(_OPTIONS | options))
         return redis.Redis.from_pool(pool)  # and closes it
     except ValueError as error:

@@ -11,8 +11,16 @@ from typing import Final
 import redis
 
 
-class NoMaster(redis.ConnectionError):
-    """No Sentinel leads to a master that answers: nothing was sent to anybody."""
+class Unreached(redis.ConnectionError):
+    """None of several answers: nothing was sent to anybody."""
+
+
+class NoMaster(Unreached):
+    """No Sentinel leads to a master that answers."""
+
+
+class NoNode(Unreached):
+    """None of the nodes of a cluster answers that the url names."""
 
 
 class NodeAway(redis.ConnectionError):
@@ -166,13 +174,20 @@ def told(error: redis.RedisError) -> str:
     return f"the broker is away for a while: {text}" if is_outage(error) else text
 
 
+def reason(error: redis.RedisError) -> str:
+    """Why a server was not reached, in brackets behind its address."""
+    if isinstance(error.__context__, ConnectionRefusedError):
+        return "nobody listens there"
+    return str(error).rstrip(".")
+
+
 def takes_no_writes(error: BaseException) -> bool:
     """Whether the server is there, and only takes no writes for a while."""
     return is_outage(error) and isinstance(error, redis.ResponseError) and not is_demoted(error)
 
 
 def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text: str) -> str:
-    if isinstance(error, NoMaster):
+    if isinstance(error, Unreached):
         return f"the broker does not answer: {text}"
     if isinstance(error, NodeAway):
         return f"{text}: what it holds waits until it is back, or until a replica has taken its place"
@@ -189,7 +204,7 @@ def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text:
 def _is_unreached(error: BaseException) -> bool:
     if isinstance(error, NodeAway):
         return not error.was_sent
-    return isinstance(error, NoMaster) or isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
+    return isinstance(error, Unreached) or isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
 
 
 def untrusted(error: BaseException) -> str | None:

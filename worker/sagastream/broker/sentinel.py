@@ -16,7 +16,7 @@ from redis.connection import Connection, SSLConnection, parse_url
 from redis.retry import Retry
 
 from sagastream.broker import in_loop, server, urls
-from sagastream.broker.failures import NoMaster, is_outage
+from sagastream.broker.failures import NoMaster, is_outage, reason
 from sagastream.broker.urls import Address
 from sagastream.telemetry import Log
 
@@ -86,7 +86,7 @@ class Sentinels:
                         return
                     if not is_outage(failure):
                         raise failure
-                    tried[found] = Said(sentinel, f"said that it is at {found}: {_reason(failure)}", failure)
+                    tried[found] = Said(sentinel, f"said that it is at {found}: {reason(failure)}", failure)
                 found = tried[found]
             said.append(found._replace(sentinel=sentinel))
         raise self._none(said)
@@ -137,13 +137,7 @@ def failed(error: redis.RedisError) -> Said:
     """What is said of a Sentinel that gave no answer, or this one."""
     if isinstance(error, redis.ResponseError) and "No such master" in str(error):
         return Said(None, "said that it knows no such master", redis.ConnectionError(str(error)))
-    return Said(None, f"could not be asked: {_reason(error)}", error)
-
-
-def _reason(error: redis.RedisError) -> str:
-    if isinstance(error.__context__, ConnectionRefusedError):
-        return "nobody listens there"
-    return str(error).rstrip(".")
+    return Said(None, f"could not be asked: {reason(error)}", error)
 
 
 def _replica(connection: Any) -> redis.ReadOnlyError:

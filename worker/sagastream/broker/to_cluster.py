@@ -11,8 +11,22 @@ from typing import Any, Final
 import redis
 from redis.connection import Connection, SSLConnection, parse_url
 
-from sagastream.broker import wire
-from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait, half_sent
+from sagastream.broker import urls, wire
+from sagastream.broker.bundle import (
+    AskForMap,
+    Bundle,
+    Collect,
+    Probe,
+    Reach,
+    Read,
+    Send,
+    Steps,
+    ToDo,
+    Wait,
+    half_sent,
+    no_node,
+    reached,
+)
 from sagastream.broker.cluster_map import ClusterMap
 from sagastream.broker.pool import Pool
 from sagastream.broker.probes import Probes
@@ -30,10 +44,10 @@ PATIENCE_S: Final = 1.0
 class Nodes:
     """The nodes of the cluster that a url leads to, for all connections of a client."""
 
-    def __init__(self, seed: Address, *, is_secure: bool) -> None:
-        """`seed`: the server that the url names."""
-        self._seed, self.is_secure = seed, is_secure
-        self.map = ClusterMap(seed)
+    def __init__(self, seeds: Sequence[Address], *, is_secure: bool) -> None:
+        """`seeds`: the servers that the url names."""
+        self._seeds, self.is_secure = seeds, is_secure
+        self.map = ClusterMap(seeds)
         self.waits = Waits(self._to_wait, self.map.node_of)
         self.probes = Probes(is_secure=is_secure)
         #: The options of each connection, as the client has them.
@@ -42,7 +56,7 @@ class Nodes:
         self._clients: dict[Address, redis.Redis] = {}
 
     def __reduce__(self) -> Any:  # RQ sends the options of connections to processes that it starts
-        return _nodes, (self._seed, self.is_secure)
+        return _nodes, (self._seeds, self.is_secure)
 
     def connected(self, node: Address, **options: Any) -> Any:
         """A connection to this node alone. Raises redis.RedisError."""
@@ -91,8 +105,8 @@ class Nodes:
             connection.disconnect()
 
 
-def _nodes(seed: Address, is_secure: bool) -> Nodes:
-    return Nodes(seed, is_secure=is_secure)
+def _nodes(seeds: Sequence[Address], is_secure: bool) -> Nodes:
+    return Nodes(seeds, is_secure=is_secure)
 
 
 class _ToNode(Connection):
@@ -124,7 +138,10 @@ class ToBroker(Connection):
 
     def connect(self) -> None:
         if not self._nodes.map.is_cluster:
-            super().connect()  # type: ignore[no-untyped-call]
+            if len(self._nodes.map.seeds) > 1:
+                self._go(reached(self._nodes.map))
+            else:
+                super().connect()  # type: ignore[no-untyped-call]
         if self._nodes.map.is_cluster:  # it may be known by now
             if self._bundle is None:
                 super().disconnect()  # type: ignore[no-untyped-call]
@@ -195,12 +212,25 @@ class ToBroker(Connection):
                 return self._read(node)
             case AskForMap(node):
                 return self._nodes.asked(node, PATIENCE_S, "CLUSTER", "SLOTS")
+            case Reach(server):
+                return self._reach(server)
             case Probe(node):
                 return self._nodes.probes.look(node)
             case Wait(command, block_ms):
                 return self._nodes.waits.wait(command, block_ms, id(self))
             case Collect(command):
                 return self._nodes.waits.collect(command, id(self))
+
+    def _reach(self, server: Address) -> Exception | None:
+        self.host, self.port = server
+        try:
+            super().connect()  # type: ignore[no-untyped-call]
+        except redis.RedisError as error:
+            return error
+        if self._nodes.map.is_cluster:
+            return None
+        super().disconnect()  # type: ignore[no-untyped-call]
+        return no_node(server)
 
     def _send(self, node: Address, commands: Sequence[wire.Words]) -> redis.RedisError | None:
         try:
@@ -248,14 +278,18 @@ class SSLToBroker(ToBroker, SSLConnection):
     pass
 
 
+def seeds_of(url: str) -> list[Address]:
+    """The address of each server that a usable url names."""
+    each: list[Any] = [parse_url(one) for one in urls.servers(url)]  # type: ignore[no-untyped-call]  # it has no type
+    return [Address(one.get("host", "localhost"), one.get("port", 6379)) for one in each]
+
+
 def options(url: str) -> dict[str, Any]:
     """What a client in redis-py needs besides a url that may lead to a cluster."""
-    parsed = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no type for it
-    seed = Address(parsed.get("host", "localhost"), parsed.get("port", 6379))
     is_secure = url.startswith("rediss")
     return {
         "connection_class": SSLToBroker if is_secure else ToBroker,
-        "nodes": Nodes(seed, is_secure=is_secure),
+        "nodes": Nodes(seeds_of(url), is_secure=is_secure),
         "redis_connect_func": _greet,
     }
 

@@ -9,14 +9,28 @@ from typing import Any, NamedTuple
 
 import redis
 
-from sagastream.broker import in_loop, wire
-from sagastream.broker.bundle import AskForMap, Bundle, Collect, Probe, Read, Send, Steps, ToDo, Wait, half_sent
+from sagastream.broker import wire
+from sagastream.broker.bundle import (
+    AskForMap,
+    Bundle,
+    Collect,
+    Probe,
+    Reach,
+    Read,
+    Send,
+    Steps,
+    ToDo,
+    Wait,
+    half_sent,
+    no_node,
+    reached,
+)
 from sagastream.broker.cluster_map import ClusterMap
 from sagastream.broker.failures import NodeAway
 from sagastream.broker.in_loop import Connection, SSLConnection
 from sagastream.broker.probes import Probes
 from sagastream.broker.routes import Command, Reading
-from sagastream.broker.to_cluster import LONGEST_S, PATIENCE_S
+from sagastream.broker.to_cluster import LONGEST_S, PATIENCE_S, seeds_of
 from sagastream.broker.urls import Address
 from sagastream.broker.waits import LOOK_MS
 
@@ -24,10 +38,10 @@ from sagastream.broker.waits import LOOK_MS
 class NodesInLoop:
     """The nodes of the cluster that a url leads to, for all connections of a pool."""
 
-    def __init__(self, seed: Address, *, is_secure: bool) -> None:
-        """`seed`: the server that the url names."""
+    def __init__(self, seeds: Sequence[Address], *, is_secure: bool) -> None:
+        """`seeds`: the servers that the url names."""
         self._is_secure = is_secure
-        self.map = ClusterMap(seed)
+        self.map = ClusterMap(seeds)
         self.probes = Probes(is_secure=is_secure)
         #: The options of each connection, as the pool has them.
         self.options: dict[str, Any] = {}
@@ -80,7 +94,10 @@ class ToBrokerInLoop(Connection):
 
     async def connect(self) -> None:
         if not self._nodes.map.is_cluster:
-            await super().connect()  # type: ignore[no-untyped-call]  # redis-py has no type for it
+            if len(self._nodes.map.seeds) > 1:
+                await self._go(reached(self._nodes.map))
+            else:
+                await super().connect()  # type: ignore[no-untyped-call]  # redis-py has no type for it
         if self._nodes.map.is_cluster:  # it may be known by now
             await super().disconnect()
             self._bundle = self._bundle or Bundle(self._nodes.map)
@@ -134,12 +151,25 @@ class ToBrokerInLoop(Connection):
                 return await self._read(node)
             case AskForMap(node):
                 return await self._nodes.asked(node, PATIENCE_S, "CLUSTER", "SLOTS")
+            case Reach(server):
+                return await self._reach(server)
             case Probe(node):
                 return await asyncio.to_thread(self._nodes.probes.look, node)
             case Wait(command, block_ms):
                 return await self._wait(command, block_ms)
             case Collect(command):
                 return await self._collect(command)
+
+    async def _reach(self, server: Address) -> Exception | None:
+        self.host, self.port = server
+        try:
+            await super().connect()  # type: ignore[no-untyped-call]
+        except redis.RedisError as error:
+            return error
+        if self._nodes.map.is_cluster:
+            return None
+        await super().disconnect()
+        return no_node(server)
 
     async def _send(self, node: Address, commands: Sequence[wire.Words]) -> redis.RedisError | None:
         try:
@@ -273,10 +303,8 @@ class SSLToBrokerInLoop(ToBrokerInLoop, SSLConnection):
 
 def options_in_loop(url: str) -> dict[str, Any]:
     """What a pool in an event loop needs besides a url that may lead to a cluster."""
-    parsed = in_loop.parsed(url)
-    seed = Address(str(parsed.get("host", "localhost")), int(parsed.get("port", 6379)))
     is_secure = url.startswith("rediss")
     return {
         "connection_class": SSLToBrokerInLoop if is_secure else ToBrokerInLoop,
-        "nodes": NodesInLoop(seed, is_secure=is_secure),
+        "nodes": NodesInLoop(seeds_of(url), is_secure=is_secure),
     }

@@ -42,6 +42,8 @@ _NO_HOST: Final = f"no host can be called so: between two dots of a name stand 1
 _SENTINEL_PORT: Final = 26379
 #: One of the Sentinels in a url; and what follows them: the name of the master and, perhaps, a database.
 _ONE_SENTINEL: Final = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\[\]:,@\s]+)(?::([0-9]{1,5}))?")
+#: A second scheme in a list of nodes.
+_AGAIN: Final = re.compile(r"^[a-z+]+://[^/]*,[a-z+]+://")
 _MASTER: Final = re.compile(r"/([A-Za-z0-9._-]+)(?:/([0-9]{0,5}))?")
 
 
@@ -67,6 +69,13 @@ class SentinelUrl(NamedTuple):
 
 def check(url: str) -> None:
     """Raises ValueError with what is wrong with the url."""
+    if _AGAIN.search(url):
+        raise ValueError("name its other nodes without redis://, as in redis://one:7000,two:7001")
+    for one in servers(url):
+        _check(one)
+
+
+def _check(url: str) -> None:
     try:
         parts = urlsplit(url)
         port = None if names_sentinels(url) else parts.port
@@ -113,6 +122,23 @@ def is_host(text: str) -> bool:
 def is_port(text: str) -> bool:
     """Whether it is the number of a port."""
     return text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) < 2**16
+
+
+def servers(url: str) -> list[str]:
+    """The url of each server that this one names, one after the other: of several nodes of a cluster, else itself."""
+    scheme, mark, rest = url.partition("://")
+    whole, *_ = re.split(r"[/?#]", rest, maxsplit=1)
+    login, at, hosts = whole.rpartition("@")
+    if scheme not in ("redis", "rediss") or "," not in hosts:
+        return [url]
+    return [f"{scheme}{mark}{login}{at}{host}{rest[len(whole) :]}" for host in hosts.split(",")]
+
+
+def check_one(url: str) -> None:
+    """As `check`; also raises ValueError if it names several servers."""
+    check(url)
+    if len(servers(url)) > 1:
+        raise ValueError("it names several servers: name one, or its Sentinels with redis+sentinel://")
 
 
 def names_sentinels(url: str) -> bool:
@@ -207,7 +233,8 @@ def redis_cli(url: str, *, cluster: bool = False) -> str:
         return f"redis-cli{tls} $({ask}){_database(found.server)}"
     if parts.scheme == "unix":
         return f"redis-cli -s {shlex.quote(unquote(parts.path))}{_database(url)}"
-    _, _, host = parts.netloc.rpartition("@")
+    _, _, hosts = parts.netloc.rpartition("@")
+    host, *_ = hosts.split(",")
     follows = " -c" if cluster else ""
     return f"redis-cli{follows} -u {shlex.quote(f'{parts.scheme}://{host}')}{_database(url)}"
 

@@ -13,7 +13,7 @@ class Connection(redis.Redis):
     @classmethod
     def from_url(cls, url: str, *args: Any, **options: Any) -> Self:
         """A client with the options that redis-py has by default, since RQ sets its own. Raises ValueError."""
-        urls.check(url)
+        urls.check_one(url)
         if urls.names_sentinels(url):
             options |= sentinel.options(url)
             url = urls.sentinels(url).server

@@ -123,7 +123,7 @@ def unusable(mode: str, *, shown: str | None) -> str | None:
 def connected(url: str, **options: Any) -> "redis.Redis":
     """A client of the server of this url, as that of a broker. Raises BrokerError if the url is not usable."""
     try:
-        urls.check(url)
+        urls.check_one(url)
         if url.startswith("rediss"):
             urls.check_files(url)
         options = {
