@@ -107,7 +107,8 @@ def _has(those: Sequence[range], tag: str) -> bool:
 def of_view(found: View, partitions: int | None) -> Iterator[Finding]:
     """What there is to say of the cluster as a whole. `partitions`: how many the store has; None: nobody knows."""
     replicas = sum(one.replicas for one in found.masters)
-    counts = f"nodes: {_counted(len(found.masters), 'master')}, {_counted(replicas, 'replica')}"
+    masters = [one for one in found.masters if one.slots or not one.is_down]
+    counts = f"nodes: {_counted(len(masters), 'master')}, {_counted(replicas, 'replica')}"
     if found.slots < SLOTS:
         text = f"{counts}; {SLOTS - found.slots} of {SLOTS} slots have no node: what belongs there is refused"
         yield problem("cluster", text, "redis-cli --cluster fix HOST:PORT")
@@ -119,7 +120,10 @@ def of_view(found: View, partitions: int | None) -> Iterator[Finding]:
         text = f"nodes without a replica: {', '.join(alone)}: if one of them is down, its partitions wait for it"
         yield warning("cluster", text)
     for one in found.masters:
-        if not one.slots:
+        if not one.slots and one.is_down:
+            text = "it is down, and other nodes have its slots"
+            yield warning(f"node {one.address}", text, "start it: it becomes a replica")
+        elif not one.slots:
             yield warning(f"node {one.address}", "it has no slots, so it does no work", _REBALANCE)
     if partitions is not None:
         yield _spread([one for one in found.masters if one.slots], partitions)

@@ -188,7 +188,7 @@ class Doctor:
         if names and len(self._keys.partitions) > 1:
             named = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
             what = f"workers are heard that read nothing, so nobody runs them: {named}"
-            then = "they get no partitions; whoever may write a heartbeat may have written them"
+            then = "they get no partitions; any user who may write a heartbeat can have written them"
             yield warning("workers", f"{what}; {then}", "redis-cli MONITOR  # shows the address that writes them")
 
     def _formats(self, workers: Sequence[Process]) -> Iterator[Finding]:

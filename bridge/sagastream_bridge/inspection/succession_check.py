@@ -21,6 +21,7 @@ _FEWEST_SENTINELS: Final = 3
 _FENCE: Final = (
     "set min-replicas-to-write 1 and min-replicas-max-lag 10 on it and on its replicas",
     "then a master that is cut off from all of its replicas takes no writes",
+    "if there is only one replica, writes stop while that is away: have two",
 )
 
 
@@ -66,6 +67,9 @@ def of_replicas(info: Mapping[str, Any], *, watched: bool) -> Iterator[Finding]:
     if replicas and "min_slaves_good_slaves" not in info:  # INFO has it if the server wants replicas
         text = "min-replicas-to-write is 0: after a failover, the former master may still take writes, which are lost"
         yield warning("replicas", text, *_FENCE)
+    elif len(replicas) == 1:
+        text = "there is only one, and min-replicas-to-write is set: while that one is away, and after it has become"
+        yield warning("replicas", f"{text} the master, no writes are taken", "add a second replica")
 
 
 def of_sentinels(told: Mapping[Address, Told]) -> Iterator[Finding]:

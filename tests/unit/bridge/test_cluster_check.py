@@ -61,6 +61,15 @@ def test_nodes_that_are_down_are_seen_as_the_others_see_them() -> None:
     assert ("node 10.0.0.4:6379", "it has no slots") in [(about, text[:15]) for _, about, text in said]
 
 
+def test_a_dead_master_whose_slots_others_have_gets_no_slots() -> None:
+    nodes = [line(1, "myself,master"), line(2), line(3, "slave", "id1"), line(4, "master,fail")]
+    said = lines(of_view(view(SLOTS, "\n".join(nodes), KEYS), 3))
+    assert said[0] == (OK, "cluster", "nodes: 2 masters, 1 replica; each slot has a node")
+    text = "it is down, and other nodes have its slots; start it: it becomes a replica"
+    assert (WARNING, "node 10.0.0.4:6379", text) in said
+    assert all("rebalance" not in text for _, _, text in said[:-1])
+
+
 def test_a_cluster_that_lacks_slots_is_a_problem() -> None:
     ((level, _, text), *_) = lines(of_view(view(SLOTS[:1], "", KEYS), 3))
     assert (level, "8192 of 16384 slots have no node" in text) == (PROBLEM, True)

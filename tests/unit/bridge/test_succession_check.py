@@ -59,6 +59,18 @@ def test_where_there_are_replicas_the_master_should_want_some() -> None:
     (_, (level, text)) = lines(of_replicas(info(replica(), wants=False), watched=False))
     assert level == WARNING
     assert "set min-replicas-to-write 1 and min-replicas-max-lag 10" in text
+    assert text.endswith("if there is only one replica, writes stop while that is away: have two")
+
+
+def test_a_master_that_wants_a_replica_should_have_two() -> None:
+    (_, (level, text)) = lines(of_replicas(info(replica()), watched=False))
+    assert (level, text) == (
+        WARNING,
+        (
+            "there is only one, and min-replicas-to-write is set: while that one is away, and after it has become the "
+            "master, no writes are taken; add a second replica"
+        ),
+    )
 
 
 def test_three_sentinels_that_agree_are_well() -> None:
