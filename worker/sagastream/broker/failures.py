@@ -70,6 +70,8 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "TRYAGAIN": "a slot of the cluster is on its way to another node, with a part of its keys there; if nothing moves "
     "it any more: redis-cli --cluster fix HOST:PORT",
     "WRONGTYPE": "{}; sagastream doctor tells which key it is",
+    "SELECT is not allowed in cluster mode": "a cluster has one database: name no number in REDIS_URL ({})",
+    "DB index is out of range": "the broker has no database of that number: look at REDIS_URL ({})",
 }
 #: … which redis-py has taken away from some of them.
 _CLASSES: Final[Mapping[str, type[redis.RedisError]]] = {
@@ -169,7 +171,7 @@ def told(error: redis.RedisError) -> str:
     if is_denied(error):
         return _MEANINGS["NOPERM"].format(text)
     for name, meaning in _MEANINGS.items():
-        if re.search(rf"(?:^|: ){name} ", text) or isinstance(error, _CLASSES.get(name, ())):
+        if re.search(rf"(?:^|: ){name}(?: |$)", text) or isinstance(error, _CLASSES.get(name, ())):
             return meaning.format(text)
     return f"the broker is away for a while: {text}" if is_outage(error) else text
 
