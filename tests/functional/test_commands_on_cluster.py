@@ -91,6 +91,15 @@ def a_slot_that_is_on_its_way_is_told(stage: Stage) -> None:
         assert "no process of service nobody is listening" in said(found, "service nobody")
 
 
+def test_a_cluster_without_a_store_wants_one_with_partitions(cluster: Cluster) -> None:
+    broker = cluster.broker()
+    said = [one.line for one in Doctor(broker).examine() if one.about in ("store", "partitions")]
+    text = "there is none yet: the first process makes it, with 1 partition, so one node does all the work"
+    assert said == [f"{text}; sagastream init --partitions N, before any other process starts"]
+    layout.check(broker)
+    assert "store" not in [one.about for one in Doctor(broker).examine()]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_can_be_reached_is_told_and_so_is_what_cannot(stage: Stage) -> None:
     cluster, where = stage.cluster, [f"127.0.0.1:{node.port}" for node in stage.cluster.nodes]

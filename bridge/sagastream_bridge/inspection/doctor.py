@@ -58,17 +58,21 @@ class Doctor:
             self._unreadable = error
             return
         self._keys = self._reach.keys
+        self._is_there = bool(self._client.exists(self._keys.store))
         self._sagas = SagaCheck(self._client, self._keys, repair=repair)
         self._streams = StreamCheck(self._client, repair=repair)
         self._key_check = KeyCheck(self._client, repair=repair)
         self._repair = repair
 
     def examine(self) -> Iterator[Finding]:
-        yield from server_check.examine(self._broker, None if self._unreadable else self._keys)
+        is_known = self._unreadable is None and (self._is_there or not self._broker.is_cluster)
+        yield from server_check.examine(self._broker, self._keys if is_known else None)
         if self._unreadable is not None:
             text = f"how the store is laid out cannot be read: {self._unreadable}"
             yield problem("store", f"{text}; so nothing else can be examined, and no process can start")
             return
+        if not self._is_there:
+            yield from self._of_no_store()
         for text in self._reach.told():
             yield problem("partitions", text)
         if self._reach.shared is not None:
@@ -104,6 +108,15 @@ class Doctor:
             yield warning(
                 "quarantine", f"messages that were set aside: {quarantined}", "see sagastream quarantine list"
             )
+
+    def _of_no_store(self) -> Iterator[Finding]:
+        number = len(self._keys.tags)
+        text = f"there is none yet: the first process makes it, with {number} partition{'s' * (number > 1)}"
+        if self._broker.is_cluster and number == 1:
+            more = "sagastream init --partitions N, before any other process starts"
+            yield warning("store", f"{text}, so one node does all the work", more)
+        else:
+            yield ok("store", text)
 
     def _of_partitions(self) -> Generator[Finding, None, bool]:
         """What stands in the partitions that can be reached. Returns whether their keys have the right types."""

@@ -110,7 +110,10 @@ def test_what_says_that_a_server_is_a_replica_says_nothing_else(text: str) -> No
         ("LOADING Redis is loading the dataset in memory", "the broker does not answer: Redis is loading"),
         ("TRYAGAIN Multiple keys request during rehashing of slot", "a slot of the cluster is on its way"),
         ("BUSY Redis is busy running a script.", "the broker is away for a while: BUSY"),
-        ("ERR SELECT is not allowed in cluster mode", "a cluster has one database: name no number in REDIS_URL (SELECT"),
+        (
+            "ERR SELECT is not allowed in cluster mode",
+            "a cluster has one database: name no number in REDIS_URL (SELECT",
+        ),
         ("ERR DB index is out of range", "no database of that number: look at REDIS_URL (DB index is out of range)"),
         ("ERR unknown command 'FLY'", "unknown command 'FLY'"),
     ],
