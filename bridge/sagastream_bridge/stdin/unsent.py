@@ -57,7 +57,8 @@ class Unsent:
             return sum(one.line <= line for one in self._left)
 
     def send_again(self, keys: StoreKeys) -> None:
-        """Send those that are left. An outage is waited for by those who read lines, or by whoever calls this again."""
+        """Send those that are left. Returns in an outage, too: the reader of lines waits
+        for its end, or the caller calls this again."""
         try:
             self.send(keys, most=math.inf)
         except redis.RedisError as error:
