@@ -1,6 +1,8 @@
 """`sagastream bench`, as a user runs it, but small: every figure is there and plausible."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from sagastream.core.saga import SagaState, SagaStatus
 from sagastream_bridge.bench.services import SHAPES, saga
 from support.processes import Commands
 from support.servers import Server
+from support.waiting import until
 
 
 def test_it_measures_against_the_floor(server: Server, commands: Commands) -> None:
@@ -65,6 +68,27 @@ def test_it_measures_a_cluster_that_it_starts_itself(commands: Commands) -> None
     assert (settings["nodes"], settings["partitions"], settings["appendfsync"]) == (2, 4, "always")
     assert figures["completed_cpu_us_server"] > 0
     assert figures["bytes_an_ended_saga"] > 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_the_nodes_end_with_a_bench_that_is_killed(commands: Commands) -> None:
+    process = commands.quiet("bench", "--sagas", "100000", "--cluster", "2")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def nodes() -> list[Path] | None:
+        found = [Path("/proc", pid) for pid in children.read_text().split()]
+        servers = [one for one in found if is_live(one) and b"-server" in (one / "cmdline").read_bytes()]
+        return servers if len(servers) == 2 else None
+
+    def is_live(one: Path) -> bool:
+        try:
+            return (one / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    started = until(nodes, what="its nodes run")
+    process.kill()
+    until(lambda: not any(map(is_live, started)), what="its nodes have ended")
 
 
 @pytest.mark.both_in_soak

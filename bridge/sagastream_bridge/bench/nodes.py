@@ -1,13 +1,17 @@
 """A cluster on this machine, for the time of a measurement."""
 
 import contextlib
+import ctypes
 import os
 import secrets
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +25,8 @@ from sagastream.errors import BrokerError
 
 #: Within which time the nodes must be a cluster, in seconds.
 _READY_WITHIN_S: Final = 30.0
+_PR_SET_PDEATHSIG: Final = 1  # of linux/prctl.h
+_LIBC: Final = ctypes.CDLL(None)  # loaded here, since a process that was forked should do little
 
 
 @contextmanager
@@ -64,11 +70,21 @@ def _launched(program: Program, folder: Path, port: int, bus: int, password: str
         cwd=folder,
         env=with_jemalloc() if program.wants_jemalloc else dict(os.environ),
         start_new_session=True,  # Ctrl-C must not stop it before the processes that use it
+        # There are no other threads yet.
+        preexec_fn=partial(_ends_with, os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509
     )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write("".join(f"{name} {value}\n" for name, value in settings.items()).encode())
     return process
+
+
+def _ends_with(parent: int) -> None:
+    """In a process that starts: have the system kill it once its parent is dead, however that ends. So a bench that is
+    killed leaves no nodes behind. Other systems than Linux have no such call."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:  # it has died meanwhile
+        os._exit(1)
 
 
 def _join(nodes: "list[redis.Redis]", ports: list[int], count: int) -> None:
