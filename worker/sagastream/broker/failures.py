@@ -81,6 +81,8 @@ _CLASSES: Final[Mapping[str, type[redis.RedisError]]] = {
 }
 #: What else there is to say if nobody listens where the broker should be.
 _ENDED: Final = "If it ended by itself, look at its log and its disk: with appendfsync always, a full disk ends it"
+#: What a server answers to a process that has not logged in.
+_NO_LOGIN: Final = "HELLO must be called with the client already authenticated"
 _REFUSED: Final = "the broker does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
 #: Reasons of OpenSSL for which a connection will never be made.
 _REASONS: Final[Mapping[str, str]] = {
@@ -193,6 +195,8 @@ def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text:
         return f"the broker does not answer: {text}"
     if isinstance(error, NodeAway):
         return f"{text}: what it holds waits until it is back, or until a replica has taken its place"
+    if isinstance(error, redis.AuthenticationError) and _NO_LOGIN in text:
+        return "the broker wants a password, and REDIS_URL has none: redis://user:password@host"
     if isinstance(error, redis.AuthenticationError):
         return f"the broker refuses the login: {text.rstrip('.')}; look at the user and the password in REDIS_URL"
     if _is_unreached(error):
