@@ -181,7 +181,7 @@ class GroupReader:
         """The exchange and, if the next reading will be of new entries, that reading, in its first round trip. It waits
         for them, see `waits_ahead`. The next `read` must come soon, and takes what has come: the entries are this
         reader's from then on."""
-        if not self._may_read_ahead:
+        if not (self._may_read_ahead and (wanted := counts(self.mine))):
             return (yield from first)
         try:
             commands = next(first)
@@ -189,7 +189,7 @@ class GroupReader:
             result: _T = end.value
             return result
         self._ahead.begins()
-        wanted = self._ahead.portion.of(counts(self.mine))
+        wanted = self._ahead.portion.of(wanted)
         reading = self._read_new(wanted, self.mine, block_ms if self.waits_ahead else None)
         answers = yield wire.Leaving(commands, next(reading), lambda later: self._ahead.comes(reading, later))
         while True:
