@@ -1,6 +1,7 @@
 """Whether a node is back is seen by looking, not by waiting."""
 
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
@@ -69,6 +70,16 @@ def test_an_answer_that_was_lost_is_not_looked_for_for_ever(
     for _ in range(2):
         assert isinstance(probes.look(at(node)), redis.ConnectionError)
         node.accept()[0].close()  # each look has asked anew
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+def test_so_does_one_that_is_reset(node: socket.socket, *, is_secure: bool) -> None:
+    """As by Redis, which does not read what is no TLS."""
+    with closing(Probes(is_secure=is_secure)) as probes:
+        assert probes.look(at(node)) is not None
+        with node.accept()[0] as asked:
+            asked.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert (probes.look(at(node)) is None) is is_secure
 
 
 def test_a_name_of_several_addresses_is_tried_at_each(

@@ -53,8 +53,12 @@ class _Probe:
             node.sendall(b"PING\r\n")  # it raises what has come of connecting
             self._is_sent = True
         if self._is_sent and _has_come(node, select.POLLIN):
+            try:
+                is_ended = not node.recv(100)
+            except ConnectionResetError:
+                is_ended = True
             # A server that wants TLS may end the connection. Any other one has died with it.
-            if not node.recv(100) and not is_secure:
+            if is_ended and not is_secure:
                 raise ConnectionResetError("the connection was ended")
             return True
         if time.monotonic() > self._until_s:
