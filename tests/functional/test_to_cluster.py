@@ -1,5 +1,6 @@
 """The connections of a client to a real cluster: redis-py's own methods, round trips, readings that wait."""
 
+import asyncio
 import contextlib
 import pickle
 import threading
@@ -13,8 +14,8 @@ import redis
 
 from sagastream.broker import exchange, scripting, to_cluster, wire
 from sagastream.broker.cluster_map import SLOTS
-from sagastream.broker.connection import Broker, connect
-from sagastream.broker.failures import NodeAway, NoNode
+from sagastream.broker.connection import Broker, connect, connect_async
+from sagastream.broker.failures import NodeAway, NoNode, told
 from sagastream.errors import BrokerError
 from support.clusters import Cluster, Node, free_ports
 from support.servers import Server, binary_of
@@ -117,6 +118,34 @@ def test_a_client_without_a_broker_finds_the_nodes_too(cluster: Cluster) -> None
                 client.incr(key)
     with connect(cluster.url) as client:
         assert [client.get(key) for key in (ONE, TWO, THREE)] == [b"3", b"3", b"3"]
+
+
+def test_a_node_that_refuses_the_login_is_named(cluster: Cluster) -> None:
+    """Users are made on each node: so one may lack them."""
+
+    async def ask(url: str) -> None:
+        pool = connect_async(url)
+        try:
+            await exchange.run_async(pool, get())
+        finally:
+            await pool.aclose()
+
+    def get() -> exchange.Exchange[Any]:
+        return (yield [("GET", ONE)])
+
+    node = cluster.node_of(ONE)
+    other = next(one for one in cluster.nodes if one is not node)
+    with node.connect() as admin:
+        admin.config_set("requirepass", "secret")
+        try:
+            for call in (partial(connect(other.url).get, ONE), lambda: asyncio.run(ask(other.url))):
+                with pytest.raises(redis.AuthenticationError) as raised:
+                    call()
+                assert told(raised.value).startswith(
+                    f"the broker refuses the login: the node 127.0.0.1:{node.port} of the cluster says: "
+                )
+        finally:
+            admin.config_set("requirepass", "")
 
 
 def test_a_broker_that_is_closed_has_no_connections(cluster: Cluster) -> None:

@@ -221,7 +221,7 @@ class Bundle:
         if error is None:
             self._map.answered(node)
         elif not is_outage(error):
-            raise error
+            raise _fault(node, error)
         return error
 
     def _answered(self, part: Part) -> Steps:
@@ -275,7 +275,7 @@ class Bundle:
     def _cut(self, node: Address, error: RedisError, sending: Sequence[Part]) -> None:
         """The connection to a node has ended. `sending`: what was being sent."""
         if not is_outage(error):
-            raise error
+            raise _fault(node, error)
         self._map.failed(node, error)
         for part in self._asked.pop(node, ()):
             part.ends(_away(node, error, was_sent=True))
@@ -292,10 +292,20 @@ class Bundle:
                     return
                 answer = redis.ConnectionError(f"the node {node} of the cluster knows no node that has slots")
             if not is_outage(answer):
-                raise answer
+                raise _fault(node, answer)
             error = answer
         if must:
             raise error
+
+
+def _fault(node: Address, error: RedisError) -> RedisError:
+    """An error that does not pass. If the node refuses the login, with its name: users are made on each node, and the
+    others may know this one."""
+    if not isinstance(error, redis.AuthenticationError):
+        return error
+    named = type(error)(f"the node {node} of the cluster says: {error}")
+    named.__cause__ = error
+    return named
 
 
 def half_sent(error: RedisError) -> NodeAway:
