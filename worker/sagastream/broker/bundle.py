@@ -15,7 +15,7 @@ import redis
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
 
 from sagastream.broker.cluster_map import NAMELESS, ClusterMap
-from sagastream.broker.failures import NodeAway, NoNode, is_outage, reason
+from sagastream.broker.failures import SAYS, NodeAway, NoNode, is_outage, reason
 from sagastream.broker.routes import Command, Part, routed
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
@@ -303,7 +303,7 @@ def _fault(node: Address, error: RedisError) -> RedisError:
     others may know this one."""
     if not isinstance(error, redis.AuthenticationError):
         return error
-    named = type(error)(f"the node {node} of the cluster says: {error}")
+    named = type(error)(f"the node {node} of the cluster{SAYS}{error}")
     named.__cause__ = error
     return named
 

@@ -81,6 +81,8 @@ _CLASSES: Final[Mapping[str, type[redis.RedisError]]] = {
 }
 #: What else there is to say if nobody listens where the broker should be.
 _ENDED: Final = "If it ended by itself, look at its log and its disk: with appendfsync always, a full disk ends it"
+#: Stands between the name of a node of a cluster and what it says of a login.
+SAYS: Final = " says: "
 #: What a server answers to a process that has not logged in.
 _NO_LOGIN: Final = "HELLO must be called with the client already authenticated"
 _REFUSED: Final = "the broker does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
@@ -196,7 +198,8 @@ def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text:
     if isinstance(error, NodeAway):
         return f"{text}: what it holds waits until it is back, or until a replica has taken its place"
     if isinstance(error, redis.AuthenticationError) and _NO_LOGIN in text:
-        return "the broker wants a password, and REDIS_URL has none: redis://user:password@host"
+        node, says, _ = text.partition(SAYS)
+        return f"{node if says else 'the broker'} wants a password, and REDIS_URL has none: redis://user:password@host"
     if isinstance(error, redis.AuthenticationError):
         return f"the broker refuses the login: {text.rstrip('.')}; look at the user and the password in REDIS_URL"
     if _is_unreached(error):
