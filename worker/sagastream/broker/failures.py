@@ -84,7 +84,7 @@ _ENDED: Final = "If it ended by itself, look at its log and its disk: with appen
 #: Stands between the name of a node of a cluster and what it says of a login.
 SAYS: Final = " says: "
 #: What a server answers to a process that has not logged in.
-_NO_LOGIN: Final = "HELLO must be called with the client already authenticated"
+_NO_LOGIN: Final = ("HELLO must be called with the client already authenticated", "Authentication required")
 _REFUSED: Final = "the broker does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
 #: Reasons of OpenSSL for which a connection will never be made.
 _REASONS: Final[Mapping[str, str]] = {
@@ -197,7 +197,7 @@ def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text:
         return f"the broker does not answer: {text}"
     if isinstance(error, NodeAway):
         return f"{text}: what it holds waits until it is back, or until a replica has taken its place"
-    if isinstance(error, redis.AuthenticationError) and _NO_LOGIN in text:
+    if isinstance(error, redis.AuthenticationError) and any(one in text for one in _NO_LOGIN):
         node, says, _ = text.partition(SAYS)
         return f"{node if says else 'the broker'} wants a password, and REDIS_URL has none: redis://user:password@host"
     if isinstance(error, redis.AuthenticationError):
