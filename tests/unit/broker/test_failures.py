@@ -109,7 +109,7 @@ def test_what_says_that_a_server_is_a_replica_says_nothing_else(text: str) -> No
             "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass>",
             "the broker wants a password, and REDIS_URL has none: redis://user:password@host",
         ),
-        ("NOAUTH Authentication required.", "look at the user and the password in REDIS_URL"),
+        ("NOAUTH Authentication required.", "wants a password, and REDIS_URL has none"),
         ("WRONGTYPE Operation against a key", "sagastream doctor tells which key it is"),
         ("LOADING Redis is loading the dataset in memory", "the broker does not answer: Redis is loading"),
         ("TRYAGAIN Multiple keys request during rehashing of slot", "a slot of the cluster is on its way"),
