@@ -104,9 +104,10 @@ def room_is_seen(scene: Scene, *, full: bool) -> None:
 def test_a_full_store_leaves_begins_unread_until_there_is_room(scene: Scene) -> None:
     scene.begin("early", do(1), do(2))
     scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
-    scene.others_go_on()
     scene.begin("late", do(1))
     fill(scene)
+    scene.worker, before = scene.another_worker(), scene.worker
+    before._inbox.leave()
     assert scene.play("early").status is SagaStatus.COMPLETED
     assert scene.client.get("late") is None
     group = scene.redis.xinfo_groups(ONLY.requests)[0]

@@ -21,9 +21,9 @@ from hypothesis.stateful import (
 )
 
 from exploration import mirror
-from sagastream.broker import scripting, wire
+from sagastream.broker import read_ahead, scripting, wire
 from sagastream.broker.entries import BATCH, Entry
-from sagastream.broker.exchange import Exchange, run_each
+from sagastream.broker.exchange import Exchange, run, run_each
 from sagastream.broker.group_reader import GroupReader
 from sagastream.core import service_rules
 from sagastream.core.begin_parsing import parse_begin
@@ -429,6 +429,19 @@ def test_only_consumers_that_hold_nothing_and_were_not_seen_for_long_are_forgott
     assert consumers(client) == {"holds": 1, "fresh": 0}
 
 
+def ping() -> Exchange[Any]:
+    (answer,) = yield [("PING",)]
+    return answer
+
+
+def test_what_came_along_is_not_lost_where_more_would_come_along(client: redis.Redis) -> None:
+    reader = GroupReader(client, group=GROUP, consumer="me", lease_ms=9000, on_join=lambda: [WORK])
+    assert reader.read(1) == []
+    added = [client.xadd(WORK, {"n": n}) for n in (1, 2)]
+    assert [run(client, reader.read_along(ping(), lambda _: {WORK: 1})) for _ in added] == [b"PONG"] * 2
+    assert [reader.read(1)[0].id for _ in added] == added
+
+
 def test_exchanges_that_begin_one_after_the_other_are_on_their_way_while_the_next_is_made(client: redis.Redis) -> None:
     def adds(times: int) -> Exchange[list[Any]]:
         found = []
@@ -458,6 +471,34 @@ def test_where_exchanges_break_off_their_answers_are_no_answers_to_what_comes_ne
     with pytest.raises(ValueError, match="as asked"):
         run_each(client, made())
     assert wire.round_trip(client, [("ECHO", "mine")]) == [b"mine"]
+
+
+def test_what_a_dead_reader_held_is_taken_over_where_there_is_always_something_to_read_ahead(
+    client: redis.Redis,
+) -> None:
+    reader = GroupReader(client, group=GROUP, consumer="me", lease_ms=100, on_join=lambda: [WORK])
+    assert reader.read(1) == []
+    client.xadd(WORK, {"held": "1"})
+    client.xreadgroup(GROUP, "victim", {WORK: ">"})
+
+    def is_taken_over() -> bool:
+        client.xadd(WORK, {"new": "1"})
+        assert run(client, reader.read_along(ping(), lambda _: {WORK: 1})) == b"PONG"
+        return any(entry.taken_over and b"held" in entry.fields for entry in reader.read(1))
+
+    until(is_taken_over, what="it is taken over")
+
+
+def test_what_was_read_ahead_long_ago_is_asked_for_anew_for_others_may_have_it_by_now(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = GroupReader(client, group=GROUP, consumer="me", lease_ms=9000, on_join=lambda: [WORK])
+    assert reader.read(1) == []
+    taken, kept = (client.xadd(WORK, {"n": n}) for n in (1, 2))
+    run(client, reader.read_along(ping(), lambda _: {WORK: 2}))
+    client.xclaim(WORK, GROUP, "another", 0, [taken])
+    monkeypatch.setattr(read_ahead, "_FRESH_S", 0.0)
+    assert [(entry.id, entry.again) for entry in reader.read(1)] == [(kept, True)]
 
 
 def test_a_reader_that_finds_nothing_is_seen_to_be_alive(client: redis.Redis) -> None:

@@ -86,13 +86,13 @@ def test_what_came_while_a_worker_slept_is_read_before_a_step_is_held_to_have_ti
 ) -> None:
     """This holds too for a worker that had read something ahead before it slept."""
     monkeypatch.setattr(streams, "_REQUESTS", 1)
+    monkeypatch.setattr(read_ahead, "_FRESH_S", 0.0)
     scene.begin("s1", quick(1, attempts=1, timeout_ms=ANSWERABLE_MS))
     scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
     scene.begin("s2", do(1))
     scene.begin("s3", do(1))
     scene.worker.turn(block_ms=1)
-    assert scene.worker._inbox._ahead.is_coming
-    monkeypatch.setattr(read_ahead, "_FRESH_S", 0.0)
+    assert scene.worker._inbox._ahead
     scene.runner.turn(block_ms=1)
     assert scene.effects.done == ["s1/1/transaction"]
     until(lambda: sagas.read(scene.redis, KEYS, [])[1] > (saga(scene).times_out_ms or 0), what="it times out")
@@ -103,7 +103,6 @@ def test_a_step_that_nobody_answers_is_undone_first_and_then_those_before_it(sce
     scene.begin("s1", do(1), quick(2, attempts=1, compensation_attempts=1_000))
     scene.turns_until(lambda: saga_exists(scene))
     scene.runner.turn(block_ms=1)
-    scene.others_go_on()
     lost(scene)
     state = scene.play("s1")
     assert state.status is SagaStatus.ABORTED
@@ -119,7 +118,6 @@ def saga_exists(scene: Scene) -> bool:
 def test_a_lost_reply_is_no_second_effect(scene: Scene) -> None:
     scene.begin("s1", quick(1, timeout_ms=ANSWERABLE_MS))
     scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
-    scene.others_go_on()
     scene.runner.turn(block_ms=1)
     entries: Any = scene.redis.xrange(ONLY.replies("work"))
     assert scene.redis.xdel(ONLY.replies("work"), entries[0][0]) == 1

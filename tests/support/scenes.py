@@ -59,12 +59,6 @@ class Scene:
     def another_runner(self) -> ServiceRunner:
         return ServiceRunner(self.broker, self.effects.service, self.stop)
 
-    def others_go_on(self) -> None:
-        """Have another worker and another process of the service go on. These have not asked for anything ahead."""
-        self.worker._inbox.leave()
-        self.runner._inbox.reader.leave()
-        self.worker, self.runner = self.another_worker(), self.another_runner()
-
     def begin(self, saga_id: str, *steps: dict[str, Any], deadline_ms: int | None = None, **options: Any) -> str:
         """Ask for a saga. Returns the id of the request."""
         options = {"request_id": uuid.uuid4().hex} | options

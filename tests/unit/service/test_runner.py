@@ -76,8 +76,6 @@ class Sent(Outbox):
 class Post(CommandInbox):
     """An inbox that gets its commands from the test; `overrules` as for its outbox."""
 
-    waits_ahead = False
-
     def __init__(
         self, *commands: Command, again: bool = False, taken_over: bool = False, overrules: tuple[int, ...] = ()
     ) -> None:

@@ -92,13 +92,13 @@ def run_each(client: "redis.Redis", exchanges: Iterable[Exchange[_T]]) -> list[_
     """What these exchanges return, in their order. Each is sent before the next one is taken from the iterable, so the
     caller prepares the next one while the broker works. Answers are read when all are sent. If sending fails, or the
     reading of the first answers, the error is raised here, and no exchange goes on."""
-    with wire.lent(client) as lent:
+    with wire.connection(client) as connection:
         begun = []
         for exchange in exchanges:
             commands = next(exchange)
-            wire.send(lent.connection, commands)
-            begun.append((exchange, commands))
-        answered = [(exchange, lent.answers(commands)) for exchange, commands in begun]
+            wire.send(connection, commands)
+            begun.append((exchange, len(commands)))
+        answered = [(exchange, wire.answers(connection, count)) for exchange, count in begun]
     return [_go_on(client, exchange, answers) for exchange, answers in answered]
 
 

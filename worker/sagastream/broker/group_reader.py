@@ -17,7 +17,7 @@ import redis
 from sagastream.broker import exchange, partial, scripting, to_cluster, wire
 from sagastream.broker.clock import BrokerClock, own_s
 from sagastream.broker.entries import Entry, entries_of
-from sagastream.broker.exchange import Exchange
+from sagastream.broker.exchange import Exchange, together
 from sagastream.broker.failures import NodeAway, is_deleted, is_wrong_type
 from sagastream.broker.heard import Heard, Heartbeat
 from sagastream.broker.leases import Leases
@@ -132,7 +132,6 @@ class GroupReader:
             return entries
         try:
             if not self._joined:
-                self._ahead.give_up()  # not in `recover`: another thread calls that
                 self._join()
             self._choose()
             streams = self.streams if everywhere else self.mine
@@ -163,41 +162,20 @@ class GroupReader:
         reader that always reads ahead would never take over what dead readers held."""
         is_settled = self._joined and bool(self.mine) and self._preferred.is_current
         is_settled = is_settled and partial.cuts(self._client) == self._cuts
-        return is_settled and not (self._own or self._ahead or self._ahead.is_coming) and self.leases.is_idle
+        return is_settled and not (self._own or self._ahead) and self.leases.is_idle
 
     def follow(self, streams: Sequence[str]) -> None:
         """Read these streams too, from now on."""
         if more := [stream for stream in streams if stream not in self.streams]:
             self._make_groups(more)
 
-    @property
-    def waits_ahead(self) -> bool:
-        """Whether a reading that is sent ahead waits for entries. On a cluster it cannot: it is one in each slot. And a
-        reader that helps others must not wait for its own streams alone."""
-        is_of_all = not self._helps or len(self.mine) == len(self.streams)
-        return is_of_all and to_cluster.nodes_of(self._client) is None
-
-    def read_along(self, first: Exchange[_T], counts: Counts, block_ms: int) -> Exchange[_T]:
-        """The exchange and, if the next reading will be of new entries, that reading, in its first round trip. It waits
-        for them, see `waits_ahead`. The next `read` must come soon, and takes what has come: the entries are this
-        reader's from then on."""
-        if not (self._may_read_ahead and (wanted := counts(self.mine))):
+    def read_along(self, first: Exchange[_T], counts: Counts) -> Exchange[_T]:
+        """The exchange and, if the next reading will be of new entries, a reading ahead in its first round trip. The
+        next reading must come soon: the entries are this reader's from now on."""
+        if not self._may_read_ahead:
             return (yield from first)
-        try:
-            commands = next(first)
-        except StopIteration as end:
-            result: _T = end.value
-            return result
-        self._ahead.begins()
-        wanted = self._ahead.portion.of(wanted)
-        reading = self._read_new(wanted, self.mine, block_ms if self.waits_ahead else None)
-        answers = yield wire.Leaving(commands, next(reading), lambda later: self._ahead.comes(reading, later))
-        while True:
-            try:
-                answers = yield first.send(answers)
-            except StopIteration as end:
-                result = end.value
-                return result
+        found, _ = yield from together(first, self._read_ahead(counts(self.mine)))
+        return found
 
     def show_up(self) -> None:
         """Show that this consumer is alive. Redis 7.0 does not count a reading that finds nothing, unless it is one of
@@ -212,15 +190,20 @@ class GroupReader:
 
     def leave(self) -> None:
         """Leave the group, and leave to others what this consumer still holds."""
-        if self._joined:
-            self._ahead.finish()
-        else:
-            self._ahead.give_up()
         leaving = [self._leave.call([stream], [self._group, self._consumer]) for stream in self.streams]
         to_cluster.give_up_waiting(self._client, self._group, self._consumer)
         held = partial.run_all(self._client, leaving)  # an error counts as held: nobody knows
         if self._heartbeat is not None:
             partial.ran(self._client, self._heartbeat.end(holds=any(held)))
+
+    def _read_ahead(self, counts: Mapping[str, int]) -> Exchange[None]:
+        self._ahead.begins()
+        try:
+            reading = self._read_new(self._ahead.portion.of(counts), self.mine)
+            self._ahead.has((yield from self._heard.along(reading)))
+        except (redis.ResponseError, NodeAway) as error:
+            if not partial.is_partial(self._client, error):  # else the next reading meets it, too
+                self._deleted(error)
 
     def _join(self) -> None:
         streams = self._on_join()
@@ -295,9 +278,6 @@ class GroupReader:
         """Own pending entries, else abandoned ones."""
         if partial.cuts(self._client) != self._cuts:
             self._was_cut()
-        if self._own and self._ahead.is_coming:
-            self._ahead.finish()
-            self._own.again(self.streams)  # what that has brought is among them
         while self._own:
             if entries := exchange.run(self._client, self._heard.along(self._own.page(self._ahead.portion))):
                 return entries
@@ -315,11 +295,6 @@ class GroupReader:
 
     def _take_new(self, counts: Counts, of: Sequence[str], block_ms: int | None) -> list[Entry]:
         block_ms = None if block_ms is None else self._heard.waits(block_ms)
-        if self._ahead.is_coming:
-            if self._heard.is_due:
-                exchange.run(self._client, self._heard.now())
-            if (entries := self._take_coming((block_ms or 0) / 1000)) or self.waits_ahead:
-                return entries
         wanted = counts(of) if of else {}
         if not wanted:
             time.sleep((block_ms or 0) / 1000)
@@ -328,15 +303,6 @@ class GroupReader:
         if not entries and len(self.asked) < len(wanted):  # what was read did not wait, and the rest may have some
             return self._read_now(dict.fromkeys(wanted, 1), of, block_ms)
         return entries
-
-    def _take_coming(self, within_s: float) -> list[Entry]:
-        """What a reading ahead brings within so many seconds."""
-        try:
-            return self._ahead.came(within_s) or []
-        except (redis.ResponseError, NodeAway) as error:
-            if not partial.is_partial(self._client, error):  # else the next reading meets it, too
-                raise
-            return []
 
     def _read_now(self, counts: Mapping[str, int], of: Sequence[str], block_ms: int | None) -> list[Entry]:
         found = partial.ran(self._client, self._heard.along(self._read_new(counts, of, block_ms)))

@@ -38,30 +38,20 @@ class Heard:
 
     def along(self, reading: Exchange[_T]) -> Exchange[_T]:
         """The read and, if one is due, the heartbeat before it, since the read may wait."""
-        if not self.is_due:
+        if self._heartbeat is None or self._heartbeat.due_s:
             return (yield from reading)
-        _, found = yield from together(self.now(), reading)
+        _, found = yield from together(self.beat(self._heartbeat), reading)
         return found
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it is time for a heartbeat."""
-        return self._heartbeat is not None and not self._heartbeat.due_s
-
-    def now(self) -> Exchange[None]:
-        """The heartbeat, whether it is due or not."""
-        if self._heartbeat is not None:
-            yield from self.beat(self._heartbeat)
 
     @property
     def comes_first(self) -> bool:
         """Whether a heartbeat is due on which it depends what is read next."""
-        return self._heartbeat is not None and not self._heartbeat.is_alone and self.is_due
+        return self._heartbeat is not None and not self._heartbeat.is_alone and not self._heartbeat.due_s
 
     def first(self) -> Exchange[None]:
         """The heartbeat, if it comes first."""
-        if self.comes_first:
-            yield from self.now()
+        if self._heartbeat is not None and self.comes_first:
+            yield from self.beat(self._heartbeat)
 
     def waits(self, block_ms: int) -> int:
         """For how long a reading may wait: `block_ms`, or until the next heartbeat if what it reads depends on that."""

@@ -309,7 +309,7 @@ def clients(client: "redis.Redis", *, answering: bool = False) -> dict[str, "red
     known = nodes_of(client)
     if known is None or not known.map.masters:
         # To connect is enough to learn it. A PING may be refused, if the server has no disk.
-        with wire.lent(client):
+        with wire.connection(client):
             pass
     if (nodes := nodes_of(client)) is None:
         return {"": client}

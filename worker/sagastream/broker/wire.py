@@ -2,8 +2,9 @@
 each word and each answer: that would be most of the time of a turn.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from hiredis import pack_command
 from msgspec import Raw, msgpack
@@ -20,85 +21,29 @@ Words = Sequence[str | bytes | int]
 _PACKER: Final = msgpack.Encoder()
 
 
-class Later:
-    """Answers that are still to come, and the connection over which they do: nobody else uses it until then."""
-
-    def __init__(self, pool: Any, connection: Any, count: int) -> None:
-        self._pool = pool
-        self._connection = connection
-        self._count = count
-
-    def are_there(self, within_s: float) -> bool:
-        """Whether the first of them comes within so many seconds. Raises redis.RedisError."""
-        try:
-            return bool(self._connection.can_read(within_s))
-        except BaseException:
-            self.give_up()
-            raise
-
-    def taken(self) -> list[Any]:
-        """Them, errors among them; waits until they are there. May be called once. Raises redis.RedisError."""
-        with _Lent(self._pool, self._connection) as lent:
-            return answers(lent.connection, self._count)
-
-    def give_up(self) -> None:
-        """Do without them: close the connection."""
-        self._connection.disconnect()
-        self._pool.release(self._connection)
-
-
-class Leaving(list[Words]):
-    """The commands of a round trip that does not wait for all answers: `take` is given what is to come of the `last`
-    commands. `round_trip` and `exchange.run_each` do so; for others these are commands like any."""
-
-    def __init__(self, commands: Sequence[Words], last: Sequence[Words], take: Callable[[Later], object]) -> None:
-        super().__init__([*commands, *last])
-        self.later = len(last)
-        self.take = take
-
-
-class _Lent:
-    """A connection of a pool, lent for a `with` block. If that raises, the connection is closed: an answer may still be
-    on its way. It is also closed, and all that are idle with it, if the server is the master no more."""
-
-    def __init__(self, pool: Any, connection: Any = None) -> None:
-        """`connection`: one that was lent before; None: the pool lends one."""
-        self._pool = pool
-        self.connection = pool.get_connection() if connection is None else connection
-        self._leaving: Leaving | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def answers(self, commands: Sequence[Words]) -> list[Any]:
-        """The answers to these commands, which were sent, besides those that come later."""
-        if isinstance(commands, Leaving):
-            self._leaving = commands
-            return answers(self.connection, len(commands) - commands.later)
-        return answers(self.connection, len(commands))
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and self._leaving is not None:
-            self._leaving.take(Later(self._pool, self.connection, self._leaving.later))
-            return
-        if kind is not None:
-            self.connection.disconnect()
-        if self.connection.should_reconnect():
-            self._pool.disconnect(inuse_connections=False)
-        self._pool.release(self.connection)
-
-
-def lent(client: "redis.Redis") -> _Lent:
-    """A connection of this client, for a `with` block."""
-    return _Lent(client.connection_pool)
-
-
 def round_trip(client: "redis.Redis", commands: Sequence[Words]) -> list[Any]:
     """The answers to these commands, as the server gives them. An error that it answers is returned, not raised; and so
     is NodeAway, in the place of the answer of a node of a cluster."""
-    with _Lent(client.connection_pool) as one:
-        send(one.connection, commands)
-        return one.answers(commands)
+    with connection(client) as one:
+        send(one, commands)
+        return answers(one, len(commands))
+
+
+@contextmanager
+def connection(client: "redis.Redis") -> Iterator[Any]:
+    """A connection of the client, lent for the `with` block. If that raises, the connection is closed: an answer may
+    still be on its way. It is also closed, and all that are idle with it, if the server is the master no more."""
+    pool = client.connection_pool
+    one: Any = pool.get_connection()
+    try:
+        yield one
+    except BaseException:
+        one.disconnect()
+        raise
+    finally:
+        if one.should_reconnect():
+            pool.disconnect(inuse_connections=False)
+        pool.release(one)
 
 
 def close_idle(client: "redis.Redis") -> None:

@@ -348,7 +348,7 @@ class Orchestrator:
                     self._services.add([command.service for change in decided for command in change.commands])
                     committing = self._store.committing(decided, now_ms)
                     reads_on = part is parts[-1] and not self._stop.is_set()
-                    yield self._inbox.read_along(committing, streams.wanted, BLOCK_MS) if reads_on else committing
+                    yield self._inbox.read_along(committing, streams.wanted) if reads_on else committing
 
         try:
             results = partial.run_each(self._broker.client, commits())

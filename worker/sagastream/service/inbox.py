@@ -127,11 +127,6 @@ class CommandInbox:
         """The same in seconds."""
         return self._records.now_s
 
-    @property
-    def waits_ahead(self) -> bool:
-        """See GroupReader.waits_ahead."""
-        return self.reader.waits_ahead
-
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
         """The commands that are to be done or undone now. An entry that is not a command is quarantined; a command that
         was done before is answered from its record."""

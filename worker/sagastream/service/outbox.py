@@ -11,7 +11,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.broker import scripting
-from sagastream.broker.connection import BLOCK_MS
 from sagastream.broker.entries import BATCH, REPLAYED, Entry
 from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.failures import is_outage
@@ -285,7 +284,7 @@ class Outbox:
                 args += pair
         answering: Exchange[list[int]] = self._answer.call(keys=list(keys), args=args)
         if ahead:
-            answering = self._reader.read_along(answering, in_all(ahead), BLOCK_MS)
+            answering = self._reader.read_along(answering, in_all(ahead))
         return run(self._client, answering)
 
     def _overruled(self, ready: Sequence[_Ready], numbers: Iterable[int]) -> list[Delivery]:

@@ -35,7 +35,8 @@ class Prefetch:
         """A reading has brought so many commands."""
         self._in_batches = commands > 1
 
-    def may_read_ahead(self, *, waits: bool) -> bool:
-        """Whether the next commands may come along with the answers to the last ones. `waits`: whether that reading
-        waits for them. If not, it finds none if commands come one by one: the next one is still to be sent."""
-        return (waits or self._in_batches) and self._in_flight.is_empty and self._limit is None
+    @property
+    def may_read_ahead(self) -> bool:
+        """Whether the next commands may come along with the answers to the last ones. Not if commands come one by one:
+        then the next one is still to be sent, and has to be waited for."""
+        return self._in_batches and self._in_flight.is_empty and self._limit is None

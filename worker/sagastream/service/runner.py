@@ -353,7 +353,7 @@ class ServiceRunner:
 
     def _send_and_read_ahead(self) -> None:
         """Send the answers. If all is done, the next commands come along in the same round trip."""
-        may_read = self._prefetch.may_read_ahead(waits=self._inbox.waits_ahead) and not self._stop.is_set()
+        may_read = self._prefetch.may_read_ahead and not self._stop.is_set()
         if not may_read or not self._reading.acquire(blocking=False):
             self._executor.send()
             return
