@@ -633,7 +633,8 @@ def test_a_client_of_a_url_closes_what_it_has_opened_and_no_broker_of_another(se
         assert mine.get("s1") is anothers.get("s1") is None
     asyncio.run(use())
     pools = [mine._redis.connection_pool, broker.client.connection_pool]
-    assert [any(one.is_connected for one in pool._available_connections) for pool in pools] == [False, True]
+    lent = [[*pool._available_connections, *pool._in_use_connections] for pool in pools]
+    assert [any(one.is_connected for one in those) for those in lent] == [False, True]
 
 
 def test_threads_may_share_a_client(running: Server) -> None:
