@@ -41,8 +41,9 @@ STOP_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.01
 #: The server is not started with less room on its disk, in bytes: it stops at the first write for which there is none.
 _ROOM_BYTES: Final = 1 << 20
-#: Servers that this process started and that go on without it. Python warns of a child that nobody refers to.
-_OUTLIVE_US: Final[list["subprocess.Popen[bytes]"]] = []
+#: Servers that this process started. They may go on without it, and Python warns of a child that nobody refers to; also
+#: if it is found together with the one that would end it, as garbage.
+_CHILDREN: Final[set["subprocess.Popen[bytes]"]] = set()
 #: Those that this process uses.
 _USED: Final["weakref.WeakSet[EmbeddedServer]"] = weakref.WeakSet()
 
@@ -125,8 +126,6 @@ class EmbeddedServer:
             with contextlib.suppress(BrokerError, OSError):  # the home is not ours any more: who reads this was told
                 self._stop()
                 self.endpoint.remove_folder()
-        elif self._process is not None:
-            _OUTLIVE_US.append(self._process)
         unlock(self._users_fd)
         self._owner_fd = self._users_fd = self._process = None
         _USED.discard(self)
@@ -168,6 +167,7 @@ class EmbeddedServer:
         except subprocess.TimeoutExpired:
             self._process.kill()  # loses nothing: every write was synced before it was acknowledged
             self._process.wait()
+        _CHILDREN.discard(self._process)
 
     def _become_user(self, deadline: float) -> int:
         """A descriptor that holds a share of the lock of all users. Waits for a process that is just stopping the
@@ -192,6 +192,7 @@ class EmbeddedServer:
             code = self._process.poll()
             if code is None:
                 return  # still coming up
+            _CHILDREN.discard(self._process)
             self._process = None
             if not self._has_answered and self._is_plain:
                 raise BrokerError(
@@ -212,6 +213,7 @@ class EmbeddedServer:
             self.home.remove("valkey.pid")  # of a server that was killed
             settings = self.endpoint.prepare(self._asked_port)
             self._process = launch(self.home, settings, life_fd, plain=self._is_plain)
+            _CHILDREN.add(self._process)
         finally:
             os.close(life_fd)
 
