@@ -109,8 +109,8 @@ class Loads:
 
     def open_loop(self, count: int, per_s: float) -> Run:
         """A saga every 1/`per_s` seconds, whether or not earlier ones have ended. Latencies count from that time, so
-        that a stall counts for all sagas that should have begun in it. A thread of its own begins them: whoever waits
-        for an end would be late, since an idle server notices only ten times a second that a wait is over."""
+        that a stall counts for all sagas that should have begun in it. A thread of its own begins them: one
+        that waits for ends would be late, since an idle server notices only ten times a second that a wait is over."""
         run = Run(sagas=count)
         begins = self.begins(count)
         after = exchange.run(self._client, events.newest(self._keys.partitions))
