@@ -16,11 +16,7 @@ class Pool(redis.ConnectionPool):
         super().reset()
 
     def get_connection(self, *_: Any, **__: Any) -> Any:
-        while self._given_back:
-            try:
-                one = self._given_back.pop()
-            except IndexError:  # another thread has taken it
-                break
+        while (one := self._taken()) is not None:
             if _is_good(one):
                 return one
             super().release(one)
@@ -33,12 +29,16 @@ class Pool(redis.ConnectionPool):
             self._given_back.append(connection)
 
     def disconnect(self, inuse_connections: bool = True) -> None:
-        while self._given_back:
-            try:
-                super().release(self._given_back.pop())
-            except IndexError:
-                break
+        while (one := self._taken()) is not None:
+            super().release(one)
         super().disconnect(inuse_connections)
+
+    def _taken(self) -> Any:
+        """One of those that were given back, for this thread alone; None: there is none."""
+        try:
+            return self._given_back.pop()
+        except IndexError:
+            return None
 
 
 def _is_good(connection: Any) -> bool:
