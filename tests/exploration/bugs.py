@@ -42,6 +42,7 @@ class Bug(StrEnum):
     NO_VERSION = "a commit does not compare the version"
     EARLY_ACKNOWLEDGEMENT = "an entry is acknowledged before its effect is committed"
     NO_DEDUPE = "a service does not look up what it answered before"
+    NEW_FOR_EVER = "a command that a worker looked up counts as new, however late it comes"
     NO_TOMBSTONE = "a compensation leaves no tombstone"
     ATTEMPT_IN_KEY = "the idempotency key names the attempt"
     TIMER_APART = "the timer is set after the commit, not in it"

@@ -200,6 +200,8 @@ PLANTED: Final = [
     (Bug.NO_DEDUPE, Config(name="sent twice", steps=(step(attempts=2),), outcomes=("or",), processes=1)),
     (Bug.NO_DEDUPE, Config(name="a naive handler", steps=(step(attempts=2),), outcomes=("o",), processes=1,
                            handler=Handler.NAIVE, loss=1)),
+    (Bug.NEW_FOR_EVER, Config(name="a naive handler", steps=(step(attempts=2),), outcomes=("o",), processes=1,
+                              handler=Handler.NAIVE, loss=1)),
     (Bug.NO_TOMBSTONE, Config(name="undone before it comes", steps=(step(),), outcomes=("o",))),
     (Bug.ATTEMPT_IN_KEY, Config(name="sent twice", steps=(step(attempts=2),), outcomes=("o",))),
     (Bug.TIMER_APART, Config(name="a worker dies", steps=(step(),), outcomes=("o",), worker_crashes=1)),

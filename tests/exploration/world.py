@@ -427,6 +427,11 @@ class Model:
             zombie = delivered and (command, number) in held
             if delivered and (self.bug is Bug.NEVER_READ_AGAIN or (zombie and not budget[ZOMBIE])):
                 continue
+            if not delivered and self._may_be_new(world, command, budget):
+                taken = (*entries[:index], (command, number, True), *entries[index + 1 :])
+                held_now = (self.steps.number(RUN), command, number, self.seen.number(b""), 0)
+                after = self._with(self._with_process(world, slots, at, held_now), COMMANDS, self.entries.number(taken))
+                yield Move(("a process reads as new", command), after, fault=False)
             step, records, seen = self._recall(world[RECORDS], command, delivered)
             flag = _AGAIN if delivered and self._may_come_too_late(command) else 0
             others = slots
@@ -441,6 +446,16 @@ class Model:
             after = self._spend(tuple(parts), ZOMBIE) if zombie else tuple(parts)
             what = "a process takes over" if delivered else "a process reads"
             yield Move((what, command, _shown_step(self.steps.values[step])), after, fault=zombie)
+
+    def _may_be_new(self, world: World, number: int, budget: tuple[int, ...]) -> bool:
+        """Whether a process may begin a command without a look-up. No copy of an entry is new. Once a second attempt
+        was sent, the first one comes too late for that; `is_new` asks for the time instead."""
+        command = self.commands.values[number]
+        saga = self.sagas.values[world[SAGA]]
+        tried_again = isinstance(saga, SagaState) and saga.steps[command.step - 1].attempt > 1
+        if self.bug is Bug.NEW_FOR_EVER:
+            tried_again = False
+        return command.is_first and not tried_again and budget[DUPLICATION] == self.config.duplication
 
     def _may_come_too_late(self, number: int) -> bool:
         command = self.commands.values[number]

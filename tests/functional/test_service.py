@@ -18,11 +18,12 @@ from msgspec.structs import replace
 
 from sagastream import Context, Reject, Service
 from sagastream.broker.entries import Entry
+from sagastream.broker.wire import milliseconds
 from sagastream.client.blocking import SagaClient
 from sagastream.core.commands import ok, reply_to
 from sagastream.core.saga import SagaStatus
 from sagastream.core.service_actions import RUN, Answer
-from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS
+from sagastream.core.service_rules import MAX_TAKEOVERS, MAX_UNDOS, NEW_MS
 from sagastream.errors import ServiceError
 from sagastream.service import publication
 from sagastream.service import runner as running
@@ -492,6 +493,53 @@ def test_a_refusal_stands_though_its_command_comes_again_and_could_be_done_now(s
         process.turn(block_ms=1)
     assert [reply["error"] for reply in replies(scene)] == ["no money"] * 4
     assert len(outcomes) == 2
+
+
+def test_a_command_that_its_worker_looked_up_a_moment_ago_is_not_looked_up_again(scene: Scene) -> None:
+    sent(scene, "s1", do("a"))
+    entries: Any = scene.redis.xrange(ONLY.commands("work"))
+    assert 0 <= now_ms(scene) - int(entries[0][1][b"unrecorded_ms"]) <= NEW_MS
+    before = hash_reads(scene)
+    scene.runner.turn(block_ms=1)
+    assert scene.effects.done == ["s1/1/transaction"]
+    assert hash_reads(scene) == before + 1  # by answer.lua
+
+
+def hash_reads(scene: Scene) -> int:
+    """How often the server has looked up fields of a hash."""
+    stats: Any = scene.redis.info("commandstats")
+    return int(stats["cmdstat_hmget"]["calls"])
+
+
+def now_ms(scene: Scene) -> int:
+    return milliseconds(scene.redis.time())
+
+
+def test_of_a_command_that_has_a_record_or_whose_records_are_damaged_the_worker_says_nothing(scene: Scene) -> None:
+    records = ONLY.done("work", now_ms(scene))
+    scene.redis.hset(records, mapping={"s1/1/transaction/Do": "unknown 1", "s2/1/transaction/(void)": "1"})
+    scene.begin("s1", do("a"))
+    scene.begin("s2", do("a"))
+    scene.redis.set(ONLY.done("damaged", now_ms(scene)), "no hash")
+    scene.begin("s3", do("a", service="damaged"))
+    scene.turns_until(lambda: all(scene.redis.exists(ONLY.saga(f"s{number}")) for number in (1, 2, 3)))
+    entries: Any = [*scene.redis.xrange(ONLY.commands("work")), *scene.redis.xrange(ONLY.commands("damaged"))]  # type: ignore[misc]
+    assert len(entries) == 3
+    assert not any(b"unrecorded_ms" in fields for _, fields in entries)
+
+
+@pytest.mark.parametrize("ago_ms", [0, NEW_MS + 5_000])
+def test_a_command_whose_worker_looked_it_up_long_ago_is_looked_up(scene: Scene, ago_ms: int) -> None:
+    """What was recorded since then counts: here a rejection."""
+    fields: dict[Any, Any] = {"body": '{"type":"Do","saga_id":"s1","step":1}', "begun_ms": 1, "attempt": 1}
+    fields |= {"not_after_ms": now_ms(scene) + 60_000, "unrecorded_ms": now_ms(scene) - ago_ms}
+    scene.redis.hset(ONLY.done("work", 1), "s1/1/transaction/Do", 'failed "no"')
+    scene.runner.turn(block_ms=1)
+    scene.redis.xadd(ONLY.commands("work"), fields)
+    works_until(scene.runner, lambda: nothing_is_pending(scene))
+    assert replies(scene) == [{"type": "Do_failed", "saga_id": "s1", "step": 1, "error": "no"}]
+    # Without a look-up the handler runs. Its answer is overruled then, and what it has done is undone.
+    assert scene.effects.done == ([] if ago_ms else ["s1/1/transaction"])
 
 
 def test_a_stray_command_does_not_answer_for_the_real_one(scene: Scene) -> None:

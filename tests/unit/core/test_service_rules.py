@@ -28,6 +28,7 @@ from sagastream.core.service_actions import (
 from sagastream.core.service_rules import (
     MAX_TAKEOVERS,
     MAX_UNDOS,
+    NEW_MS,
     TRIES,
     before_call,
     data_away,
@@ -35,6 +36,7 @@ from sagastream.core.service_rules import (
     for_twin,
     gave_up,
     in_doubt,
+    is_new,
     kind,
     overruled,
     raised,
@@ -96,6 +98,33 @@ def reply_in(step: Run | Undo | Answer) -> Reply | None:
         case Answer(reply=reply) | Undo(refusal=reply):
             return reply
     return None
+
+
+# --- commands that need no look-up
+
+#: A command that a worker has just sent. At time 100 it saw that nothing was recorded.
+NEW = replace(CHARGE, attempt=1, not_after_ms=30_000, unrecorded_ms=100)
+
+
+@pytest.mark.parametrize("now_ms", [100, 100 + NEW_MS])
+def test_a_command_that_a_worker_looked_up_a_moment_ago_is_not_looked_up_again(now_ms: int) -> None:
+    assert is_new(NEW, again=False, now_ms=now_ms)
+
+
+@pytest.mark.parametrize(
+    ("command", "again", "now_ms"),
+    [
+        (NEW, True, 100),  # somebody may have begun with it
+        (NEW, False, 101 + NEW_MS),
+        (NEW, False, 99),  # the clock was set back, or it is another node's
+        (replace(NEW, unrecorded_ms=None), False, 100),
+        (replace(NEW, attempt=2), False, 100),
+        (replace(NEW, not_after_ms=None), False, 100),  # what may begin late, since another attempt was sent
+        (replace(NEW, compensating=True), False, 100),  # its look-up leaves a tombstone
+    ],
+)
+def test_any_other_command_is_looked_up(command: Command, again: bool, now_ms: int) -> None:
+    assert not is_new(command, again=again, now_ms=now_ms)
 
 
 # --- commands that are as they should be

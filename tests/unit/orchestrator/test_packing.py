@@ -428,7 +428,48 @@ def test_many_changes_share_their_streams_and_each_has_its_own_hash() -> None:
         ONLY.requests,
         ONLY.begun,
         *(ONLY.saga(f"saga{n}") for n in range(3)),
+        ONLY.done("inventory", NOW_MS),
     ]
+
+
+def looked_up(arguments: CommitArguments) -> dict[str, list[tuple[str, str, Word, str]]]:
+    """By the key of the records: of the commands that are looked up there the record, the tombstone, the saga, and the
+    body."""
+    words = msgpack.decode(arguments.args[0])
+    found: dict[str, list[tuple[str, str, Word, str]]] = {}
+    for key, fields, places in words[9] if len(words) > 9 else []:
+        those = zip(two_by_two(fields), two_by_two(places), strict=True)
+        found[arguments.keys[key - 1]] = [
+            (record, tombstone, words[5][change - 1][4], pairs(words[5][change - 1][6][place - 1])["body"])
+            for (record, tombstone), (change, place) in those
+        ]
+    return found
+
+
+def test_of_a_command_that_is_sent_for_the_first_time_it_is_looked_up_whether_anything_is_recorded() -> None:
+    begins = [a_change(None, a_begin(f"saga{n}"), saga_id=f"saga{n}") for n in range(2)]
+    assert looked_up(CommitArguments(begins, NOW_MS, KEPT_MS)) == {
+        ONLY.done("inventory", NOW_MS): [
+            (
+                f"saga{n}/1/transaction/Reserve",
+                f"saga{n}/1/transaction/(void)",
+                f"saga{n}",
+                f'{{"type":"Reserve","saga_id":"saga{n}","step":1,"params":{{"sku":"abc123"}}}}',
+            )
+            for n in range(2)
+        ]
+    }
+    before = a_saga()
+    now_ms = (before.step.times_out_ms or 0) + 1
+    again = Change(partition=ONLY, saga_id="saga42", before=before, after=before)
+    again.add(None, decide(before, Due(saga_id="saga42"), Moment(now_ms=now_ms + 10**6, published=PUBLISHED)))
+    assert looked_up(CommitArguments([again], now_ms, KEPT_MS)) == {}
+
+
+def test_in_one_call_so_many_commands_are_looked_up_as_it_can_take() -> None:
+    begins = [a_change(None, a_begin(f"saga{n}"), saga_id=f"saga{n}") for n in range(600)]
+    [asked] = looked_up(CommitArguments(begins, NOW_MS, KEPT_MS)).values()
+    assert len(asked) == 512
 
 
 def test_a_command_that_nobody_waits_for_any_more_is_named_with_its_stream_and_how_it_begins() -> None:
@@ -535,13 +576,16 @@ def test_changes_of_several_partitions_are_told_apart_by_how_many_each_has() -> 
     arguments = CommitArguments(changes, NOW_MS, KEPT_MS)
     words = msgpack.decode(arguments.args[0])
     assert len(words[5]) == 3
-    assert words[6:] == [2, False, [2, 1]]
+    assert words[6:9] == [2, False, [2, 1]]
     assert arguments.keys[:6] == [one.timers, one.ended, one.events, two.timers, two.ended, two.events]
     fixed = words[0]
     streams = {one.commands("inventory"), one.requests, two.commands("payment"), two.replies("work")}
     assert set(arguments.keys[6:fixed]) == streams
     assert arguments.keys[fixed : fixed + 2] == [one.begun, two.begun]
-    assert arguments.keys[fixed + 2 :] == [one.saga("a"), one.saga("b"), two.saga("saga42")]
+    assert arguments.keys[fixed + 2 :] == [
+        *(one.saga("a"), one.saga("b"), two.saga("saga42")),
+        *(one.done("inventory", NOW_MS), two.done("payment", EARLIER_MS)),
+    ]
 
 
 def test_the_indexes_of_several_partitions_have_numbers_of_their_own() -> None:

@@ -41,6 +41,13 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
     definition: str | None = None  # the name of the definition of the saga
     traceparent: str | None = None  # of the stream entry: the span of the saga, if it was begun within a trace
     tracestate: str | None = None  # of the stream entry: what tracing systems add to that
+    unrecorded_ms: int | None = None  # of the stream entry, added by commit.lua: then nothing was recorded of it
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the first attempt of a transaction that nobody begins late. So, while it is in time, no other
+        attempt of it was sent because its time was over."""
+        return self.attempt == 1 and not self.compensating and self.not_after_ms is not None
 
     @property
     def trace_id(self) -> str | None:

@@ -203,6 +203,7 @@ def _parse_command(service: str, fields: Mapping[bytes, bytes], sent_ms: int) ->
         definition=_definition(fields),
         traceparent=traceparent,
         tracestate=tracestate,
+        unrecorded_ms=_number(fields, b"unrecorded_ms") if b"unrecorded_ms" in fields else None,
     )
 
 

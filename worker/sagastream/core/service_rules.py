@@ -4,6 +4,7 @@ Each rule is told what has happened to one command, and returns what to do next,
 
     rule                what has happened                                       what to do next
     ----                -----------------                                       ---------------
+    is_new              the command has come                                    whether it needs no look-up
     delivered           the command has come, and was looked up                 Run, Undo or Answer
     undoing             its undo is to be prepared                              Call or Answer
     without_handler     this process has no handler for what is to be called    Answer, Count, SetAside, Release or
@@ -70,7 +71,26 @@ MAX_UNDOS: Final = 10
 #: begun is not charged with its death.
 MAX_TAKEOVERS: Final = 5
 
+#: For how long a command is new, in milliseconds. What else a process reads at once it begins within 200 ms.
+NEW_MS: Final = 1_000
+
 # --- before a handler is called
+
+
+def is_new(command: Command, *, again: bool, now_ms: int) -> bool:
+    """Whether a command needs no look-up: a worker has looked when it sent it, a moment ago, and nothing was recorded.
+
+    Something may have been recorded since then, if an operator or another step of the saga has its step undone in that
+    moment. Then it is as if that came just after a look-up: answer.lua overrules the answer, and what was done is
+    undone.
+
+    Args:
+        again: whether the command was delivered before.
+        now_ms: the time by the broker's clock.
+    """
+    if again or command.unrecorded_ms is None or not command.is_first:
+        return False
+    return 0 <= now_ms - command.unrecorded_ms <= NEW_MS
 
 
 def delivered(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Run | Undo | Answer:

@@ -22,6 +22,8 @@ _ENDS: Final = {SagaStatus.COMPLETED: COMPLETED, SagaStatus.ABORTED: ABORTED}
 #: … of one of which nothing is told any more; and in place of its score in an index that it leaves.
 _SWEPT: Final = "swept"
 _GONE: Final = "gone"
+#: Of so many commands at most it is looked up in one call whether anything is recorded.
+_MOST_LOOKED_UP: Final = 512
 #: How many elements a change has that gives nothing up.
 _WITHOUT_GIVEN_UP: Final = 8
 #: How many elements a list for commit.lua has whose changes are in no indexes.
@@ -41,7 +43,9 @@ class CommitArguments:
         self._indexes = {one.begun: number for number, one in enumerate(partitions, 1)}
         self._begun_changes = self._tells = False
         self._hashes: list[str] = []
-        packed = [self._packed(change) for change in changes]
+        self._records: dict[str, tuple[list[str], list[int]]] = {}  # see the header of commit.lua
+        self._looked_up = 0
+        packed = [self._packed(change, number) for number, change in enumerate(changes, 1)]
         words = [len(self._streams), ORCHESTRATOR_GROUP, EVENTS_KEPT, now_ms, kept_ms, packed]
         indexes: list[str] = []
         if self._tells or self._begun_changes:
@@ -54,9 +58,13 @@ class CommitArguments:
             words += [0, False][len(words) - _WITHOUT_INDEXES :]
             words.append([number for _, number in counts])
         self.keys = [*self._streams, *indexes, *self._hashes]
+        if self._records:
+            words += [0, False, False][len(words) - _WITHOUT_INDEXES :]
+            words.append([[key, *asked] for key, asked in enumerate(self._records.values(), len(self.keys) + 1)])
+            self.keys += self._records
         self.args = [wire.message_pack(words)]
 
-    def _packed(self, change: Change) -> list[Any]:
+    def _packed(self, change: Change, number: int) -> list[Any]:
         before = change.before if isinstance(change.before, SagaState) else None
         after = change.after if isinstance(change.after, SagaState) else None
         fields = saga_hash.changed_fields(before, after)
@@ -64,6 +72,12 @@ class CommitArguments:
         partition = change.partition
         for command in change.commands:
             appends += self._append(partition.commands(command.service), command.fields())
+            if command.is_first and self._looked_up < _MOST_LOOKED_UP:
+                self._looked_up += 1
+                done = partition.done(command.service, command.begun_ms)
+                fields_asked, places = self._records.setdefault(done, ([], []))
+                fields_asked += (command.record, command.tombstone)
+                places += (number, len(appends))
         for notice in change.notices:
             appends += self._append(partition.events, notice.fields())
         for entry, reason in change.quarantined:

@@ -6,7 +6,7 @@
 --       and, if there are changes of more than one partition, the same three of each of the others
 --       the other streams that are appended to or acknowledged
 --       if ARGV says so: begun (zset) of each partition, then the other indexes (zsets), then indexed (hash) of each
---       then the hashes of the sagas
+--       then the hashes of the sagas, and the records of services (hashes) in which it is looked up
 -- ARGV  1 a list, in MessagePack, so that the script gets one long argument and not many short ones:
 --           1 how many of KEYS are timers, ended or streams
 --           2 the group of the acknowledged streams
@@ -35,6 +35,10 @@
 --             is in begun without a place
 --           8 if a change has places: 1, indexed is among KEYS
 --           9 if there are changes of more than one partition: how many changes are of each, in the order of KEYS
+--          10 if commands are sent for the first time: what is looked up, so that their service need not. For each hash
+--             of records a list: its key index; a list of record, tombstone, ... (both are fields of it); a list of the
+--             number of a change, place in its list 7 of the fields of the command, ... A command of which there is
+--             neither gets the field unrecorded_ms: the time now
 -- RETURNS  for every change 1: committed; 5: the same, it began, and an earlier saga may have had its id, of which indexed
 --          may say something; or, if nothing of it was written, 0: the hash has another version or time, or sagastream did not
 --          write it; 2: one of the keys to which it appends is not a stream; 3: one of these streams takes no more
@@ -49,7 +53,7 @@
 
 -- Globals are looked up by name each time.
 local KEYS, call, try, unpack = KEYS, redis.call, redis.pcall, unpack
-local fixed, group, events_kept, now, kept_ms, changes, indexes, tells, counts = unpack(cmsgpack.unpack(ARGV[1]))
+local fixed, group, events_kept, now, kept_ms, changes, indexes, tells, counts, asked = unpack(cmsgpack.unpack(ARGV[1]))
 counts = counts or { #changes }
 local partitions, before_indexed = #counts, fixed + (indexes or 0)  -- the key before that of the first indexed
 local hashes = tells and before_indexed + partitions or before_indexed  -- the key before that of the first hash
@@ -62,6 +66,18 @@ local function in_slices(command, key, list, first)
       call(command, key, first, unpack(list, from, to))
     else
       call(command, key, unpack(list, from, to))
+    end
+  end
+end
+
+-- pcall: if the key holds something else, the service finds that out.
+for i = 1, asked and #asked or 0 do
+  local key, fields, places = unpack(asked[i])
+  local known = try('HMGET', KEYS[key], unpack(fields))
+  for at = 1, known.err and 0 or #fields, 2 do
+    if not (known[at] or known[at + 1]) then
+      local words = changes[places[at]][7][places[at + 1]]
+      words[#words + 1], words[#words + 2] = 'unrecorded_ms', now
     end
   end
 end

@@ -120,7 +120,7 @@ class CommandInbox:
 
     @property
     def now_ms(self) -> int:
-        """The time by the broker's clock, as this process computes it since it last looked up a command."""
+        """The time by the broker's clock, as this process computes it since it was last told."""
         return round(self._records.now_s * 1000)
 
     def clock(self) -> float:
@@ -131,6 +131,7 @@ class CommandInbox:
         """The commands that are to be done or undone now. An entry that is not a command is quarantined; a command that
         was done before is answered from its record."""
         entries = self._read(block_ms, count)
+        self._records.clock_is(self.reader.now_ms, self.reader.now_s)
         self.heard_s = time.monotonic()
         if any(entry.again for entry in entries):
             ready = self.outbox.ready()
@@ -263,16 +264,30 @@ class CommandInbox:
         return self.reader.read(look.wait_ms, in_all(count), everywhere=look.everywhere)
 
     def _settle(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Answer the commands that need no handler. Returns the others.
+        """Answer the commands that need no handler. Returns the others, in order.
 
-        Every command is looked up, also one that comes for the first time: another delivery of it may have been
-        answered with a rejection, and the handler might do it now.
+        A command that comes for the first time is looked up, too, unless a worker did so a moment ago: another delivery
+        of it may have been answered with a rejection, and the handler might do it now.
         """
+        now_ms = self.now_ms if self._records.knows_time else 0
+        left, asked = {}, []
+        for one in deliveries:
+            if service_rules.is_new(one.command, again=one.entry.again, now_ms=now_ms):
+                left[one.entry.at] = one
+            else:
+                asked.append(one)
+        if not asked:
+            return deliveries
+        left |= {one.entry.at: one for one in self._looked_up(asked)}
+        return [left[one.entry.at] for one in deliveries if one.entry.at in left]
+
+    def _looked_up(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Those of these that need a handler, by what is known of each. The others are answered."""
         try:
             known, away = self._records.look_up(deliveries)
         except redis.ResponseError as error:
             usable = self._usable(deliveries, error)
-            return self._settle(usable) if usable else []
+            return self._looked_up(usable) if usable else []
         if not (known or away):  # then `delivered` says RUN of each
             return deliveries
         self.put_off([deliveries[index - 1] for index in away])

@@ -31,11 +31,22 @@ class Records:
         self._recall = scripting.Script("recall")
         self._call_of: Mapping[int, int] = {}  # by the number of a partition: in which call its records are looked up
         self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
+        self._told_s = 0.0  # when the broker has told its time, by time.monotonic; 0: never
 
     @property
     def now_s(self) -> float:
-        """The time by the broker's clock, as this process computes it since it last looked up a command."""
+        """The time by the broker's clock, as this process computes it since it was last told."""
         return time.monotonic() + self._ahead_ms / 1000
+
+    @property
+    def knows_time(self) -> bool:
+        """Whether `now_s` is right."""
+        return self._told_s > 0
+
+    def clock_is(self, now_ms: int, told_s: float) -> None:
+        """The broker's clock was `now_ms` when it told so, at `told_s` by time.monotonic."""
+        if told_s > self._told_s:
+            self._ahead_ms, self._told_s = now_ms - told_s * 1000, told_s
 
     def join(self, keys: StoreKeys) -> None:
         """Look up in this store from now on."""
@@ -56,7 +67,7 @@ class Records:
                 away.update(those)
                 continue
             now_ms, *found = answer
-            self._ahead_ms = now_ms - time.monotonic() * 1000
+            self.clock_is(now_ms, time.monotonic())
             known |= {those[index - 1]: (record, tombstone) for index, record, tombstone in found}
         return known, away
 

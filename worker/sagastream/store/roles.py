@@ -116,6 +116,7 @@ _WORK: Final = (
     _Grant("commands", "xrange xpending xdel"),
     _Grant("events quarantine", "xdel xlen xtrim memory|usage"),
     _Grant("saga", "exists hgetall hmget hset pexpire persist pttl"),
+    _Grant("done", "hmget"),
     _Grant("timers", "type zadd zrem zrangebyscore zscan zscore zcard zmscore"),
     _Grant("ended", "type zadd zrem zrangebyscore zrevrange zscan zcard zmscore"),
     _Grant("begun", "type zadd zrem zscan zcard zmscore"),
@@ -123,7 +124,8 @@ _WORK: Final = (
     _Grant("indexed", "type hget hset hdel hmget"),
     # A script is allowed if one grant has all of its keys.
     _Grant(
-        "requests interventions replies commands events quarantine saga timers ended begun index indexed services full",
+        "requests interventions replies commands events quarantine saga timers ended begun index indexed done services "
+        "full",
         _IN_SCRIPTS,
     ),
     _Grant("published", "hgetall", read_only=True),
