@@ -1,6 +1,7 @@
 """What people see of a store on a cluster, and what they still see while one of its nodes is dead."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,14 @@ def a_slot_that_is_on_its_way_is_told(stage: Stage) -> None:
         assert "no process of service nobody is listening" in said(found, "service nobody")
 
 
+def the_line_for_redis_cli_begins_at_the_owner(stage: Stage) -> None:
+    """The first node that the url names is dead, and the owner is not named."""
+    owner, dead, third = (f"redis://127.0.0.1:{node.port}" for node in stage.cluster.nodes)
+    url = f"{dead},{third.removeprefix('redis://')}"
+    printed = stage.commands.run("show", "--redis", min(stage.ids(1)), REDIS_URL=url).stdout
+    assert set(re.findall(r"^redis-cli .* -u (\S+)", printed, re.MULTILINE)) == {owner}
+
+
 def test_a_cluster_without_a_store_wants_one_with_partitions(cluster: Cluster) -> None:
     broker = cluster.broker()
     said = [one.line for one in Doctor(broker).examine() if one.about in ("store", "partitions")]
@@ -133,6 +142,7 @@ def test_what_can_be_reached_is_told_and_so_is_what_cannot(stage: Stage) -> None
     done = stage.told("show", min(away))
     assert (done.returncode, "what it holds waits until it is back" in done.stderr) == (1, True)
     assert "no process of service nobody" in stage.told("show", min(stage.ids(1))).stdout
+    the_line_for_redis_cli_begins_at_the_owner(stage)
     now = StoreReader(Broker(cluster.url))
     figures = now.standing().figures
     assert (figures.live.total, figures.partitions_away) == (len(IDS) - len(away), 2)

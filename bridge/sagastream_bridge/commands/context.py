@@ -119,12 +119,12 @@ def tell_reach(found: "Reach") -> None:
         say(f"{found.shared}: what is known of the whole store cannot be read, such as who is at work", err=True)
 
 
-def redis_cli(broker: "Broker") -> str:
-    """How to reach the broker with redis-cli. The login is left out, since this line may be kept in a log. The password
-    of the embedded server is named by its file."""
+def redis_cli(broker: "Broker", key: str | None = None) -> str:
+    """How to reach the broker with redis-cli; on a cluster, the node that has this key. The login is left out, since
+    this line may be kept in a log. The password of the embedded server is named by its file."""
     from sagastream.broker import urls
 
-    line = urls.redis_cli(broker.url, cluster=broker.is_cluster)
+    line = urls.redis_cli(broker.url, broker.node_of(key))
     if (server := broker.embedded) is not None and server.endpoint.password:
         return f"REDISCLI_AUTH=$(cat {shlex.quote(str(server.home / 'password'))}) {line}"
     return line

@@ -153,7 +153,7 @@ def _print_looks(broker: "Broker", saga_id: str) -> None:
         say(f"{state}", err=True)
     elif state is None:
         say(f"there is no saga {saga_id} in the store {broker.store}", err=True)
-    cli, of = redis_cli(broker), keys.of(saga_id).number
+    cli, of = redis_cli(broker, keys.saga(saga_id)), keys.of(saga_id).number
     if len(keys.tags) > 1:
         click.echo(f"# {saga_id} is in partition {of} of {len(keys.tags)}, which has the tag {{{keys.tags[of]}}}")
     for look in looks(keys, saga_id, state):

@@ -112,9 +112,10 @@ class SagaPages:
 def _looks(reader: StoreReader, saga_id: str) -> list[str]:
     """How to look at a saga without this page."""
     keys: StoreKeys = reader.keys()
-    cli = redis_cli(reader.broker.url, cluster=reader.broker.is_cluster)
+    broker, key = reader.broker, keys.saga(saga_id)
+    cli = redis_cli(broker.url, broker.node_of(key))
     return [
         f"sagastream show {saga_id}",
         f"sagastream show --redis {saga_id}",
-        f"{cli} HGETALL {shlex.quote(keys.saga(saga_id))}",
+        f"{cli} HGETALL {shlex.quote(key)}",
     ]

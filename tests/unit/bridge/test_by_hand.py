@@ -46,7 +46,12 @@ def test_one_that_cannot_be_read_is_shown_as_it_stands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cluster", "line"), [(True, "redis-cli -c -u redis://h:1"), (False, "redis-cli -u redis://h:1")]
+    ("node", "line"),
+    [
+        (urls.Address("n", 2), "redis-cli -c -u rediss://n:2"),
+        (urls.Address("::1", 2), "redis-cli -c -u 'rediss://[::1]:2'"),
+        (None, "redis-cli -u rediss://h:1"),
+    ],
 )
-def test_on_a_cluster_redis_cli_follows_keys(cluster: bool, line: str) -> None:
-    assert urls.redis_cli("redis://u:p@h:1", cluster=cluster) == line
+def test_on_a_cluster_redis_cli_begins_at_a_node_and_follows_keys(node: urls.Address | None, line: str) -> None:
+    assert urls.redis_cli("rediss://u:p@h:1,i:1", node) == line

@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sagastream.broker import exchange, sentinel, server, to_cluster, urls
+from sagastream.broker.cluster_map import slot_of
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.failures import is_outage
 from sagastream.broker.home import (
@@ -152,6 +153,14 @@ class Broker:
     def is_cluster(self) -> bool:
         """Whether the url leads to a cluster. Only the server knows: before it has answered, this is False."""
         return to_cluster.nodes_of(self.client) is not None
+
+    def node_of(self, key: str | None = None) -> urls.Address | None:
+        """The node of the cluster that has this key; if that is away, or there is no key, one that answers. None: the
+        broker is no cluster, as far as is known."""
+        if (nodes := to_cluster.nodes_of(self.client)) is None:
+            return None
+        owner = None if key is None else nodes.map.node_of(slot_of(key))
+        return nodes.map.anybody() if owner is None or nodes.map.is_away(owner) else owner
 
     def servers(self, *, answering: bool = False) -> dict[str, redis.Redis]:
         """A client for each server, by its address: of each master of a cluster, or of the one server ("").

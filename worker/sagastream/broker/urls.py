@@ -221,9 +221,10 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{user}{':***' if colon else ''}{at}{host}{parts.path}{query}"
 
 
-def redis_cli(url: str, *, cluster: bool = False) -> str:
+def redis_cli(url: str, node: Address | None = None) -> str:
     """The command line of redis-cli for a url that can be used, without the login: that may be another one. If the url
-    names Sentinels, the line asks the first of them for the master. `cluster`: it follows keys to their nodes."""
+    names Sentinels, the line asks the first of them for the master. `node`: of a cluster; the line begins there, since
+    one that the url names may be down, and follows keys to other nodes."""
     parts = urlsplit(url)
     if names_sentinels(url):
         found = sentinels(url)
@@ -235,8 +236,8 @@ def redis_cli(url: str, *, cluster: bool = False) -> str:
         return f"redis-cli -s {shlex.quote(unquote(parts.path))}{_database(url)}"
     _, _, hosts = parts.netloc.rpartition("@")
     host, *_ = hosts.split(",")
-    follows = " -c" if cluster else ""
-    return f"redis-cli{follows} -u {shlex.quote(f'{parts.scheme}://{host}')}{_database(url)}"
+    follows = "" if node is None else " -c"
+    return f"redis-cli{follows} -u {shlex.quote(f'{parts.scheme}://{node or host}')}{_database(url)}"
 
 
 def _database(url: str) -> str:
