@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 import redis
 
 from sagastream import AsyncSagaClient, SagaClient
-from sagastream.broker.connection import connect
-from sagastream.broker.failures import is_outage, untrusted
+from sagastream.broker.connection import Broker, connect
+from sagastream.broker.failures import greeting, is_outage, told, untrusted
 from support.certificates import Authority
 from support.needs import missing
 from support.processes import Commands
@@ -174,6 +175,45 @@ def test_who_cannot_be_trusted_ends_every_process_with_the_reason(
             client.ping()
         assert not is_outage(caught.value)
         assert (untrusted(caught.value) or "").startswith(says)
+
+
+def test_a_url_with_the_wrong_scheme_is_told_as_that(
+    serve: Callable[..., int], authority: Authority, commands: Commands
+) -> None:
+    port, hint = serve(authority.issue("server")), "perhaps the port wants TLS: rediss://"
+    for at in (f"127.0.0.1:{port}", f"u:p@127.0.0.1:{port}", f"127.0.0.1:1,127.0.0.1:{port}"):
+        hears(f"redis://{at}", hint)
+    hears(f"redis+sentinel://127.0.0.1:{port}/m", hint)
+    worker = commands.start("worker", env={"REDIS_URL": f"redis://127.0.0.1:{port}"})
+    assert worker.stderr is not None
+    assert any(hint in line.decode() for line in worker.stderr)
+    # A server that has answered wants no TLS. One that refuses the login has answered, too.
+    for error, may_want_tls in ((redis.ConnectionError("Connection closed by server."), False),
+                                (redis.AuthenticationError("WRONGPASS"), True)):  # fmt: skip
+        with pytest.raises(type(error)) as caught, greeting(may_want_tls=may_want_tls):
+            raise error
+        assert caught.value is error
+
+    hint = "perhaps the port speaks no TLS: redis://"
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # as a server does, until a line has ended
+        at = f"rediss://127.0.0.1:{silent.getsockname()[1]}"
+        with Broker(at, answer_timeout_s=0.2).client as client, pytest.raises(redis.TimeoutError) as late:
+            client.ping()
+        assert (is_outage(late.value), hint in told(late.value)) == (True, True)
+        hears(f"{at.replace('rediss', 'rediss+sentinel')}/m", hint)
+
+
+def hears(at: str, hint: str) -> None:
+    """Both kinds of clients."""
+
+    async def ask() -> Any:
+        async with AsyncSagaClient(at) as client:
+            return await client.get("s1")
+
+    for call in (lambda: connect(at).ping(), lambda: asyncio.run(ask())):
+        with pytest.raises(redis.RedisError) as caught:
+            call()
+        assert (is_outage(caught.value), hint in told(caught.value)) == (True, True), caught.value
 
 
 def test_a_certificate_that_expires_while_a_worker_runs_ends_it_at_its_next_connection(

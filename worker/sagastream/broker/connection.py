@@ -15,7 +15,7 @@ from redis.retry import Retry
 from sagastream.broker import exchange, sentinel, server, to_cluster, urls
 from sagastream.broker.cluster_map import slot_of
 from sagastream.broker.embedded import EmbeddedServer
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import greeting, is_outage
 from sagastream.broker.home import (
     FORMER_IS_OPEN,
     HOME_VARIABLE,
@@ -138,15 +138,16 @@ class Broker:
         return f"this store is for the current folder; that of {folder} is another one: {HOME_VARIABLE}={home}"
 
     def _connected(self, connection: Any) -> None:
-        connection.on_connect()  # as redis-py has it by default
-        connection.send_command("HELLO")
-        with suppress(redis.ResponseError):  # a user may not be allowed to ask
-            mode = server.mode_of(connection.read_response())
-            if isinstance(connection, to_cluster.ToBroker):
-                connection.serves(mode)
-            if (why := server.unusable(mode, is_cluster=self.is_cluster)) is not None:
-                connection.disconnect()
-                raise BrokerError(f"{self.shown_url} {why}")
+        with greeting(may_want_tls=self.url.startswith("redis:") and not self.connections):
+            connection.on_connect()  # as redis-py has it by default
+            connection.send_command("HELLO")
+            with suppress(redis.ResponseError):  # a user may not be allowed to ask
+                mode = server.mode_of(connection.read_response())
+                if isinstance(connection, to_cluster.ToBroker):
+                    connection.serves(mode)
+                if (why := server.unusable(mode, is_cluster=self.is_cluster)) is not None:
+                    connection.disconnect()
+                    raise BrokerError(f"{self.shown_url} {why}")
         self.connections += 1
 
     @property
@@ -285,19 +286,24 @@ def connect_async(url: str) -> "ConnectionPool":
 
     from sagastream.broker import in_loop, to_cluster_in_loop
 
+    has_answered = False
+
     def is_cluster() -> bool:
         return "nodes" in options and bool(options["nodes"].map.is_cluster)
 
     async def connected(connection: Any) -> None:
-        await connection.on_connect()
-        await connection.send_command("HELLO")
-        with suppress(redis.ResponseError):
-            mode = server.mode_of(await connection.read_response())
-            if isinstance(connection, to_cluster_in_loop.ToBrokerInLoop):
-                connection.serves(mode)
-            if (why := server.unusable(mode, is_cluster=is_cluster())) is not None:
-                await connection.disconnect()
-                raise BrokerError(f"{urls.shown(url)} {why}")
+        nonlocal has_answered
+        with greeting(may_want_tls=url.startswith("redis:") and not has_answered):
+            await connection.on_connect()
+            await connection.send_command("HELLO")
+            with suppress(redis.ResponseError):
+                mode = server.mode_of(await connection.read_response())
+                if isinstance(connection, to_cluster_in_loop.ToBrokerInLoop):
+                    connection.serves(mode)
+                if (why := server.unusable(mode, is_cluster=is_cluster())) is not None:
+                    await connection.disconnect()
+                    raise BrokerError(f"{urls.shown(url)} {why}")
+        has_answered = True
 
     options: dict[str, Any] = {"redis_connect_func": connected, "max_connections": 16, "timeout": None, **_OPTIONS}
     # Not from_url: it would put its own class of connections in the place of that of `options_in_loop`.

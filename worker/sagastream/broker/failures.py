@@ -5,7 +5,8 @@ This is the only list. Every process and every client asks it.
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 import redis
@@ -86,6 +87,10 @@ SAYS: Final = " says: "
 #: What a server answers to a process that has not logged in.
 _NO_LOGIN: Final = ("HELLO must be called with the client already authenticated", "Authentication required")
 _REFUSED: Final = "the broker does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
+#: A connection that stood has ended, in the words of redis-py.
+_WAS_ENDED: Final = re.compile(r"while (?:reading|writing)|closed by server", re.IGNORECASE)
+#: What TLS begins with, in the words of the error if no answer to that comes.
+HANDSHAKE: Final = "handshake"
 #: Reasons of OpenSSL for which a connection will never be made.
 _REASONS: Final[Mapping[str, str]] = {
     **dict.fromkeys(
@@ -106,6 +111,25 @@ _REASONS: Final[Mapping[str, str]] = {
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "the broker and this process have no cipher in common, or it wants a certificate",
     "NO_CIPHERS_AVAILABLE": "there is no cipher of that name: see ssl_ciphers",
 }
+
+
+@contextmanager
+def greeting(*, may_want_tls: bool) -> Iterator[None]:
+    """Within this, a server is asked something for the first time. `may_want_tls`: it is not spoken to by TLS, and has
+    never answered. If it ends the connection then, the error says what may be the reason."""
+    try:
+        yield
+    except redis.ConnectionError as error:
+        if not may_want_tls or not _WAS_ENDED.search(str(error)):
+            raise
+        text = f"{str(error).rstrip('.')}; perhaps the port wants TLS: rediss://"
+        raise type(error)(text) from error
+
+
+def no_tls(error: redis.RedisError) -> str:
+    """What may be the reason, to be put behind the error: where TLS is spoken, nothing answers. Empty: another one."""
+    is_silent = isinstance(error.__context__, TimeoutError) and HANDSHAKE in str(error.__context__)
+    return "; perhaps the port speaks no TLS: redis://" if is_silent else ""
 
 
 def is_outage(error: BaseException) -> bool:
@@ -184,7 +208,7 @@ def reason(error: redis.RedisError) -> str:
     """Why a server was not reached, in brackets behind its address."""
     if isinstance(error.__context__, ConnectionRefusedError):
         return "nobody listens there"
-    return str(error).rstrip(".")
+    return f"{str(error).rstrip('.')}{no_tls(error)}"
 
 
 def takes_no_writes(error: BaseException) -> bool:
@@ -206,7 +230,7 @@ def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text:
         what = f"the broker does not answer, since nobody listens there: {text.rstrip('.')}"
         return f"{what}; start it, or look at REDIS_URL. {_ENDED}"
     if isinstance(error, redis.TimeoutError):
-        return f"the broker does not answer: it hangs, was stopped, or is too busy ({text})"
+        return f"the broker does not answer: it hangs, was stopped, or is too busy ({text}){no_tls(error)}"
     return f"the broker does not answer: {text}"
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import redis
 from redis.asyncio import connection as theirs
 
+from sagastream.broker.failures import HANDSHAKE
+
 
 class _Cancellable(theirs.AbstractConnection):
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
@@ -41,6 +43,12 @@ class Connection(_Cancellable, theirs.Connection):
 
 class SSLConnection(Connection, theirs.SSLConnection):
     """A connection to a port, by TLS."""
+
+    async def _connect(self) -> None:
+        try:
+            await super()._connect()  # type: ignore[no-untyped-call]
+        except TimeoutError:
+            raise TimeoutError(f"there was no connection, or no {HANDSHAKE}") from None
 
 
 class SocketConnection(_Cancellable, theirs.UnixDomainSocketConnection):

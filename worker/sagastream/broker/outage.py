@@ -11,7 +11,7 @@ import redis
 
 from sagastream.broker import wire
 from sagastream.broker.embedded import EmbeddedServer
-from sagastream.broker.failures import is_exhausted, is_outage, takes_no_writes, told
+from sagastream.broker.failures import is_exhausted, is_outage, no_tls, takes_no_writes, told
 from sagastream.core import backoff
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log, Observer
@@ -58,7 +58,9 @@ class OutageReport:
         elif takes_no_writes(error):
             self.log.warning(f"{told(error).replace(THE_BROKER, self._called)}; waiting")
         else:
-            self.log.warning(f"{self._called} is away ({error}); waiting" + (f". Its {lost}" if lost else ""))
+            self.log.warning(
+                f"{self._called} is away ({error}{no_tls(error)}); waiting" + (f". Its {lost}" if lost else "")
+            )
         if self._observer is not None:
             self._observer.outage_began(error=error)
 

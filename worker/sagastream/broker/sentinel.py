@@ -16,7 +16,7 @@ from redis.connection import Connection, SSLConnection, parse_url
 from redis.retry import Retry
 
 from sagastream.broker import in_loop, server, urls
-from sagastream.broker.failures import NoMaster, is_outage, reason
+from sagastream.broker.failures import NoMaster, greeting, is_outage, reason
 from sagastream.broker.urls import Address
 from sagastream.telemetry import Log
 
@@ -215,9 +215,10 @@ def ask(question: Ask) -> Any:
     options = {"connection_class": Connection, **parse_url(question.url), **_OPTIONS}  # type: ignore[no-untyped-call]
     connection: Any = options.pop("connection_class")(**options, retry=Retry(NoBackoff(), 0))
     try:
-        connection.connect()
-        connection.send_command(*question.command)
-        return connection.read_response()
+        with greeting(may_want_tls=question.url.startswith("redis:")):
+            connection.connect()
+            connection.send_command(*question.command)
+            return connection.read_response()
     finally:
         connection.disconnect()
 
@@ -270,8 +271,9 @@ async def _ask_in_loop(question: Ask) -> Any:
     options = {**in_loop.parsed(question.url), **_OPTIONS}
     connection: Any = options.pop("connection_class")(**options, retry=RetryInLoop(NoBackoff(), 0))
     try:
-        await connection.connect()
-        await connection.send_command(*question.command)
-        return await connection.read_response()
+        with greeting(may_want_tls=question.url.startswith("redis:")):
+            await connection.connect()
+            await connection.send_command(*question.command)
+            return await connection.read_response()
     finally:
         await connection.disconnect(nowait=True)

@@ -28,6 +28,7 @@ from sagastream.broker.bundle import (
     reached,
 )
 from sagastream.broker.cluster_map import ClusterMap
+from sagastream.broker.failures import greeting
 from sagastream.broker.pool import Pool
 from sagastream.broker.probes import Probes
 from sagastream.broker.server import mode_of
@@ -296,11 +297,12 @@ def options(url: str) -> dict[str, Any]:
 
 def _greet(connection: Any) -> None:
     """Begin a connection of a client that does not ask by itself what the server is."""
-    connection.on_connect()
-    if isinstance(connection, ToBroker):
-        connection.send_command("HELLO")
-        with suppress(redis.ResponseError):  # a user may not be allowed to ask
-            connection.serves(mode_of(connection.read_response()))
+    with greeting(may_want_tls=isinstance(connection, ToBroker) and not isinstance(connection, SSLConnection)):
+        connection.on_connect()
+        if isinstance(connection, ToBroker):
+            connection.send_command("HELLO")
+            with suppress(redis.ResponseError):  # a user may not be allowed to ask
+                connection.serves(mode_of(connection.read_response()))
 
 
 def clients(client: "redis.Redis", *, answering: bool = False) -> dict[str, "redis.Redis"]:
