@@ -265,13 +265,15 @@ def test_a_pause_returns_when_the_workers_have_read_it(scene: Paused) -> None:
 
 
 def test_who_paused_put_back_and_dropped_what_is_kept(scene: Paused, commands: Commands) -> None:
+    env = {"REDIS_URL": scene.broker.url}
+    told = "no operator did anything that no saga tells of\n"
+    assert [commands.run("operations", *options, **env).stdout for options in ((), ("--json",))] == [told, ""]
     scene.client.pause("work", reason="maintenance", actor="ada")
     scene.client.resume("work", reason="done")
     for _ in range(2):
         scene.redis.xadd(FIRST.replies("work"), {"body": "{"})
     scene.turns_until(lambda: scene.redis.xlen(FIRST.quarantine) == 2)
     messages = [message.id for message in Quarantine(scene.redis, KEYS).newest_first()]
-    env = {"REDIS_URL": scene.broker.url}
     assert (
         commands.run("quarantine", "drop", messages[0], "--actor", "bob", "--reason", "no\x1buse", **env).returncode
         == 0

@@ -162,12 +162,15 @@ def operations(limit: int, as_json: bool) -> None:
         from sagastream.store import operations as done
         from sagastream.store.columns import iso
 
-        for one in run(broker.client, done.newest(layout.look(broker), limit)):
+        found = run(broker.client, done.newest(layout.look(broker), limit))
+        for one in found:
             said = {"at": iso(one.at_ms), "verb": one.verb, "what": one.what, "actor": one.actor, "reason": one.reason}
             line = (
                 f"{said['at']}  {one.verb} {one.what}  by {one.actor or 'somebody'}: {one.reason or 'no reason given'}"
             )
             click.echo(json.dumps(said) if as_json else safe(line))
+        if not found and not as_json:
+            click.echo("no operator did anything that no saga tells of")
 
 
 @click.command()
