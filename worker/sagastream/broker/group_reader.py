@@ -51,6 +51,7 @@ class GroupReader:
         *,
         group: str,
         consumer: str,
+        who: str | None = None,
         lease_ms: int,
         on_join: Callable[[], Sequence[str]],
         heartbeat: Heartbeat | None = None,
@@ -60,6 +61,7 @@ class GroupReader:
     ) -> None:
         """
         Args:
+            who: the name of the process, as its log records have it; by default that of the consumer.
             lease_ms: how long another reader may hold an entry before this one takes it over.
             on_join: called before the first reading, and before the first reading after an outage or after a group was
                 deleted: by then, it may be another store. Returns the streams that are to be read.
@@ -79,7 +81,7 @@ class GroupReader:
         self._client = client
         self._group = group
         self._consumer = consumer
-        self._log = Log("broker", consumer)
+        self._log = Log("broker", who or consumer)
         self.leases = Leases(client, group=group, consumer=consumer, lease_ms=lease_ms, log=self._log)
         self._lease_ms = lease_ms
         self._on_join = on_join

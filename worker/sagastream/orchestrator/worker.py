@@ -116,6 +116,7 @@ class Orchestrator:
             broker.client,
             group=ORCHESTRATOR_GROUP,
             consumer=consumer,
+            who=self.name,
             lease_ms=LEASE_MS,
             on_join=self._join,
             heartbeat=self._services,

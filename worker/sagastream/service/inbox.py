@@ -56,7 +56,7 @@ class CommandInbox:
         self._tells_deliveries = watching is not None and watching.watches("command_delivered")
         self._log = Log("service", f"service {service}")
         self._lineage = lineage = Lineage(
-            f"service {service} {consumer}",
+            who := f"service {service} {consumer}",
             area="service",
             service=service,
             observer=observer,
@@ -69,6 +69,7 @@ class CommandInbox:
             client,
             group=service,
             consumer=consumer,
+            who=who,
             lease_ms=lease_ms,
             on_join=self._join,
             heartbeat=self._heartbeat,
