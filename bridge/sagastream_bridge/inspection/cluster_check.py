@@ -9,7 +9,7 @@ import redis
 from msgspec import Struct
 
 from sagastream.broker import server, wire
-from sagastream.broker.cluster_map import SLOTS
+from sagastream.broker.cluster_map import SLOTS, address_of
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.urls import Address
@@ -51,20 +51,23 @@ class View(Struct, frozen=True, kw_only=True):
 
 def seen(broker: Broker, keys: StoreKeys | None) -> View:
     """The cluster, as a node sees it that answers. Raises redis.RedisError."""
+    asked = broker.node_of()
+    assert asked is not None  # it is a cluster
     slots, nodes = wire.round_trip(broker.client, [("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")])
     # A user may not be allowed to ask for the nodes: then less is known.
     text = "" if isinstance(nodes, redis.ResponseError) else wire.or_raise(nodes).decode(errors="replace")
-    return view(wire.or_raise(slots), text, keys)
+    return view(wire.or_raise(slots), text, keys, asked)
 
 
-def view(slots: Sequence[Any], nodes: str, keys: StoreKeys | None) -> View:
-    """The cluster, as CLUSTER SLOTS and CLUSTER NODES tell it. `keys`: None: of the store nothing is known."""
+def view(slots: Sequence[Any], nodes: str, keys: StoreKeys | None, asked: Address) -> View:
+    """The cluster, as CLUSTER SLOTS and CLUSTER NODES tell it. `keys`: None: of the store nothing is known. `asked`:
+    where the node was reached. One that has never met another does not know its own host."""
     owners: dict[str, list[range]] = {}
     addresses: dict[str, str] = {}
     replicas: dict[str, set[str]] = {}
     for first, last, *those in slots:
         ids = [_text(one[2]) for one in those]
-        addresses |= {name: str(Address(_text(one[0]), int(one[1]))) for name, one in zip(ids, those, strict=True)}
+        addresses |= {name: str(address_of(one, asked)) for name, one in zip(ids, those, strict=True)}
         owners.setdefault(ids[0], []).append(range(first, last + 1))
         replicas.setdefault(ids[0], set()).update(ids[1:])
     down: set[str] = set()
@@ -72,7 +75,8 @@ def view(slots: Sequence[Any], nodes: str, keys: StoreKeys | None) -> View:
     for line in nodes.splitlines():
         name, address, flags, master, *_ = line.split()
         is_down = bool({"fail", "fail?"} & set(flags.split(",")))
-        addresses.setdefault(name, address.partition("@")[0])
+        where = address.partition("@")[0]
+        addresses.setdefault(name, str(asked._replace(port=int(where[1:]))) if where.startswith(":") else where)
         if is_down:
             down.add(name)
         if master == "-":

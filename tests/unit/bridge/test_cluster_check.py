@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import redis
 
+from sagastream.broker.urls import Address
 from sagastream.store.keys import StoreKeys
 from sagastream_bridge.inspection.cluster_check import (
     Master,
@@ -19,6 +20,10 @@ from sagastream_bridge.inspection.findings import OK, PROBLEM, WARNING, Finding
 
 #: Their slots are 13907, 264 and 5649.
 KEYS = StoreKeys("saga", ["0", "1br", "2"], "0")
+
+
+#: Where the node was reached that was asked.
+ASKED = Address("10.0.0.1", 6379)
 
 
 def node(number: int) -> list[Any]:
@@ -42,13 +47,28 @@ def lines(findings: Any) -> list[tuple[str, str, str]]:
 def test_each_node_has_the_partitions_in_its_slots() -> None:
     one = Master(address="10.0.0.1:6379", slots=8192, partitions=(1, 2), replicas=1)
     two = Master(address="10.0.0.2:6379", slots=8192, partitions=(0,), has_shared=True)
-    assert view(SLOTS, "", KEYS) == View(masters=(one, two))
-    assert view(SLOTS, "", None).masters[1] == Master(address="10.0.0.2:6379", slots=8192)
+    assert view(SLOTS, "", KEYS, ASKED) == View(masters=(one, two))
+    assert view(SLOTS, "", None, ASKED).masters[1] == Master(address="10.0.0.2:6379", slots=8192)
+
+
+@pytest.mark.parametrize("host", [b"", None])
+def test_a_node_that_has_met_no_other_is_where_it_was_reached(host: bytes | None) -> None:
+    alone = [[0, 16383, [host, 17000, b"id1", []]]]
+    nodes = ":17000@27000 myself,master - 0 0 1 connected"
+    for slots in (alone, []):  # perhaps it has no slots yet
+        (one,) = view(slots, f"id1 {nodes}", KEYS, ASKED).masters
+        assert one.address == "10.0.0.1:17000"
+
+
+def test_a_node_that_should_have_a_name_and_has_none_is_at_its_address() -> None:
+    nameless = [[0, 16383, [b"?", 17000, b"id1", [b"ip", b"10.0.0.7"]]]]
+    (one,) = view(nameless, "id1 10.0.0.7:17000@27000,? myself,master - 0 0 1 connected", KEYS, ASKED).masters
+    assert one.address == "10.0.0.7:17000"
 
 
 def test_nodes_that_are_down_are_seen_as_the_others_see_them() -> None:
     nodes = [line(1, "myself,master"), line(2, "master,fail"), line(3, "slave,fail?", "id1"), line(4)]
-    found = view(SLOTS, "\n".join(nodes), KEYS)
+    found = view(SLOTS, "\n".join(nodes), KEYS, ASKED)
     assert [(one.address, one.is_down, one.replicas, one.slots) for one in found.masters] == [
         ("10.0.0.1:6379", False, 0, 8192),
         ("10.0.0.2:6379", True, 0, 8192),
@@ -63,7 +83,7 @@ def test_nodes_that_are_down_are_seen_as_the_others_see_them() -> None:
 
 def test_a_dead_master_whose_slots_others_have_gets_no_slots() -> None:
     nodes = [line(1, "myself,master"), line(2), line(3, "slave", "id1"), line(4, "master,fail")]
-    said = lines(of_view(view(SLOTS, "\n".join(nodes), KEYS), 3))
+    said = lines(of_view(view(SLOTS, "\n".join(nodes), KEYS, ASKED), 3))
     assert said[0] == (OK, "cluster", "nodes: 2 masters, 1 replica; each slot has a node")
     text = "it is down, and other nodes have its slots; start it: it becomes a replica"
     assert (WARNING, "node 10.0.0.4:6379", text) in said
@@ -71,7 +91,7 @@ def test_a_dead_master_whose_slots_others_have_gets_no_slots() -> None:
 
 
 def test_a_cluster_that_lacks_slots_is_a_problem() -> None:
-    ((level, _, text), *_) = lines(of_view(view(SLOTS[:1], "", KEYS), 3))
+    ((level, _, text), *_) = lines(of_view(view(SLOTS[:1], "", KEYS, ASKED), 3))
     assert (level, "8192 of 16384 slots have no node" in text) == (PROBLEM, True)
 
 

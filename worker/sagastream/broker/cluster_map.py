@@ -115,7 +115,7 @@ class ClusterMap:
         replicas: dict[Address, None] = {}
         try:
             for first, last, *nodes in answer:
-                addresses = [_address(node, asked) for node in nodes]
+                addresses = [address_of(node, asked) for node in nodes]
                 by_slot[first : last + 1] = [addresses[0]] * (last + 1 - first)
                 masters[addresses[0]] = None
                 replicas |= dict.fromkeys(addresses[1:])
@@ -211,7 +211,7 @@ class ClusterMap:
         return node is None or self._cut.get(node, 0) > since
 
 
-def _address(node: Sequence[Any], asked: Address) -> Address:
+def address_of(node: Sequence[Any], asked: Address) -> Address:
     """Where a node listens, as CLUSTER SLOTS has it. Without a host: where the node that was asked listens. If it
     should have a name, and was given none: at the address among what else is told of it."""
     host, port, *more = node
