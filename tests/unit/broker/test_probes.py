@@ -1,9 +1,13 @@
 """Whether a node is back is seen by looking, not by waiting."""
 
+import select
 import socket
 import struct
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from typing import Any
 
 import pytest
 import redis
@@ -98,6 +102,38 @@ def test_a_name_of_several_addresses_is_tried_at_each(
         until(lambda: probes.look(Address("two.example", port)) is None, what="it answers")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [nobody, impossible])
     assert isinstance(probes.look(Address("two.example", port)), redis.ConnectionError)
+
+
+def test_a_name_server_that_is_slow_holds_up_no_look_at_another_node(
+    node: socket.socket, probes: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, may_go_on, resolve = threading.Event(), threading.Event(), socket.getaddrinfo
+
+    def slow(host: str, *rest: Any, **named: Any) -> Any:
+        if host == "slow.example":
+            asked.set()
+            assert may_go_on.wait(10)
+            host = "127.0.0.1"
+        return resolve(host, *rest, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    there = Address("slow.example", node.getsockname()[1])
+    with ThreadPoolExecutor() as threads:
+        waits = [threads.submit(probes.look, there) for _ in range(2)]
+        try:
+            assert asked.wait(10)
+            assert isinstance(threads.submit(probes.look, at(node)).result(timeout=5), redis.TimeoutError)
+        finally:
+            may_go_on.set()
+        assert all(isinstance(one.result(), redis.TimeoutError) for one in waits)
+    # Both have asked the slow one. One question was enough: the other connection is closed.
+    connections = [node.accept()[0] for _ in range(3)]
+    for one in connections:
+        one.settimeout(10)
+    assert [one.recv(100) for one in connections] == [b"PING\r\n"] * 3
+    assert sum(bool(select.select([one], [], [], 0)[0]) and one.recv(1) == b"" for one in connections) == 1
+    for one in connections:
+        one.close()
 
 
 def test_a_process_with_many_open_files_can_look(node: socket.socket, probes: Probes) -> None:

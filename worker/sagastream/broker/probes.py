@@ -89,17 +89,25 @@ class Probes:
         """None: the node answers. Otherwise why it seems not to."""
         with self._lock:
             probe = self._open.pop(node, None)
-            try:
-                probe = probe or _Probe(node)
-                if not probe.is_answered(is_secure=self._is_secure):
-                    self._open[node] = probe
-                    return redis.TimeoutError(f"{node} has not answered yet")
-            except OSError as error:
-                if probe is not None:
-                    probe.close()
-                return redis.ConnectionError(f"{node} cannot be reached: {error}")
-            probe.close()
-            return None
+        try:
+            # Without the lock: the name server may be slow, and other threads look at other nodes.
+            probe = probe or _Probe(node)
+            is_answered = probe.is_answered(is_secure=self._is_secure)
+        except OSError as error:
+            if probe is not None:
+                probe.close()
+            return redis.ConnectionError(f"{node} cannot be reached: {error}")
+        if not is_answered:
+            self._keep(node, probe)
+            return redis.TimeoutError(f"{node} has not answered yet")
+        probe.close()
+        return None
+
+    def _keep(self, node: Address, probe: _Probe) -> None:
+        """For the next look. If another thread has asked the node meanwhile, one question is enough."""
+        with self._lock:
+            if self._open.setdefault(node, probe) is not probe:
+                probe.close()
 
     def close(self) -> None:
         with self._lock:
