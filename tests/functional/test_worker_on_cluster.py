@@ -19,6 +19,7 @@ from sagastream.broker.scripting import added_even_if_full
 from sagastream.client import requests
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.saga import SagaState
+from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.room import Room
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import layout, sagas
@@ -217,6 +218,17 @@ def test_a_node_that_is_full_is_told_from_the_others(stage: Stage) -> None:
         finally:
             client.config_set("maxmemory", 0)
     assert room.full == {one.number for one in here}
+
+
+def test_each_node_gives_its_own_memory_to_what_was_set_aside(stage: Stage) -> None:
+    node = stage.cluster.nodes[0]
+    here, _ = stage.of(node)
+    stream = here[0].quarantine
+    store, share = Store(stage.broker.client), 3 << 20
+    for _ in range(20):
+        stage.broker.client.xadd(stream, {"body": "x" * (100 << 10)})
+    assert store.trim(stage.keys, here, share * 8 * len(here)) == {}
+    assert list(store.trim(stage.keys, here, share * 8 * len(here) // 2)) == [stream]
 
 
 @pytest.mark.soak  # it waits until a node that hangs is held to be away, and measures for some time

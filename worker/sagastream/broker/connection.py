@@ -13,7 +13,6 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sagastream.broker import exchange, sentinel, server, to_cluster, urls
-from sagastream.broker.cluster_map import slot_of
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.failures import greeting, is_outage
 from sagastream.broker.home import (
@@ -160,7 +159,7 @@ class Broker:
         broker is no cluster, as far as is known."""
         if (nodes := to_cluster.nodes_of(self.client)) is None:
             return None
-        owner = None if key is None else nodes.map.node_of(slot_of(key))
+        owner = None if key is None else to_cluster.node_of(self.client, key)
         return nodes.map.anybody() if owner is None or nodes.map.is_away(owner) else owner
 
     def servers(self, *, answering: bool = False) -> dict[str, redis.Redis]:

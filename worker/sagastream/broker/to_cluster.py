@@ -27,7 +27,7 @@ from sagastream.broker.bundle import (
     no_node,
     reached,
 )
-from sagastream.broker.cluster_map import ClusterMap
+from sagastream.broker.cluster_map import ClusterMap, slot_of
 from sagastream.broker.failures import greeting
 from sagastream.broker.pool import Pool
 from sagastream.broker.probes import Probes
@@ -323,6 +323,12 @@ def nodes_of(client: "redis.Redis") -> Nodes | None:
     """The nodes of the cluster that a client leads to; None: it leads to a single server, as far as is known."""
     nodes: Nodes | None = client.get_connection_kwargs().get("nodes")
     return nodes if nodes is not None and nodes.map.is_cluster else None
+
+
+def node_of(client: "redis.Redis", key: str) -> Address | None:
+    """The node of the cluster that has this key; None: nobody knows, or the client leads to a single server."""
+    nodes = nodes_of(client)
+    return None if nodes is None else nodes.map.node_of(slot_of(key))
 
 
 def give_up_waiting(client: "redis.Redis", group: str, consumer: str) -> None:

@@ -1,5 +1,6 @@
 """Commit the decisions of a turn; lease the sagas that are due."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from itertools import groupby
@@ -7,7 +8,7 @@ from typing import Final, NamedTuple
 
 import redis
 
-from sagastream.broker import exchange, partial, scripting, wire
+from sagastream.broker import exchange, partial, scripting, to_cluster, wire
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import execute, or_raise
@@ -33,7 +34,7 @@ _SAMPLES: Final = 16
 #: How many bytes the streams of a partition take at most, about, beside what bounds them otherwise. Of the quarantine a
 #: person is told what was dropped.
 MOST_BYTES: Final = {"events": 64 << 20, "quarantine": 256 << 20}
-#: … and at most an eighth of maxmemory, all partitions together: they must not be what fills a store. But so much.
+#: … and at most an eighth of maxmemory, all partitions of a server together: they must not be what fills it. But so much.
 _LEAST_SHARE: Final = 1 << 20
 #: How many of the sagas that were committed last are remembered, for `missing`.
 LOOKED_AT: Final = 16
@@ -140,9 +141,15 @@ class Store:
     def trim(self, keys: StoreKeys, partitions: Sequence[Partition], maxmemory: int) -> dict[str, int]:
         """Drop the oldest entries of events and quarantine streams that take too many bytes, of these partitions.
         Returns how many, by stream. The rest follows with the next call, since the sizes are estimates. `maxmemory`: of
-        the server, in bytes; 0: it has none."""
-        share = max(_LEAST_SHARE, maxmemory // 8 // len(keys.partitions)) if maxmemory else max(MOST_BYTES.values())
-        streams = {getattr(one, what): min(most, share) for one in partitions for what, most in MOST_BYTES.items()}
+        a server, in bytes; 0: it has none."""
+        # Each node of a cluster has memory of its own.
+        servers = {one.number: to_cluster.node_of(self._client, one.requests) for one in keys.partitions}
+        together = Counter(servers.values())
+        streams = {}
+        for one in partitions:
+            share = max(_LEAST_SHARE, maxmemory // 8 // together[servers[one.number]])
+            for what, most in MOST_BYTES.items():
+                streams[getattr(one, what)] = min(most, share) if maxmemory else most
         sizes = wire.round_trip(self._client, [("MEMORY", "USAGE", stream, "SAMPLES", _SAMPLES) for stream in streams])
         dropped = {}
         for (stream, most), size in zip(streams.items(), sizes, strict=True):
