@@ -34,7 +34,7 @@ _SAMPLES: Final = 16
 #: How many bytes the streams of a partition take at most, about, beside what bounds them otherwise. Of the quarantine a
 #: person is told what was dropped.
 MOST_BYTES: Final = {"events": 64 << 20, "quarantine": 256 << 20}
-#: … and at most an eighth of maxmemory, all partitions of a server together: they must not be what fills it. But so much.
+#: … and at most an eighth of maxmemory, all partitions of a server together: they must not be what fills it. But this.
 _LEAST_SHARE: Final = 1 << 20
 #: How many of the sagas that were committed last are remembered, for `missing`.
 LOOKED_AT: Final = 16
