@@ -335,6 +335,32 @@ def test_steps_of_sagas_on_a_cluster_run_on_a_server_of_rq(
         assert len(keys(jobs, "rq:job:*")) > 6
 
 
+def test_stores_with_one_prefix_take_no_answer_of_each_other(
+    stage: Stage, rq_server: OwnServer, server: Server, tmp_path: Path
+) -> None:
+    """As docs/rq.md tells nobody to share a server. Both have a saga of the same id: its jobs have one id, too."""
+    (folder := tmp_path / "others").mkdir()
+    theirs = start_server("redis" if server.binary == "redis-server" else "valkey", folder, OwnServer)
+    others = Stage(theirs.broker(), Fleet(folder, theirs.url, RQ_URL=rq_server.url))
+    try:
+        queue = Queue("steps", connection=stage.rq)
+        for one, params in ((stage, "ours"), (others, "theirs")):
+            one.begin("s1", do(params, backoff_ms=1, timeout_ms=LONG_MS))
+            one.all_until(lambda: queue.count == 1, what="the job of both is there")
+            one.runner.turn(block_ms=1)
+        stage.fleet.worker()
+        assert stage.play("s1").status is SagaStatus.COMPLETED
+        assert others.effects_on_rq() == []
+        # It sends its own job now; the worker of the other store may get that first, and finds no such command.
+        others.fleet.worker()
+        assert others.play("s1").status is SagaStatus.COMPLETED
+        assert [one.state("s1").steps[0].result for one in (stage, others)] == [b'"ours"', b'"theirs"']
+        assert [one.effects_on_rq() for one in (stage, others)] == [["done s1/1/transaction"]] * 2
+    finally:
+        others.fleet.end()
+        theirs.stop()
+
+
 def test_a_server_of_rq_that_may_drop_jobs_is_told_by_the_doctor(stage: Stage) -> None:
     stage.rq.config_set("maxmemory-policy", "allkeys-lru")
     (finding,) = of_rq(stage)
