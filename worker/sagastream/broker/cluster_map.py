@@ -20,8 +20,10 @@ from sagastream.telemetry import Log
 SLOTS: Final = 16384
 #: The host of a node that should announce its name (cluster-preferred-endpoint-type hostname), and has none.
 NAMELESS: Final = "?"
-#: The least time between two requests for the map, in seconds.
+#: The least time between two requests for the map, in seconds; and the longest, if nothing has changed for some time:
+#: a node may be away for hours, and a replica takes seconds until it takes over.
 _ASK_EVERY_S: Final = 0.25
+_ASK_AT_LEAST_EVERY_S: Final = 1.0
 #: The longest time until a node that was away is tried again, in seconds.
 _TRY_EVERY_S: Final = 1.0
 #: At most so many slots of keys are remembered.
@@ -72,10 +74,10 @@ class ClusterMap:
         self._is_stale = True
         self._doubted: set[Address] = set()
         self._asked_s = float("-inf")
+        self._asks = 0  # how often it was asked for since something has changed
         self._away: dict[Address, _Away] = {}
         #: How often a node was cut off, or has come back: what was known of what it holds may be wrong.
         self.cuts = 0
-        self._cut: dict[Address, int] = {}  # by node: which of them was its last
 
     @property
     def masters(self) -> Sequence[Address]:
@@ -96,9 +98,11 @@ class ClusterMap:
             return False
         with self._lock:
             now_s = self._clock()
-            if not self._is_stale or now_s - self._asked_s < _ASK_EVERY_S:
+            every_s = min(_ASK_EVERY_S * 2 ** min(self._asks, 9), _ASK_AT_LEAST_EVERY_S)
+            if not self._is_stale or now_s - self._asked_s < every_s:
                 return False
             self._asked_s = now_s
+            self._asks += 1
             return True
 
     def to_ask(self) -> list[Address]:
@@ -128,7 +132,9 @@ class ClusterMap:
                 self._doubted.clear()
             for before, node in set(zip(self._by_slot, by_slot, strict=True)):
                 if before != node and before is not None and node is not None:
-                    self._is_cut(node)  # it may be a replica that is behind what the node before has answered
+                    self.cuts += 1  # it may be a replica that is behind what the node before has answered
+            if by_slot != self._by_slot:
+                self._asks = 0
             self._by_slot, self._nodes, self._replicas = by_slot, list(masters), list(replicas)
             for gone in self._away.keys() - masters.keys():
                 del self._away[gone]
@@ -141,7 +147,8 @@ class ClusterMap:
         """A node has said that a slot is at this one by now."""
         with self._lock:
             if self._by_slot[slot] != node:
-                self._is_cut(node)  # it may be a replica that has taken over
+                self.cuts += 1  # it may be a replica that has taken over
+                self._asks = 0
             self._by_slot[slot] = node
             self._is_stale = True
 
@@ -184,11 +191,12 @@ class ClusterMap:
         """A node does not answer, or a connection to it has ended with answers on their way."""
         with self._lock:
             self._is_stale = True
-            self._is_cut(node)
+            self.cuts += 1
             away = self._away.get(node)
             is_news = away is None
             if away is None:
                 away = self._away[node] = _Away(error)
+                self._asks = 0
             away.failed(self._clock())
         if is_news:
             _log.warning(f"the node {node} of the cluster is away ({error}); the others go on")
@@ -198,17 +206,8 @@ class ClusterMap:
         with self._lock:
             if self._away.pop(node, None) is None:
                 return
-            self._is_cut(node)
+            self.cuts += 1
         _log.warning(f"the node {node} of the cluster is back")
-
-    def _is_cut(self, node: Address) -> None:
-        self.cuts += 1
-        self._cut[node] = self.cuts
-
-    def was_cut(self, key: str, since: int) -> bool:
-        """Whether the node of this key was cut off, or has come back, since `cuts` was so much."""
-        node = self._by_slot[slot_of(key)]
-        return node is None or self._cut.get(node, 0) > since
 
 
 def address_of(node: Sequence[Any], asked: Address) -> Address:
