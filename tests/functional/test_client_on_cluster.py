@@ -22,6 +22,7 @@ from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import Step
 from sagastream.store.keys import StoreKeys
+from sagastream.store.quarantine import Newest
 from sagastream.store.saga_hash import changed_fields
 from support.clusters import Cluster, Node
 from support.stores import divided, in_each
@@ -303,3 +304,30 @@ def test_what_is_there_is_listed_found_and_erased_and_what_is_away_is_named(own:
     until(lambda: not client.find().partitions_away, what="the node is reached")
     again = client.erase_many(ids, "asked for")
     assert (again.hashes, again.left, again.refused) == (2, [], {})
+
+
+def test_what_was_set_aside_is_listed_as_far_as_it_can_be_read(own: Cluster) -> None:
+    keys, _, node, _ = shared_out(own)
+    client = SagaClient(own.broker())
+    client._redis.sadd(keys.services, "till")
+    message: Any = {"reason": "odd", "stream": "x", "entry_id": "1-1", "body": "{}"}
+    for partition in keys.partitions:
+        for stream in (partition.quarantine, partition.quarantine_of("till")):
+            client._redis.xadd(stream, message)
+    assert (len(found := client.quarantined()), found.partitions_away) == (12, ())
+    for gone, services in ((node, {"", "till"}), (own.node_of(keys.partitions[0].timers), {""})):
+        gone.kill()
+        numbers = {one.number for one in keys.partitions if own.node_of(one.timers) is gone}
+        found = client.quarantined()
+        assert found.partitions_away == tuple(sorted(numbers))
+        ids = {(one.set_aside_by, int(one.id.partition("@")[2] or 0)) for one in found}
+        assert ids == {(by, one.number) for one in keys.partitions if one.number not in numbers for by in services}
+        assert asyncio.run(in_loop_of(own)).partitions_away == found.partitions_away
+        gone.start()
+        own.wait_ok()
+        until(lambda: not client.quarantined().partitions_away, what="the node is reached")
+
+
+async def in_loop_of(cluster: Cluster) -> Newest:
+    async with AsyncSagaClient(cluster.broker()) as client:
+        return await client.quarantined()

@@ -17,7 +17,7 @@ from sagastream.store.finding import to_filter
 from sagastream.store.keys import StoreKeys
 from sagastream.store.operations import Operation
 from sagastream.store.pauses import Heard, Written
-from sagastream.store.quarantine import Quarantined
+from sagastream.store.quarantine import Newest, Quarantined
 
 
 class StoreVerbs(Access):
@@ -134,9 +134,10 @@ class StoreVerbs(Access):
     def _turned(self, bulk_id: str, verb: str, reason: str | None, actor: str | None) -> Bulk:
         return self._run(bulks.turn(self._opened(), bulk_id, verb, actor=actor, reason=reason))
 
-    def quarantined(self, limit: int = 50) -> Sequence[Quarantined]:
+    def quarantined(self, limit: int = 50) -> Newest:
         """The messages that were set aside, the newest first, at most so many. Each has an `id`, the `reason`, and
-        the message itself."""
+        the message itself. If nodes of a cluster are away, their messages are left out; `partitions_away` of the list
+        says of which partitions. With those of partition 0, all messages are left out that services have set aside."""
         return self._run(quarantine.newest(self._looked(), limit))
 
     def replay_quarantined(self, entry_id: str, *, reason: str | None = None, actor: str | None = None) -> Quarantined:
@@ -255,7 +256,7 @@ class AsyncStoreVerbs(AsyncAccess):
     async def _turned(self, bulk_id: str, verb: str, reason: str | None, actor: str | None) -> Bulk:
         return await self._run(bulks.turn(await self._opened(), bulk_id, verb, actor=actor, reason=reason))
 
-    async def quarantined(self, limit: int = 50) -> Sequence[Quarantined]:
+    async def quarantined(self, limit: int = 50) -> Newest:
         """The messages that were set aside. See SagaClient.quarantined."""
         return await self._run(quarantine.newest(await self._looked(), limit))
 

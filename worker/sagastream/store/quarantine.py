@@ -24,7 +24,7 @@ from sagastream.broker.wire import or_raise
 from sagastream.core.belonging import KEPT
 from sagastream.core.strict_json import decode_any
 from sagastream.errors import QuarantineError
-from sagastream.store import operations, published
+from sagastream.store import operations, published, reach
 from sagastream.store.keys import Partition, StoreKeys
 
 _ENTRY_ID: Final = re.compile(
@@ -80,6 +80,14 @@ class Quarantined:
         return saga_id[:135] if isinstance(saga_id, str) else ""
 
 
+class Newest(list[Quarantined]):
+    """The newest messages that were set aside, the newest first."""
+
+    #: The numbers of the partitions that could not be read, since their node was away. If that node also has the names
+    #: of the services, what services have set aside is left out in all partitions.
+    partitions_away: tuple[int, ...] = ()
+
+
 class _Stream(NamedTuple):
     """One stream of the quarantine: the orchestrator's of a partition, or a service's."""
 
@@ -132,11 +140,14 @@ class Quarantine:
         return run(self._client, drop(self._keys, entry_id, actor=actor, reason=reason))
 
 
-def newest(keys: StoreKeys, limit: int) -> Exchange[list[Quarantined]]:
-    """The newest messages, at most so many, the newest first."""
-    streams = [_Pages(stream) for stream, length in (yield from _lengths(keys)).items() if length]
+def newest(keys: StoreKeys, limit: int) -> Exchange[Newest]:
+    """The newest messages, at most so many, of the partitions that can be reached."""
+    reached = yield from reach.look(keys)
+    lengths = yield from _lengths(reached.keys, has_shared=reached.shared is None)
+    streams = [_Pages(stream) for stream, length in lengths.items() if length]
     waiting: list[deque[Quarantined]] = [deque() for _ in streams]
-    found: list[Quarantined] = []
+    found = Newest()
+    found.partitions_away = tuple(sorted(reached.away))
     while len(found) < limit:
         for pages, unread in zip(streams, waiting, strict=True):
             if not unread:
@@ -197,9 +208,10 @@ class _Pages:
         return page
 
 
-def _lengths(keys: StoreKeys) -> Exchange[dict[_Stream, int]]:
-    """How many messages stand in each stream of the quarantine; none in what is no stream, as `doctor` reports."""
-    services = yield from published.services(keys)
+def _lengths(keys: StoreKeys, *, has_shared: bool = True) -> Exchange[dict[_Stream, int]]:
+    """How many messages stand in each stream of the quarantine; none in what is no stream, as `doctor` reports.
+    `has_shared`: whether it can be read which services there are."""
+    services = (yield from published.services(keys)) if has_shared else []
     streams = [_Stream(partition.quarantine, partition, "") for partition in keys.partitions]
     streams += [
         _Stream(partition.quarantine_of(service), partition, service)
