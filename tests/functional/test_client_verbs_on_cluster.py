@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from sagastream import AsyncSagaClient, Definition, MalformedMessage, SagaClient, SagaState, UnknownSaga
+from sagastream import (
+    AsyncSagaClient,
+    Definition,
+    DroppedCommands,
+    MalformedMessage,
+    SagaClient,
+    SagaState,
+    UnknownSaga,
+)
 from support.clusters import Cluster
 from support.processes import Commands
 from support.stores import divided, in_each
@@ -144,3 +152,4 @@ async def _of_the_store(ask: Ask, name: str) -> None:
     await ask("begin", await ask("definition", f"order-{name}"), saga_id=f"defined-{name}")
     assert (await ask("wait", f"defined-{name}", 60)).status == "COMPLETED"
     assert await ask("quarantined") == []
+    assert await ask("drop_commands", "nobody") == DroppedCommands(dropped=0)

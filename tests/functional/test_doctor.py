@@ -1,6 +1,7 @@
 """The doctor on real servers: it reports a healthy store as healthy, and finds every fault, and mends it if that is
 possible."""
 
+import contextlib
 import json
 import logging
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 
+from sagastream import DroppedCommands, MalformedMessage, RequestRefused
 from sagastream.broker import scripting
 from sagastream.broker.connection import Broker
 from sagastream.core.begin_parsing import parse_begin
@@ -456,6 +458,7 @@ def test_commands_of_a_service_that_never_was_are_dropped_when_no_saga_waits(
     [text] = [text for text in found(scene) if "wrok" in text]
     assert text.startswith("problem: no process of service wrok is listening, and none ever was")
     assert "sagas that wait for Do: 2 (" in text
+    assert scene.client.drop_commands("wrok") == DroppedCommands(dropped=0, awaited=("s1", "s2"))
     kept = commands.run("drop-commands", "wrok", **env)
     assert (kept.returncode, kept.stdout) == (1, "0 dropped\n")
     assert "2 kept: sagas wait for them: s1, s2" in kept.stderr
@@ -491,11 +494,19 @@ def test_commands_that_a_process_may_have_read_are_kept(scene: Scene, server: Se
     scene.redis.xadd(stream, body | {"replayed": "1"})
     scene.redis.xadd(stream, body)
     assert "is at work" in commands.run("drop-commands", "till", REDIS_URL=server.url).stderr  # it asked a moment ago
+    with pytest.raises(RequestRefused, match="service till is at work"):
+        scene.client.drop_commands("till")
 
-    def dropped() -> bool:
-        return commands.run("drop-commands", "till", REDIS_URL=server.url).stdout == "1 dropped\n"
+    def dropped() -> DroppedCommands | None:
+        with contextlib.suppress(RequestRefused):
+            return scene.client.drop_commands("till", reason="never again", actor="ada")
+        return None
 
-    until(dropped, what="it counts as dead")
+    assert until(dropped, what="it counts as dead") == DroppedCommands(dropped=1, kept=1)
+    (noted,) = scene.client.operations()
+    assert (noted.verb, noted.what, noted.actor) == ("drop-commands", "1 of service till", "ada")
+    with pytest.raises(MalformedMessage, match="no name of a service"):
+        scene.client.drop_commands("a/b")
     assert scene.redis.xlen(stream) == 2
     assert any("no process of service till is listening" in text for text in found(scene))
 

@@ -13,8 +13,8 @@ from sagastream.core.causes import CauseKind
 from sagastream.core.saga import SagaState
 from sagastream.errors import SagaAborted, SagaParked
 from sagastream.store import published
+from sagastream.store.unread import unread
 from sagastream_bridge.inspection.doctor import Doctor
-from sagastream_bridge.inspection.unread import unread
 from support.processes import Commands
 from support.scenes import Scene, do
 from support.servers import Server
@@ -68,7 +68,7 @@ def test_the_commands_of_all_steps_that_are_out_are_found(scene: Scene) -> None:
         (CauseKind.NO_SERVICE, [2]),
     ]
     for service in ("work", "away"):
-        assert unread(scene.redis, KEYS, service).awaited == ["g1"]
+        assert run(scene.redis, unread(KEYS, service)).awaited == ["g1"]
 
 
 def test_a_wait_is_no_service(scene: Scene) -> None:

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from sagastream.store.operations import Operation as Operation
     from sagastream.store.pauses import Heard as Heard
     from sagastream.store.quarantine import Quarantined as Quarantined
+    from sagastream.store.unread import DroppedCommands as DroppedCommands
 
 
 _WHERE = {
@@ -96,6 +97,7 @@ _WHERE = {
     "Definition": "client.definition",
     "DefinitionError": "errors",
     "Deployed": "store.definitions",
+    "DroppedCommands": "store.unread",
     "Effects": "effects.once",
     "Erased": "client.erasing",
     "Heard": "store.pauses",
@@ -167,6 +169,7 @@ __all__ = [
     "Definition",
     "DefinitionError",
     "Deployed",
+    "DroppedCommands",
     "Effects",
     "Erased",
     "Heard",

@@ -126,22 +126,12 @@ def drop_commands(service: str, reason: str | None, actor: str) -> None:
     _check(actor, reason)
     with opened() as broker:
         from sagastream.broker.exchange import run
-        from sagastream.store import heartbeat, layout, reach
-        from sagastream.store import operations as done
-        from sagastream_bridge.inspection import unread
+        from sagastream.store import layout, reach, unread
 
-        found_keys = run(broker.client, reach.look(layout.look(broker)))
-        tell_reach(found_keys)
-        keys = found_keys.keys
-        processes = heartbeat.processes(broker.client, keys, [service])
-        if alive := [process.name for process in processes if process.service == service and process.is_alive]:
-            raise click.ClickException(safe(f"service {service} is at work, and answers what it reads: {alive[0]}"))
-        found = unread.unread(broker.client, keys, service)
-        dropped = unread.drop(broker.client, keys, service, found.unwanted)
-        if dropped:
-            what = f"{dropped} of service {service}"
-            run(broker.client, done.note(keys, "drop-commands", what, actor=actor, reason=reason))
-        click.echo(f"{dropped} dropped")
+        reached = run(broker.client, reach.look(layout.look(broker)))
+        tell_reach(reached)
+        found = run(broker.client, unread.drop(reached.keys, service, actor=actor, reason=reason))
+        click.echo(f"{found.dropped} dropped")
         if found.awaited:
             ids = ", ".join(found.awaited[:5]) + (" …" if len(found.awaited) > 5 else "")
             click.echo(safe(f"{len(found.awaited)} kept: sagas wait for them: {ids}"), err=True)

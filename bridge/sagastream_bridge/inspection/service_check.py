@@ -14,11 +14,11 @@ from sagastream.core.why_service import hangs, nobody
 from sagastream.rq_steps.asking import run
 from sagastream.store import sagas
 from sagastream.store.keys import ORCHESTRATOR_GROUP, StoreKeys
+from sagastream.store.unread import unread
 from sagastream_bridge.inspection.findings import Finding, cannot_tell, ok, problem, problem_of, warning
 from sagastream_bridge.inspection.indexes import SagaCheck, Waiting
 from sagastream_bridge.inspection.key_check import KeyCheck
 from sagastream_bridge.inspection.streams import StreamCheck
-from sagastream_bridge.inspection.unread import unread
 
 #: The causes of which a service's findings tell, if sagas wait for it.
 _OF_A_SERVICE: Final = (CauseKind.NO_COMMAND, CauseKind.KILLS, CauseKind.PROCESS_DEAD)
@@ -170,7 +170,7 @@ class ServiceCheck:
 
     def _leftover(self, service: str, cause: Cause, entries: int) -> Iterator[Finding]:
         """Commands of a service that nobody runs, though no saga is known to wait for it."""
-        unwanted = len(unread(self._client, self._keys, service).unwanted)
+        unwanted = len(run(self._client, unread(self._keys, service)).unwanted)
         text = f"{cause.text}; commands that no saga is known to wait for: {entries}"
         drops = (f"sagastream drop-commands {service}  # drops {unwanted} of them",) if unwanted else ()
         if unwanted == entries:

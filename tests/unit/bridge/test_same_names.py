@@ -34,6 +34,7 @@ ACTIONS: Final = {
     "deploy": ("deploy",),
     "bulk": ("bulks", "bulk", "pause_bulk", "resume_bulk", "stop_bulk"),
     "operations": ("operations",),
+    "drop-commands": ("drop_commands",),
     "quarantine list": ("quarantined",),
     "quarantine replay": ("replay_quarantined",),
     "quarantine drop": ("drop_quarantined",),

@@ -1,4 +1,4 @@
-"""What somebody asks of a store: pauses, bulks, quarantined messages, definitions."""
+"""What somebody asks of a store: pauses, bulks, quarantined messages, commands that nobody reads, definitions."""
 
 import asyncio
 import time
@@ -11,13 +11,14 @@ from sagastream.client.listing import Search
 from sagastream.core.bulks import USUAL_RATE, Bulk, BulkResult, BulkVerb
 from sagastream.core.messages import Verb
 from sagastream.core.pauses import Pause
-from sagastream.store import bulks, definitions, operations, pauses, quarantine
+from sagastream.store import bulks, definitions, operations, pauses, quarantine, unread
 from sagastream.store.definitions import Deployed
 from sagastream.store.finding import to_filter
 from sagastream.store.keys import StoreKeys
 from sagastream.store.operations import Operation
 from sagastream.store.pauses import Heard, Written
 from sagastream.store.quarantine import Newest, Quarantined
+from sagastream.store.unread import DroppedCommands
 
 
 class StoreVerbs(Access):
@@ -159,6 +160,26 @@ class StoreVerbs(Access):
         """Delete a message that was set aside. Arguments and errors are those of `replay_quarantined`."""
         return self._run(quarantine.drop(self._opened(), entry_id, actor=actor, reason=reason))
 
+    def drop_commands(self, service: str, *, reason: str | None = None, actor: str | None = None) -> DroppedCommands:
+        """Delete the commands of a service that does not run: those that no process has read and no saga waits for.
+        If nothing is left of the service, and it has never published a command, its name is forgotten, too.
+
+        Args:
+            service: its name.
+            reason: why; `operations` tells it.
+            actor: who asks; it is told, too.
+
+        Returns how many were dropped, and what was kept.
+
+        Raises:
+            MalformedMessage: the name, the reason or the actor is not valid.
+            RequestRefused: a process of the service is alive.
+            redis.exceptions.NoPermissionError: the user does not have the role operator.
+            redis.RedisError: the broker is away, or the node that knows who is at work. Ask again: what was dropped
+                is gone, and nothing else changes.
+        """
+        return self._run(unread.drop(self._opened(), service, actor=actor, reason=reason))
+
     def operations(self, limit: int = 50) -> Sequence[Operation]:
         """What people did that no saga tells of, the newest first, at most so many: what they paused, resumed, put
         back or dropped, and their bulks. The newest 10,000 are kept."""
@@ -271,6 +292,12 @@ class AsyncStoreVerbs(AsyncAccess):
     ) -> Quarantined:
         """Delete a message that was set aside. See SagaClient.drop_quarantined."""
         return await self._run(quarantine.drop(await self._opened(), entry_id, actor=actor, reason=reason))
+
+    async def drop_commands(
+        self, service: str, *, reason: str | None = None, actor: str | None = None
+    ) -> DroppedCommands:
+        """Delete the commands of a service that does not run. See SagaClient.drop_commands."""
+        return await self._run(unread.drop(await self._opened(), service, actor=actor, reason=reason))
 
     async def operations(self, limit: int = 50) -> Sequence[Operation]:
         """What people did that no saga tells of. See SagaClient.operations."""
