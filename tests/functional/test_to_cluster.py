@@ -15,7 +15,7 @@ import redis
 from sagastream.broker import exchange, scripting, to_cluster, wire
 from sagastream.broker.cluster_map import SLOTS
 from sagastream.broker.connection import Broker, connect, connect_async
-from sagastream.broker.failures import NodeAway, NoNode, told
+from sagastream.broker.failures import NodeAway, NodeRefuses, NoNode, told
 from sagastream.errors import BrokerError
 from support.clusters import Cluster, Node, free_ports
 from support.servers import Server, binary_of
@@ -126,7 +126,7 @@ def test_a_node_that_refuses_the_login_is_named(cluster: Cluster) -> None:
     async def ask(url: str) -> None:
         pool = connect_async(url)
         try:
-            await exchange.run_async(pool, get())
+            wire.or_raise(*await exchange.run_async(pool, get()))
         finally:
             await pool.aclose()
 
@@ -139,7 +139,7 @@ def test_a_node_that_refuses_the_login_is_named(cluster: Cluster) -> None:
         admin.config_set("requirepass", "secret")
         try:
             for call in (partial(connect(other.url).get, ONE), lambda: asyncio.run(ask(other.url))):
-                with pytest.raises(redis.AuthenticationError) as raised:
+                with pytest.raises(NodeRefuses) as raised:
                     call()
                 who = f"the node 127.0.0.1:{node.port} of the cluster"
                 assert told(raised.value).startswith(f"{who} wants a password, and REDIS_URL has none")

@@ -309,7 +309,7 @@ class _Patience:
         """Have the request accepted, however long the broker is away. `durable`: as for SagaClient.begin."""
         import redis
 
-        from sagastream.broker.failures import is_outage, is_refusal, told
+        from sagastream.broker.failures import NodeRefuses, is_outage, is_refusal, told
 
         saga_id, may_have_arrived = request.saga_id, False
 
@@ -325,7 +325,7 @@ class _Patience:
         try:
             return self._outage.patiently(lambda: self._once_there_is_room(begin), until=self._until)
         except redis.RedisError as error:
-            if not is_outage(error):
+            if not is_outage(error) or isinstance(error, NodeRefuses):
                 raise
             text = f"saga {saga_id} was not begun within {self._timeout_s:g} s: {told(error)}"
             if may_have_arrived:

@@ -12,6 +12,7 @@ from sagastream.broker import server, wire
 from sagastream.broker.cluster_map import SLOTS, address_of
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
+from sagastream.broker.failures import reason
 from sagastream.broker.urls import Address
 from sagastream.core.durations import spoken
 from sagastream.store.keys import StoreKeys, slot
@@ -166,6 +167,9 @@ def of_clocks(times: Mapping[str, int]) -> Iterator[Finding]:
 def of_away(one: Master, error: redis.RedisError, partitions: int | None) -> Finding:
     """A node that does not answer."""
     what = " and ".join(held(one, partitions)) or "nobody knows what"
+    if isinstance(error, redis.AuthenticationError):
+        text = f"it refuses the login ({reason(error)}); what waits for it: {what}"
+        return problem(f"node {one.address}", text, "a cluster copies no users: make the user of REDIS_URL there, too")
     then = "a replica takes its place in a moment" if one.replicas else "start it: no replica takes its place"
     return problem(f"node {one.address}", f"it does not answer ({error}); what waits for it: {what}", then)
 

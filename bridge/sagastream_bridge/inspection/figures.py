@@ -121,7 +121,7 @@ def _memory_of_nodes(broker: Broker) -> Iterator[tuple[int, int | None]]:
         try:
             (answer,) = wire.round_trip(client, [("INFO", "memory")])
         except redis.RedisError as error:
-            if not is_outage(error):
+            if not (is_outage(error) or isinstance(error, redis.AuthenticationError)):
                 raise
             continue
         memory = _facts(_read(answer, b""))

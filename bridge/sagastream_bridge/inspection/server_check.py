@@ -46,7 +46,7 @@ def examine(broker: Broker, keys: StoreKeys | None) -> Iterator[Finding]:
             coverage[one.address] = cluster_check.coverage(client)
             moving |= cluster_check.moving(client)
         except redis.RedisError as error:
-            if not is_outage(error):
+            if not (is_outage(error) or isinstance(error, redis.AuthenticationError)):
                 raise
             yield cluster_check.of_away(one, error, partitions)
             continue

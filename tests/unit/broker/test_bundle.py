@@ -11,6 +11,7 @@ from sagastream.broker.bundle import (
     AskForMap,
     Bundle,
     Collect,
+    Login,
     Probe,
     Reach,
     Read,
@@ -21,7 +22,7 @@ from sagastream.broker.bundle import (
     reached,
 )
 from sagastream.broker.cluster_map import SLOTS, ClusterMap, slot_of
-from sagastream.broker.failures import NodeAway, NoNode, is_outage, is_refusal, told
+from sagastream.broker.failures import NodeAway, NodeRefuses, NoNode, is_outage, is_refusal, told
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
 from sagastream.errors import BrokerError
@@ -54,6 +55,7 @@ class Scripted:
         self.collected: Any = ({}, set())
         self.asked: list[tuple[str, Address, Any]] = []
         self.reached: dict[Address, Any] = {}
+        self.refused: dict[Address, redis.RedisError] = {}
         self._owed: dict[Address, deque[Words]] = {}
 
     def go(self, steps: Any) -> Any:
@@ -73,7 +75,7 @@ class Scripted:
     def sent(self, node: Address) -> list[Any]:
         return [words for what, to, commands in self.asked if what == "send" and to == node for words in commands]
 
-    def _do(self, to_do: Any) -> Any:
+    def _do(self, to_do: Any) -> Any:  # noqa: C901 - one case a kind
         match to_do:
             case Send(node, commands):
                 self.asked.append(("send", node, list(commands)))
@@ -96,6 +98,9 @@ class Scripted:
             case Probe(node):
                 self.asked.append(("probe", node, None))
                 return GONE if isinstance(self.answers.get(node), redis.RedisError) else None
+            case Login(node):
+                self.asked.append(("login", node, None))
+                return self.refused.get(node)
             case Wait(_, block_ms):
                 self.asked.append(("wait", ONE, block_ms))
                 return self.waits
@@ -238,8 +243,37 @@ def test_a_node_that_is_back_is_asked_after_a_probe(nodes: Scripted) -> None:
     nodes.now_s += 10
     nodes.asked.clear()
     assert nodes.trip(("GET", "a")) == [("2", "a")]
-    assert [what for what, _, _ in nodes.asked] == ["map", "probe", "send"]
+    assert [what for what, _, _ in nodes.asked] == ["map", "probe", "login", "send"]
     assert nodes.map.cuts > cuts
+
+
+NO = redis.AuthenticationError("WRONGPASS wrong password")
+
+
+def test_a_node_that_refuses_the_login_is_away_and_back_once_it_lets_this_process_in(
+    nodes: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes.answers[TWO] = NO  # type: ignore[assignment]
+    nodes.refused[TWO] = NO
+    for _ in range(3):
+        first, second = nodes.trip(("GET", "a"), ("GET", "b"))
+        assert (isinstance(first, NodeRefuses), is_outage(first), second) == (True, True, ("1", "b"))
+        nodes.answers[TWO] = lambda words: ("2", words[-1])  # it answers a probe
+        nodes.now_s += 10
+    text = "the node 10.0.0.2:2 of the cluster refuses the login: WRONGPASS wrong password; a cluster copies no users"
+    assert told(first).startswith(text)
+    assert [record.getMessage()[: len(text)] for record in caplog.records] == [text]
+    del nodes.refused[TWO]
+    assert nodes.trip(("GET", "a")) == [("2", "a")]
+    assert caplog.records[-1].getMessage() == "the node 10.0.0.2:2 of the cluster is back"
+
+
+def test_if_no_node_lets_this_process_in_that_is_no_outage(nodes: Scripted) -> None:
+    nodes.answers = {ONE: NO, TWO: NO}  # type: ignore[dict-item]
+    with pytest.raises(redis.AuthenticationError) as raised:
+        nodes.trip(("GET", "a"), ("GET", "b"))
+    assert not is_outage(raised.value)
+    assert told(raised.value).startswith("the node 10.0.0.1:1 of the cluster refuses the login: WRONGPASS")
 
 
 def test_what_any_node_can_answer_is_asked_of_another_one(nodes: Scripted) -> None:
@@ -354,6 +388,15 @@ def test_what_waiting_does_not_mend_is_raised(nodes: Scripted) -> None:
     nodes.maps = {SEED: redis.AuthenticationError("wrong password")}
     with pytest.raises(redis.AuthenticationError):
         nodes.go(nodes.bundle.open())
+
+
+def test_the_map_is_asked_of_another_node_if_one_refuses_the_login(nodes: Scripted) -> None:
+    nodes.maps |= {SEED: NO, ONE: NO}
+    nodes.map.is_now(slots_of(ONE, TWO), SEED)
+    nodes.map.is_out_of_date()
+    nodes.now_s += 10
+    assert nodes.trip(("GET", "b")) == [("1", "b")]
+    assert [node for what, node, _ in nodes.asked if what == "map"] == [ONE, TWO]
 
 
 def test_a_slot_without_a_node_is_an_outage_of_its_keys_alone(nodes: Scripted) -> None:

@@ -15,7 +15,7 @@ import redis
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
 
 from sagastream.broker.cluster_map import NAMELESS, ClusterMap
-from sagastream.broker.failures import SAYS, NodeAway, NoNode, is_outage, reason
+from sagastream.broker.failures import NodeAway, NoNode, is_outage, of_node, reason, refusal
 from sagastream.broker.routes import Command, Part, routed
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
@@ -58,6 +58,12 @@ class Probe(NamedTuple):
     node: Address
 
 
+class Login(NamedTuple):
+    """Connect to a node that answers again, before it is asked anything. What comes of it: None, or the error."""
+
+    node: Address
+
+
 class Wait(NamedTuple):
     """Wait until one of the readings has something, at most for so long. What comes of it: the answers that there are,
     errors among them."""
@@ -73,7 +79,7 @@ class Collect(NamedTuple):
     command: Command
 
 
-ToDo = Send | Read | AskForMap | Reach | Probe | Wait | Collect
+ToDo = Send | Read | AskForMap | Reach | Probe | Login | Wait | Collect
 Steps = Generator[ToDo, Any, Any]
 
 
@@ -203,7 +209,7 @@ class Bundle:
                 assert other is not None
                 by_node.setdefault(other, []).append(part)
             else:
-                part.ends(_away(node, error, was_sent=False))
+                part.ends(of_node(node, error, was_sent=False))
         for node, those in by_node.items():
             error = yield Send(node, [part.words for part in those])
             if error is None:
@@ -212,16 +218,19 @@ class Bundle:
                 self._cut(node, error, those)
 
     def _unreachable(self, node: Address) -> Generator[ToDo, Any, RedisError | None]:
-        """Why a node cannot be asked now; None: it can."""
+        """Why a node cannot be asked now; None: it can. One that was away is back if it also lets this process in.
+        Raises the error if none does."""
         if not self._map.is_away(node):
             return None
         if not self._map.may_try(node):
             return self._map.why_away(node)
         error: RedisError | None = yield Probe(node)
         if error is None:
+            error = yield Login(node)
+        if error is None:
             self._map.answered(node)
-        elif not is_outage(error):
-            raise _fault(node, error)
+        else:
+            self._failed(node, error)
         return error
 
     def _answered(self, part: Part) -> Steps:
@@ -261,7 +270,7 @@ class Bundle:
     def _ask_there(self, part: Part, node: Address, *, asking: bool) -> Steps:
         error = yield from self._unreachable(node)
         if error is not None:
-            part.ends(_away(node, error, was_sent=False))
+            part.ends(of_node(node, error, was_sent=False))
             return
         error = yield Send(node, [("ASKING",), part.words] if asking else [part.words])
         if error is not None:
@@ -273,14 +282,18 @@ class Bundle:
         asked.append(part)
 
     def _cut(self, node: Address, error: RedisError, sending: Sequence[Part]) -> None:
-        """The connection to a node has ended. `sending`: what was being sent."""
-        if not is_outage(error):
-            raise _fault(node, error)
-        self._map.failed(node, error)
+        """The connection to a node has ended. `sending`: what was being sent. Raises the error if no node lets this
+        process in."""
+        self._failed(node, error)
         for part in self._asked.pop(node, ()):
-            part.ends(_away(node, error, was_sent=True))
+            part.ends(of_node(node, error, was_sent=True))
         for part in sending:
-            part.ends(_away(node, error, was_sent=isinstance(error, NodeAway) and error.was_sent))
+            part.ends(of_node(node, error, was_sent=isinstance(error, NodeAway) and error.was_sent))
+
+    def _failed(self, node: Address, error: RedisError) -> None:
+        self._map.failed(node, error)
+        if self._map.refuses:
+            raise refusal(node, error)
 
     def _ask_for_map(self, *, must: bool = False) -> Steps:
         """Ask the nodes for the map, until one has it. `must`: raise the last error if none has it."""
@@ -291,31 +304,13 @@ class Bundle:
                 if self._map.is_now(answer, node):
                     return
                 answer = redis.ConnectionError(f"the node {node} of the cluster knows no node that has slots")
-            if not is_outage(answer):
-                raise _fault(node, answer)
-            error = answer
+            error = refusal(node, answer)
         if must:
             raise error
-
-
-def _fault(node: Address, error: RedisError) -> RedisError:
-    """An error that does not pass. If the node refuses the login, with its name: users are made on each node, and the
-    others may know this one."""
-    if not isinstance(error, redis.AuthenticationError):
-        return error
-    named = type(error)(f"the node {node} of the cluster{SAYS}{error}")
-    named.__cause__ = error
-    return named
 
 
 def half_sent(error: RedisError) -> NodeAway:
     """The error with which a sending has ended: the node may have got some of the commands, and does them."""
     away = NodeAway(str(error), was_sent=True)
-    away.__cause__ = error
-    return away
-
-
-def _away(node: Address, error: RedisError | None, *, was_sent: bool) -> NodeAway:
-    away = NodeAway(f"the node {node} of the cluster is away ({error})", was_sent=was_sent)
     away.__cause__ = error
     return away

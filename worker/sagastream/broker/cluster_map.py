@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
+from sagastream.broker.failures import is_outage, of_node
 from sagastream.broker.urls import Address
 from sagastream.core import backoff
 from sagastream.telemetry import Log
@@ -182,24 +183,31 @@ class ClusterMap:
         """Whether some node with slots answered when it was asked last."""
         return any(node not in self._away for node in self._nodes)
 
+    @property
+    def refuses(self) -> bool:
+        """Whether no node with slots lets this process in: what is wrong is not wrong with one node."""
+        away = [self._away.get(node) for node in self._nodes]
+        return bool(away) and all(one is not None and not is_outage(one.error) for one in away)
+
     def why_away(self, node: Address) -> RedisError | None:
         """The error with which a node went away."""
         away = self._away.get(node)
         return None if away is None else away.error
 
     def failed(self, node: Address, error: RedisError) -> None:
-        """A node does not answer, or a connection to it has ended with answers on their way."""
+        """A node does not answer, does not let this process in, or has ended a connection with answers on their way."""
         with self._lock:
             self._is_stale = True
             self.cuts += 1
             away = self._away.get(node)
-            is_news = away is None
+            is_news = away is None or is_outage(away.error) != is_outage(error)
             if away is None:
                 away = self._away[node] = _Away(error)
                 self._asks = 0
+            away.error = error
             away.failed(self._clock())
         if is_news:
-            _log.warning(f"the node {node} of the cluster is away ({error}); the others go on")
+            _log.warning(f"{of_node(node, error, was_sent=False)}; the others go on")
 
     def answered(self, node: Address) -> None:
         """A node that was away answers again."""

@@ -213,13 +213,11 @@ class Broker:
             try:
                 info = client.info(*sections)
             except redis.RedisError as error:
-                if not is_outage(error):
-                    raise
                 errors.append(error)
             else:
                 yield where or self.shown_url, client, info
         if len(errors) == len(servers):
-            raise errors[0]
+            raise next((error for error in errors if not is_outage(error)), errors[0])
 
     def _warn(self, where: str, text: str | None) -> None:
         """Once of each: it is looked at again after every outage."""

@@ -33,6 +33,11 @@ class NodeAway(redis.ConnectionError):
         self.was_sent = was_sent
 
 
+class NodeRefuses(NodeAway):
+    """One node of a cluster does not let this process in, and others do. So it is away for this process. It is not
+    waited for where a person waits: it lets nobody in until somebody has changed something there."""
+
+
 #: Errors that pass: the server is gone, loads its data, is a replica by now, has no master, is full …
 _AWAY: Final = (
     redis.ConnectionError,
@@ -84,6 +89,8 @@ _CLASSES: Final[Mapping[str, type[redis.RedisError]]] = {
 _ENDED: Final = "If it ended by itself, look at its log and its disk: with appendfsync always, a full disk ends it"
 #: Stands between the name of a node of a cluster and what it says of a login.
 SAYS: Final = " says: "
+#: What there is to do if one node does not let a process in.
+_ON_EACH_NODE: Final = "a cluster copies no users, so make this one there, too"
 #: What a server answers to a process that has not logged in.
 _NO_LOGIN: Final = ("HELLO must be called with the client already authenticated", "Authentication required")
 _REFUSED: Final = "the broker does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
@@ -134,6 +141,8 @@ def no_tls(error: redis.RedisError) -> str:
 
 def is_outage(error: BaseException) -> bool:
     """Whether the broker is only away for a while. Any other error is a fault, which waiting does not mend."""
+    if isinstance(error, NodeAway):
+        return True  # whatever its cause is: the others go on
     if isinstance(error, redis.AuthenticationError) or is_deleted(error) or untrusted(error) is not None:
         return False
     if isinstance(error, _AWAY):
@@ -189,9 +198,39 @@ def is_refusal(error: BaseException) -> bool:
     return isinstance(error, redis.ResponseError)
 
 
+def of_node(node: object, error: redis.RedisError | None, *, was_sent: bool) -> NodeAway:
+    """That a node of a cluster is away, since it has failed so."""
+    if error is None or is_outage(error):
+        away = NodeAway(f"the node {node} of the cluster is away ({error})", was_sent=was_sent)
+    else:
+        away = NodeRefuses(_told_of_refusal(node, error), was_sent=was_sent)
+    away.__cause__ = error
+    return away
+
+
+def refusal(node: object, error: redis.RedisError) -> redis.RedisError:
+    """The same error, with the name of the node that does not let this process in."""
+    if not isinstance(error, redis.AuthenticationError) or SAYS in str(error):
+        return error
+    named = type(error)(f"the node {node} of the cluster{SAYS}{error}")
+    named.__cause__ = error
+    return named
+
+
+def _told_of_refusal(node: object, error: redis.RedisError) -> str:
+    name, text = f"the node {node} of the cluster", str(error)
+    if not isinstance(error, redis.AuthenticationError):
+        return f"{name} and this process have no connection: {told(error)}"
+    if any(one in text for one in _NO_LOGIN):
+        return told(refusal(node, error))
+    return f"{name} refuses the login: {text.partition(SAYS)[2] or text.rstrip('.')}; {_ON_EACH_NODE}"
+
+
 def told(error: redis.RedisError) -> str:
     """What a person is told of an error: what is the case, and what helps."""
     text = str(error) or type(error).__name__
+    if isinstance(error, NodeRefuses):
+        return text
     if (why := untrusted(error)) is not None:
         return why
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
@@ -225,7 +264,9 @@ def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text:
         node, says, _ = text.partition(SAYS)
         return f"{node if says else 'the broker'} wants a password, and REDIS_URL has none: redis://user:password@host"
     if isinstance(error, redis.AuthenticationError):
-        return f"the broker refuses the login: {text.rstrip('.')}; look at the user and the password in REDIS_URL"
+        node, says, rest = text.partition(SAYS)
+        who, why = (node, rest) if says else ("the broker", text)
+        return f"{who} refuses the login: {why.rstrip('.')}; look at the user and the password in REDIS_URL"
     if _is_unreached(error):
         what = f"the broker does not answer, since nobody listens there: {text.rstrip('.')}"
         return f"{what}; start it, or look at REDIS_URL. {_ENDED}"

@@ -11,7 +11,7 @@ import redis
 
 from sagastream.broker import wire
 from sagastream.broker.embedded import EmbeddedServer
-from sagastream.broker.failures import is_exhausted, is_outage, no_tls, takes_no_writes, told
+from sagastream.broker.failures import NodeRefuses, is_exhausted, is_outage, no_tls, takes_no_writes, told
 from sagastream.core import backoff
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log, Observer
@@ -91,6 +91,7 @@ class Outage:
         self._report = OutageReport(broker, who, observer, called=called)
         self._stop = stop
         self._lock = threading.Lock()
+        self._has_worked = False  # whether a turn has gone well
         self._tries: dict[int, int] = {}  # by thread, of those that cannot reach the broker
         self._said = ""
         self._said_at = 0.0
@@ -104,6 +105,7 @@ class Outage:
                     recover()
                     interrupted = False
                 turn()
+                self._has_worked = True
                 self._succeeded()
             except redis.RedisError as error:
                 self.wait(error)
@@ -133,8 +135,9 @@ class Outage:
 
     def wait(self, error: redis.RedisError, *, at_most_s: float = math.inf) -> None:
         """After a failed call: wait until the next try, and forget the connections, so that the address is looked up
-        again. Raises the error if it is not an outage."""
-        if not is_outage(error):
+        again. Raises the error if it is not an outage. That a node does not let this process in is one only for a
+        process that has worked before: whoever starts it, or waits for an answer, is told at once."""
+        if not is_outage(error) or (isinstance(error, NodeRefuses) and not self._has_worked):
             raise error
         wire.close_idle(self._broker.client)
         me = threading.get_ident()

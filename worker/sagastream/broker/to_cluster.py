@@ -16,6 +16,7 @@ from sagastream.broker.bundle import (
     AskForMap,
     Bundle,
     Collect,
+    Login,
     Probe,
     Reach,
     Read,
@@ -28,7 +29,7 @@ from sagastream.broker.bundle import (
     reached,
 )
 from sagastream.broker.cluster_map import ClusterMap, slot_of
-from sagastream.broker.failures import greeting
+from sagastream.broker.failures import greeting, of_node
 from sagastream.broker.pool import Pool
 from sagastream.broker.probes import Probes
 from sagastream.broker.server import mode_of
@@ -88,7 +89,7 @@ class Nodes:
     def _to_wait(self, node: Address) -> Any:
         """A connection on which something waits. Whether a node is back is seen by what does not wait."""
         if (why := self.map.why_away(node)) is not None:
-            raise why
+            raise of_node(node, why, was_sent=False)
         return self.connected(node)
 
     def asked(self, node: Address, patience_s: float, *words: str) -> Any:
@@ -217,6 +218,8 @@ class ToBroker(Connection):
                 return self._reach(server)
             case Probe(node):
                 return self._nodes.probes.look(node)
+            case Login(node):
+                return self._login(node)
             case Wait(command, block_ms):
                 return self._nodes.waits.wait(command, block_ms, id(self))
             case Collect(command):
@@ -232,6 +235,14 @@ class ToBroker(Connection):
             return None
         super().disconnect()  # type: ignore[no-untyped-call]
         return no_node(server)
+
+    def _login(self, node: Address) -> redis.RedisError | None:
+        self._drop(node)
+        try:
+            self._by_node[node] = self._nodes.connected(node)
+        except redis.RedisError as error:
+            return error
+        return None
 
     def _send(self, node: Address, commands: Sequence[wire.Words]) -> redis.RedisError | None:
         try:

@@ -14,6 +14,7 @@ from sagastream.broker.bundle import (
     AskForMap,
     Bundle,
     Collect,
+    Login,
     Probe,
     Reach,
     Read,
@@ -26,7 +27,7 @@ from sagastream.broker.bundle import (
     reached,
 )
 from sagastream.broker.cluster_map import ClusterMap
-from sagastream.broker.failures import NodeAway
+from sagastream.broker.failures import NodeAway, of_node
 from sagastream.broker.in_loop import Connection, SSLConnection
 from sagastream.broker.probes import Probes
 from sagastream.broker.routes import Command, Reading
@@ -155,6 +156,8 @@ class ToBrokerInLoop(Connection):
                 return await self._reach(server)
             case Probe(node):
                 return await asyncio.to_thread(self._nodes.probes.look, node)
+            case Login(node):
+                return await self._login(node)
             case Wait(command, block_ms):
                 return await self._wait(command, block_ms)
             case Collect(command):
@@ -170,6 +173,14 @@ class ToBrokerInLoop(Connection):
             return None
         await super().disconnect()
         return no_node(server)
+
+    async def _login(self, node: Address) -> redis.RedisError | None:
+        await self._drop(node)
+        try:
+            self._by_node[node] = await self._nodes.connected(node)
+        except redis.RedisError as error:
+            return error
+        return None
 
     async def _send(self, node: Address, commands: Sequence[wire.Words]) -> redis.RedisError | None:
         try:
@@ -275,14 +286,14 @@ class ToBrokerInLoop(Connection):
         await one.connection.disconnect(nowait=True)
         if not isinstance(error, redis.RedisError):
             raise error
-        return error
+        return error if isinstance(error, redis.ResponseError) else of_node(one.node, error, was_sent=True)
 
     async def _begin(self, reading: Reading, slot: int, block_ms: int) -> redis.RedisError | None:
         node = self._nodes.map.node_of(slot)
         if node is None:
             return NodeAway(f"slot {slot} of the cluster has no node", was_sent=False)
         if (why := self._nodes.map.why_away(node)) is not None:
-            return why  # what does not wait sees that it is back
+            return of_node(node, why, was_sent=False)  # what does not wait sees that it is back
         try:
             idle = self._idle.get(node)
             connection = idle.pop() if idle else None
@@ -291,7 +302,7 @@ class ToBrokerInLoop(Connection):
             waits_ms = max(block_ms, LOOK_MS)
             await connection.send_packed_command([wire.pack([reading.words(slot, block_ms=waits_ms)])])
         except redis.RedisError as error:
-            return error
+            return of_node(node, error, was_sent=False)
         answer = asyncio.ensure_future(connection.read_response())
         self._waiting[slot] = _Waiting(connection, node, reading.words(slot), answer)
         return None

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from redis.exceptions import RedisError
 
 from sagastream.broker import wire
-from sagastream.broker.failures import NodeAway
+from sagastream.broker.failures import NodeAway, of_node
 from sagastream.broker.routes import Command, Reading
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
@@ -134,7 +134,7 @@ class Waits:
                 connection = self._connect(node)
             wire.send(connection, [reading.words(slot, block_ms=block_ms)])
         except RedisError as error:
-            return error
+            return error if isinstance(error, NodeAway) else of_node(node, error, was_sent=False)
         return _Waiting(connection, node, reading.words(slot), time.monotonic() + block_ms / 1000)
 
     def _taken(self, whose: Hashable, slot: int, one: _Waiting) -> Any:
@@ -145,7 +145,7 @@ class Waits:
             (answer,) = wire.answers(one.connection, 1)
         except RedisError as error:
             one.connection.disconnect()
-            return error
+            return of_node(one.node, error, was_sent=True)
         with self._lock:
             self._idle.setdefault(one.node, []).append(one.connection)
         return answer

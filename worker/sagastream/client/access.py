@@ -11,7 +11,7 @@ import redis
 
 from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_async
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import NodeRefuses, is_outage
 from sagastream.broker.outage import Outage, OutageReport
 from sagastream.client.loop_watcher import LoopWatcher
 from sagastream.client.waiting import Outcome, Settled
@@ -93,7 +93,7 @@ class Access:
             try:
                 settled = self._outage.patiently(turn, until=deadline)
             except redis.RedisError as error:
-                if not is_outage(error):
+                if not is_outage(error) or isinstance(error, NodeRefuses):
                     raise
                 return
             yield from (outcome for _, outcome in settled)

@@ -9,7 +9,7 @@ from redis.asyncio import ConnectionPool
 
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.exchange import run_async
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import NodeRefuses, is_outage
 from sagastream.broker.outage import OutageReport
 from sagastream.client.requests import append
 from sagastream.client.waiting import Outcome, Settled, Waiter, check_timeout
@@ -91,7 +91,7 @@ class LoopWatcher:
             try:
                 self._settle(await run_async(self._pool, self._watcher.turn(BLOCK_MS)))
             except Exception as error:  # noqa: BLE001 - handed to those who wait
-                if not (isinstance(error, redis.RedisError) and is_outage(error)):
+                if not (isinstance(error, redis.RedisError) and is_outage(error)) or isinstance(error, NodeRefuses):
                     self._fail(error)
                     return
                 tries += 1
