@@ -127,3 +127,38 @@ def test_a_login_that_one_node_refuses_stops_only_its_partitions(
     until(lambda: said(caplog, "partition 1 of the store can be reached again"), what="the worker says it")
     assert len(said(caplog, who, "the others go on")) <= 4  # once each process, and the client
     assert said(caplog, who, "is back")
+
+
+def test_a_command_that_one_node_denies_stops_only_its_partitions(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third = stage.keys.partitions
+    stage.does("a", first, second, third)
+    caplog.set_level(logging.WARNING)
+    node = stage.node_of(second)
+    denies = f"the node 127.0.0.1:{node.port} of the cluster denies this to the user in REDIS_URL"
+    node.ask("ACL", "SETUSER", "default", "-evalsha", "-eval", "-xreadgroup")
+    try:
+        until(lambda: said(caplog, "partition 1 of the store cannot be reached", denies), what="the worker says it")
+        until(lambda: len(said(caplog, denies, "others go on")) == 3, what="each process says it")
+        stage.does("b", first, third)
+        with takes_less_than(2), pytest.raises(redis.ResponseError, match=f"127.0.0.1:{node.port} of the cluster"):
+            stage.does("c", second)
+    finally:
+        node.ask("ACL", "SETUSER", "default", "+@all")
+    stage.does("d", first, second, third)
+    until(lambda: len(said(caplog, "does not refuse that any more")) == 2, what="each process says it")
+    until(lambda: said(caplog, "partition 1 of the store can be reached again"), what="the worker says it")
+    assert len(said(caplog, "partition 1 of the store")) == 2
+
+
+def test_a_slot_that_stays_half_moved_is_told(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    first, second, third = stage.keys.partitions
+    stage.does("a", first, second, third)
+    caplog.set_level(logging.WARNING)
+    with stage.cluster.half_moved(second.requests, stage.node_of(third)):
+        until(lambda: said(caplog, "partition 1 of the store cannot be reached", "on its way"), what="it is said")
+        until(lambda: len(said(caplog, "slot", "on its way", "others go on")) >= 2, what="each process says it")
+        stage.does("b", first, third)
+    stage.does("c", first, second, third)
+    until(lambda: said(caplog, "partition 1 of the store can be reached again"), what="the worker says it")

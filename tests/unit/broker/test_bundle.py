@@ -22,7 +22,7 @@ from sagastream.broker.bundle import (
     reached,
 )
 from sagastream.broker.cluster_map import SLOTS, ClusterMap, slot_of
-from sagastream.broker.failures import NodeAway, NodeRefuses, NoNode, is_outage, is_refusal, told
+from sagastream.broker.failures import NodeAway, NodeRefuses, NoNode, is_outage, is_refusal, may_be_former, told
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
 from sagastream.errors import BrokerError
@@ -274,6 +274,30 @@ def test_if_no_node_lets_this_process_in_that_is_no_outage(nodes: Scripted) -> N
         nodes.trip(("GET", "a"), ("GET", "b"))
     assert not is_outage(raised.value)
     assert told(raised.value).startswith("the node 10.0.0.1:1 of the cluster refuses the login: WRONGPASS")
+
+
+def test_what_one_node_denies_is_named_and_what_others_read_is_the_answer(nodes: Scripted) -> None:
+    denied = redis.exceptions.NoPermissionError("User x has no permissions to run the 'xreadgroup' command")
+    nodes.answers = {ONE: entries, TWO: lambda _: denied}
+    for nodes.now_s in (0.0, 1.0):
+        assert nodes.trip(read("a", "b")) == [FOUND["b"]]
+    assert nodes.map.why_unread(slot_of("a")) is denied
+    assert nodes.map.why_unread(slot_of("b")) is None
+    assert str(denied).endswith("command (the node 10.0.0.2:2 of the cluster)")
+    assert nodes.map.denies(denied)
+    nodes.answers[ONE] = lambda _: type(denied)("User x has no permissions to run the 'xreadgroup' command")
+    (answer,) = nodes.trip(read("a", "b"))
+    assert not nodes.map.denies(answer)  # no node lets this user
+
+
+def test_an_error_about_a_node_names_it_and_one_about_a_key_does_not(nodes: Scripted) -> None:
+    texts = ("NOREPLICAS Not enough good replicas to write.", "WRONGTYPE it is a list")
+    nodes.answers[TWO] = by(dict(enumerate(map(redis.ResponseError, texts))))
+    replicas, key = nodes.trip(("SET", "a", 0), ("SET", "a", 1))
+    assert str(replicas) == f"{texts[0]} (the node 10.0.0.2:2 of the cluster)"
+    assert told(replicas).startswith("the node 10.0.0.2:2 of the cluster takes no writes without its replicas: look")
+    assert may_be_former(replicas)
+    assert str(key) == texts[1]
 
 
 def test_what_any_node_can_answer_is_asked_of_another_one(nodes: Scripted) -> None:

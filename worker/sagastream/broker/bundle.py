@@ -15,8 +15,19 @@ import redis
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
 
 from sagastream.broker.cluster_map import NAMELESS, ClusterMap
-from sagastream.broker.failures import NodeAway, NoNode, is_outage, of_node, reason, refusal
-from sagastream.broker.routes import Command, Part, routed
+from sagastream.broker.failures import (
+    NodeAway,
+    NoNode,
+    is_deleted,
+    is_denied,
+    is_outage,
+    name_node,
+    of_node,
+    reason,
+    refusal,
+    said_by,
+)
+from sagastream.broker.routes import READINGS, Command, Part, routed
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
 from sagastream.errors import BrokerError
@@ -146,6 +157,8 @@ class Bundle:
             yield from self._answered(part)
         if command.name == "TIME" and isinstance(command.parts[0].answer, NodeAway):
             yield from self._what_time_is_it(command, None)  # any other node knows
+        if command.name in READINGS:
+            self._note_unread(command)
         answer = command.answer()
         if command.name == "WAIT" and self._has_followed:
             return 0  # it has waited at another node than the one that was written to
@@ -181,6 +194,12 @@ class Bundle:
         late = [stream for answer in got.values() if isinstance(answer, list) for stream in answer]
         if late:
             self._late[id(command)] = late
+
+    def _note_unread(self, command: Command) -> None:
+        """What others have is the answer, so it does not tell of slots that cannot be read."""
+        for part in command.parts:
+            if isinstance(part.answer, redis.ResponseError) and part.slot is not None and not is_deleted(part.answer):
+                self._map.unread(part.slot, part.answer)
 
     def _wait_once(self, commands: Sequence[Command]) -> None:
         """Several WAITs for one node become the last of them: each would have to pass until the next one begins."""
@@ -247,6 +266,9 @@ class Bundle:
                 yield from self._came(node, asked.popleft(), answer)
 
     def _came(self, node: Address, part: Part, answer: Any) -> Steps:
+        if not isinstance(answer, RedisError):
+            part.ends(answer)
+            return
         if isinstance(answer, MovedError | AskError) and not part.is_in_transaction and part.moves < _MOST_MOVES:
             part.moves += 1
             self._has_followed = True
@@ -265,6 +287,10 @@ class Bundle:
             return
         if isinstance(answer, ClusterDownError):
             self._map.is_out_of_date(node)
+        if isinstance(answer, redis.ResponseError):
+            name_node(answer, node)
+            if is_denied(answer):
+                self._map.troubles.met(said_by(answer) or "", answer)
         part.ends(answer)
 
     def _ask_there(self, part: Part, node: Address, *, asking: bool) -> Steps:

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
-from sagastream.broker.failures import is_outage, of_node
+from sagastream.broker.failures import is_denied, is_outage, of_node, said_by
+from sagastream.broker.troubles import Troubles
 from sagastream.broker.urls import Address
 from sagastream.core import backoff
 from sagastream.telemetry import Log
@@ -77,6 +78,8 @@ class ClusterMap:
         self._asked_s = float("-inf")
         self._asks = 0  # how often it was asked for since something has changed
         self._away: dict[Address, _Away] = {}
+        #: What nodes or slots refuse.
+        self.troubles = Troubles(clock)
         #: How often a node was cut off, or has come back: what was known of what it holds may be wrong.
         self.cuts = 0
 
@@ -95,6 +98,8 @@ class ClusterMap:
 
     def wants_asking(self) -> bool:
         """Whether it is time to ask for the map. It is asked for by whoever is told so."""
+        if self.troubles:
+            self.troubles.look()
         if not self._is_stale:
             return False
         with self._lock:
@@ -189,6 +194,27 @@ class ClusterMap:
         away = [self._away.get(node) for node in self._nodes]
         return bool(away) and all(one is not None and not is_outage(one.error) for one in away)
 
+    def denies(self, error: RedisError) -> bool:
+        """Whether one node denies this user something, and another one may not."""
+        if (where := said_by(error)) is None:
+            return False
+        denying = self.troubles.refusing(error) | {where}
+        if all(node in self._away or _named(node) in denying for node in self._nodes):
+            return False
+        self.troubles.met(where, error, matters=True)
+        return True
+
+    def unread(self, slot: int, error: RedisError) -> None:
+        """The streams of a slot cannot be read."""
+        is_of_node = is_denied(error)
+        if is_of_node:
+            self.denies(error)  # so it is told of the node
+        self.troubles.met(_slot(slot), error, matters=not is_of_node)
+
+    def why_unread(self, slot: int) -> RedisError | None:
+        """Why the streams of a slot cannot be read for some time now; None: they can, as far as is known."""
+        return self.troubles.lasting(_slot(slot)) if self.troubles else None
+
     def why_away(self, node: Address) -> RedisError | None:
         """The error with which a node went away."""
         away = self._away.get(node)
@@ -216,6 +242,14 @@ class ClusterMap:
                 return
             self.cuts += 1
         _log.warning(f"the node {node} of the cluster is back")
+
+
+def _named(node: Address) -> str:
+    return f"the node {node} of the cluster"
+
+
+def _slot(number: int) -> str:
+    return f"slot {number} of the cluster"
 
 
 def address_of(node: Sequence[Any], asked: Address) -> Address:

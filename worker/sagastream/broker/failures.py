@@ -91,6 +91,7 @@ _ENDED: Final = "If it ended by itself, look at its log and its disk: with appen
 SAYS: Final = " says: "
 #: What there is to do if one node does not let a process in.
 _ON_EACH_NODE: Final = "a cluster copies no users, so make this one there, too"
+_DENIED_BY: Final = "{} denies this to the user in REDIS_URL: {}; sagastream acl ROLE --cluster makes it on all nodes"
 #: What a server answers to a process that has not logged in.
 _NO_LOGIN: Final = ("HELLO must be called with the client already authenticated", "Authentication required")
 _REFUSED: Final = "the broker does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
@@ -208,6 +209,26 @@ def of_node(node: object, error: redis.RedisError | None, *, was_sent: bool) -> 
     return away
 
 
+def name_node(error: redis.ResponseError, node: object) -> None:
+    """Have an error that a node of a cluster has answered tell which one it was, if it is about that node."""
+    if (is_outage(error) or is_denied(error)) and said_by(error) is None:
+        name = f"the node {node} of the cluster"
+        error.__dict__.update(_node=name, _plain=str(error))
+        error.args = (f"{error} ({name})",)
+
+
+def said_by(error: BaseException) -> str | None:
+    """The name of the node that has answered this; None: nobody has named it."""
+    name: str | None = error.__dict__.get("_node")
+    return name
+
+
+def plain(error: BaseException) -> str:
+    """The text of an error without the name of the node that has answered it."""
+    text: str = error.__dict__.get("_plain", str(error))
+    return text
+
+
 def refusal(node: object, error: redis.RedisError) -> redis.RedisError:
     """The same error, with the name of the node that does not let this process in."""
     if not isinstance(error, redis.AuthenticationError) or SAYS in str(error):
@@ -228,7 +249,8 @@ def _told_of_refusal(node: object, error: redis.RedisError) -> str:
 
 def told(error: redis.RedisError) -> str:
     """What a person is told of an error: what is the case, and what helps."""
-    text = str(error) or type(error).__name__
+    node = said_by(error)
+    text = plain(error) or type(error).__name__
     if isinstance(error, NodeRefuses):
         return text
     if (why := untrusted(error)) is not None:
@@ -236,11 +258,22 @@ def told(error: redis.RedisError) -> str:
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return _told_of_connection(error, text)
     if is_denied(error):
-        return _MEANINGS["NOPERM"].format(text)
+        return _MEANINGS["NOPERM"].format(text) if node is None else _DENIED_BY.format(node, text)
     for name, meaning in _MEANINGS.items():
         if re.search(rf"(?:^|: ){name}(?: |$)", text) or isinstance(error, _CLASSES.get(name, ())):
-            return meaning.format(text)
-    return f"the broker is away for a while: {text}" if is_outage(error) else text
+            meaning = meaning.format(text)  # noqa: PLW2901
+            return meaning if node is None else _of_node(node, meaning)
+    return f"{node or 'the broker'} is away for a while: {text}" if is_outage(error) else text
+
+
+def brief(error: redis.RedisError) -> str:
+    """Why a part of the store cannot be reached."""
+    return str(error) if isinstance(error, NodeAway | redis.exceptions.ClusterDownError) else told(error)
+
+
+def _of_node(node: str, meaning: str) -> str:
+    """What is told of the broker, told of one node."""
+    return meaning.replace("the broker", node, 1) if "the broker" in meaning else f"{node}: {meaning}"
 
 
 def reason(error: redis.RedisError) -> str:

@@ -330,7 +330,8 @@ class GroupReader:
         asked_s = own_s()
         before = None if self._reached is None else self._redelivered.before(self._reached())
         *answers, clock = yield [*readings, ("TIME",)]
-        if any(answers):  # what others have given must not be lost because some nodes are away
+        if not all(isinstance(answer, redis.RedisError) for answer in answers):
+            # What others have given must not be lost because some nodes are away.
             answers = [None if partial.is_partial(self._client, answer) else answer for answer in answers]
         entries = [entry for answer in answers for entry in entries_of(or_raise(answer))]
         self.now_ms, self.now_s = wire.milliseconds(or_raise(clock)), time.monotonic()

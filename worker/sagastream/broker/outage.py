@@ -12,6 +12,7 @@ import redis
 from sagastream.broker import wire
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.failures import NodeRefuses, is_exhausted, is_outage, no_tls, takes_no_writes, told
+from sagastream.broker.partial import is_partial
 from sagastream.core import backoff
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log, Observer
@@ -135,10 +136,12 @@ class Outage:
 
     def wait(self, error: redis.RedisError, *, at_most_s: float = math.inf) -> None:
         """After a failed call: wait until the next try, and forget the connections, so that the address is looked up
-        again. Raises the error if it is not an outage. That a node does not let this process in is one only for a
-        process that has worked before: whoever starts it, or waits for an answer, is told at once."""
-        if not is_outage(error) or (isinstance(error, NodeRefuses) and not self._has_worked):
-            raise error
+        again. Raises the error if it is not an outage. That one node refuses something is one only for a process
+        that has worked before: whoever starts it, or waits for an answer, is told at once."""
+        if isinstance(error, NodeRefuses) or not is_outage(error):
+            one_node = isinstance(error, NodeRefuses) or is_partial(self._broker.client, error)
+            if not (self._has_worked and one_node):
+                raise error
         wire.close_idle(self._broker.client)
         me = threading.get_ident()
         with self._lock:

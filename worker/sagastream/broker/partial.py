@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 from sagastream.broker import exchange
 from sagastream.broker.cluster_map import slot_of
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import NodeAway, is_outage
+from sagastream.broker.failures import NodeAway, is_denied, is_outage
 from sagastream.broker.to_cluster import nodes_of
 
 if TYPE_CHECKING:
@@ -22,9 +22,20 @@ _T = TypeVar("_T")
 
 
 def is_partial(client: "redis.Redis", error: object) -> TypeGuard[RedisError]:
-    """Whether this is the error of an outage that others than those who need the same node need not wait for."""
+    """Whether this is the error of an outage that others than those who need the same node need not wait for. If one
+    node denies this user what others do not, that counts as one."""
     nodes = nodes_of(client)
-    return nodes is not None and isinstance(error, RedisError) and is_outage(error) and nodes.map.some_answer
+    if nodes is None or not isinstance(error, RedisError):
+        return False
+    if is_outage(error):
+        return nodes.map.some_answer
+    return is_denied(error) and nodes.map.denies(error)
+
+
+def why_unread(client: "redis.Redis", stream: str) -> RedisError | None:
+    """Why a stream could not be read for some time, although its node is there; None: it could."""
+    nodes = nodes_of(client)
+    return None if nodes is None else nodes.map.why_unread(slot_of(stream))
 
 
 def cuts(client: "redis.Redis") -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from redis.exceptions import RedisError
 
 from sagastream.broker.cluster_map import slot_of
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import is_denied, is_outage
 from sagastream.broker.wire import Words
 
 #: Commands without a key that go where the next command with one goes, …
@@ -54,7 +54,8 @@ _ANYWHERE: Final = frozenset(
 #: Commands whose key follows the name of a subcommand.
 _AFTER_SUBCOMMAND: Final = frozenset({"XGROUP", "XINFO", "OBJECT", "MEMORY"})
 _SCRIPTS: Final = frozenset({"EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO", "FCALL", "FCALL_RO"})
-_READINGS: Final = frozenset({"XREAD", "XREADGROUP"})
+#: Commands that read streams.
+READINGS: Final = frozenset({"XREAD", "XREADGROUP"})
 #: Commands that count those of their keys of which something is so.
 _COUNTS: Final = frozenset({"EXISTS", "DEL", "UNLINK", "TOUCH"})
 
@@ -148,8 +149,9 @@ class Reading:
         if found:
             return found
         errors = [answer for answer in answers if isinstance(answer, RedisError)]
-        # What a server refuses waits for somebody; an outage of a node passes by itself, and others may have more.
-        refused = [error for error in errors if not is_outage(error)]
+        # What a server refuses waits for somebody; an outage of a node passes by itself, and others may have more. So
+        # they may if one node denies this user to read.
+        refused = [error for error in errors if not (is_outage(error) or is_denied(error))]
         if errors and (refused or len(errors) == len(answers)):
             return (refused or errors)[0]
         return None
@@ -196,7 +198,7 @@ def _apart(words: Words) -> Words:
 
 def _in_parts(name: str, words: Words, key: Any, *, is_in_transaction: bool) -> Command:
     if not is_in_transaction:
-        if name in _READINGS:
+        if name in READINGS:
             reading = Reading(words)
             if len(reading.by_slot) > 1:
                 parts = [Part(reading.words(slot), slot) for slot in reading.by_slot]
@@ -213,7 +215,7 @@ def _key(name: str, words: Words) -> Any:
     """The first key of a command; or, if it has none, where it goes."""
     if name in _SCRIPTS:
         return words[3] if int(words[2]) else Where.ANYWHERE
-    if name in _READINGS:
+    if name in READINGS:
         return words[[_text(word).upper() for word in words].index("STREAMS") + 1]
     if name in _AFTER_SUBCOMMAND:
         return words[2] if len(words) > 2 else Where.ANYWHERE

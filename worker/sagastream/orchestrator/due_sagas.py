@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from sagastream.broker.connection import BLOCK_MS
 from sagastream.broker.entries import BATCH
 from sagastream.broker.group_reader import GroupReader
+from sagastream.broker.partial import why_unread
 from sagastream.core.messages import Due
 from sagastream.core.saga import SagaState
 from sagastream.orchestrator.bulks import Bulks
@@ -99,9 +100,11 @@ class DueSagas:
         are_held = self._pauses.wake(services, partitions)
         calls = keys.in_calls(partitions)
         due, wait_ms, away = self._store.due(calls, BATCH, self._lease_ms, self._gate.passed_over())
-        for partition, error in away.items():
+        # While the slot of a partition is on its way, its timers may answer, and its streams not.
+        unread = {one: error for one in partitions if (error := why_unread(self._client, one.requests)) is not None}
+        for partition, error in {**unread, **away}.items():
             self._away.lost(partition, error)
-        self._away.answered([partition for partition in partitions if partition not in away])
+        self._away.answered([one for one in partitions if one not in away and one not in unread])
         wait_s = BLOCK_MS / 1000 if wait_ms is None else min(wait_ms, BLOCK_MS) / 1000
         self._at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, LOOK_EVERY_S))
         if self._bulks.go_on() or are_held:

@@ -9,6 +9,7 @@ from typing import Final
 
 import redis
 
+from sagastream.broker.failures import brief
 from sagastream.store.keys import Partition
 from sagastream.store.reach import ranges
 from sagastream.telemetry import Log, Observer
@@ -47,7 +48,7 @@ class OutOfReach:
         now_s = time.monotonic()
         if (away := self._away.get(partition.number)) is None:
             self._away[partition.number] = _Away(now_s)
-            text = str(error)
+            text = brief(error)
             self._new.setdefault(text.partition(" (")[0], (text, []))[1].append(partition.number)
         else:
             away.failed_s = now_s

@@ -4,10 +4,10 @@ then left out of what is looked at, and whoever looks says so."""
 from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import Struct
-from redis.exceptions import RedisError, TryAgainError
+from redis.exceptions import RedisError
 
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import is_outage, told
+from sagastream.broker.failures import brief, is_outage
 from sagastream.store.keys import StoreKeys
 
 
@@ -53,8 +53,7 @@ def left_out(keys: StoreKeys, away: Mapping[int, RedisError]) -> list[str]:
     """These partitions, for people: a line for each reason why they cannot be reached."""
     by_reason: dict[str, list[int]] = {}
     for number, error in away.items():
-        why = told(error) if isinstance(error, TryAgainError) else str(error)
-        by_reason.setdefault(why, []).append(number)
+        by_reason.setdefault(brief(error), []).append(number)
     return [f"{why}: {_named(numbers, len(keys.tags))} left out" for why, numbers in by_reason.items()]
 
 

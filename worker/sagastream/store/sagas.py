@@ -7,7 +7,7 @@ import redis
 
 from sagastream.broker import exchange, wire
 from sagastream.broker.exchange import Exchange, together
-from sagastream.broker.failures import is_outage, is_wrong_type
+from sagastream.broker.failures import is_denied, is_outage, is_wrong_type
 from sagastream.broker.wire import or_raise
 from sagastream.core.saga import Found
 from sagastream.core.steps import TIMEOUT_MS
@@ -33,12 +33,12 @@ def load(keys: StoreKeys, saga_ids: Collection[str]) -> Exchange[tuple[dict[str,
 def load_there(
     keys: StoreKeys, saga_ids: Collection[str]
 ) -> Exchange[tuple[dict[str, Found], dict[str, redis.RedisError]]]:
-    """The states of these sagas; and why those cannot be read now whose nodes are away."""
+    """The states of these sagas; and why those cannot be read now whose nodes are away, or deny that to this user."""
     states: dict[str, Found] = {}
     away: dict[str, redis.RedisError] = {}
     answers = yield [("HGETALL", keys.saga(saga_id)) for saga_id in saga_ids]
     for saga_id, answer in zip(saga_ids, answers, strict=True):
-        if isinstance(answer, redis.RedisError) and is_outage(answer):
+        if isinstance(answer, redis.RedisError) and (is_outage(answer) or is_denied(answer)):
             away[saga_id] = answer
         else:
             states[saga_id] = _state(saga_id, answer)
