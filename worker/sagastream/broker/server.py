@@ -7,6 +7,7 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.wire import or_raise
 
 #: The least version; Valkey names the version of Redis that it is like.
 OLDEST: Final = 7
@@ -48,7 +49,7 @@ def facts(info: bytes) -> dict[str, str]:
 def settings(*names: str) -> Exchange[dict[str, str]]:
     """These settings of the server. Empty if it does not tell, or if the user may not ask: CONFIG GET would show the
     password of the default user, too, so the users of `sagastream acl` may not. They need not try: it would be logged
-    as an intrusion."""
+    as an intrusion. Raises NodeAway."""
     (user,) = yield [("ACL", "WHOAMI")]
     if isinstance(user, bytes):
         (refused,) = yield [("ACL", "DRYRUN", user, "CONFIG", "GET", *names)]
@@ -57,7 +58,7 @@ def settings(*names: str) -> Exchange[dict[str, str]]:
     (found,) = yield [("CONFIG", "GET", *names)]
     if isinstance(found, ResponseError):
         return {}
-    words = [word.decode(errors="replace") for word in found]
+    words = [word.decode(errors="replace") for word in or_raise(found)]
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
