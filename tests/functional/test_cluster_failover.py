@@ -17,7 +17,6 @@ from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import heartbeat, layout, lineage, told
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.lineage import Lineage
-from sagastream.store.losses import Loss
 from sagastream_bridge.inspection import after_failover
 from sagastream_bridge.inspection.after_failover import AfterFailover
 from support import tills
@@ -230,6 +229,35 @@ def test_a_failover_is_noticed_and_looked_at_in_the_partitions_of_its_node_alone
 
 
 @kinds
+def test_what_was_lost_between_two_looks_is_noticed_although_the_worker_writes_on(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made(kind, tmp_path) as cluster, Shop(cluster).open() as shop:
+        store, keys = shop.broker.client, shop.keys
+        partition, beat = keys.partitions[1], shop.worker._services._heartbeat
+        shop.begin(partition)
+        monkeypatch.setattr(heartbeat, "_BEAT_EVERY_S", 3600.0)
+        until(lambda: beat.due_s > 1000, what="it does not look for long")
+        failing = OneOfCluster(cluster, partition.timers)
+        failing.wait()
+        failing.cut()
+        lost = shop.begin(partition)
+        end = told.End(lost, "COMPLETED", 4 * 10**12)
+        shop.worker._ends._ends.append(end)
+        failing.promote()
+        for _ in range(20):
+            shop.begin(partition)  # the worker writes this to the new master
+        assert not shop.is_kept(lost)
+        assert lineage.losses(store, keys) == []
+        monkeypatch.undo()
+        beat._beat_at = 0.0
+        (loss,) = until(lambda: lineage.losses(store, keys), what="the loss is told")
+        assert (loss.certain, loss.partitions) == (True, (1,))
+        assert f"saga {lost} was at version" in loss.evidence
+        until(lambda: told.kept(store, keys) == [end], what="it has noted which ends it had written")
+
+
+@kinds
 def test_what_only_processes_know_is_told_again_if_the_node_of_the_whole_store_has_lost_it(
     kind: str, tmp_path: Path, commands: Commands
 ) -> None:
@@ -265,7 +293,7 @@ def test_what_is_owed_to_a_node_that_is_away_is_done_once_it_is_back(kind: str, 
         shop.worker._ends._ends.append(end)
         node = shop.node_of(0)
         node.kill()
-        shop.worker._lineage.has_changed(loss=Loss(since_ms=None, evidence="as a test says", found_ms=1))
+        shop.worker._lineage.has_changed()
 
         def waiting() -> list[int]:
             return [store.zcard(partition.timers) for partition in others]

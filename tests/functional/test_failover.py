@@ -16,11 +16,10 @@ from sagastream.broker.exchange import run
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaState
 from sagastream.core.steps import STANDING
-from sagastream.orchestrator.commit import missing
+from sagastream.orchestrator.last_written import Written, missing
 from sagastream.store import heartbeat, lineage, published
 from sagastream.store import told as ends
 from sagastream.store.keys import ORCHESTRATOR_GROUP
-from sagastream.store.losses import Loss
 from sagastream_bridge.inspection import after_failover, evidence
 from sagastream_bridge.inspection.after_failover import AfterFailover
 from sagastream_bridge.inspection.evidence import NoAnswer, Questions, Where
@@ -363,11 +362,11 @@ def test_an_end_that_may_have_been_told_is_compared_with_the_saga(
     for saga_id in ("aborted", "completed"):
         scene.play(saga_id)
     scene.begin("live", do(1, service="nobody"))
-    # What the worker has written last is kept, if it finds that the store has lost something.
-    scene.worker._lineage.has_changed()
+    # What the worker has written last is kept, if the store goes on from another moment.
+    scene.worker._lineage.has_changed(since_ms=4 * 10**12)
     scene.worker.turn(block_ms=1)
     assert ends.kept(scene.redis, KEYS) == []
-    scene.worker._lineage.has_changed(loss=Loss(since_ms=None, evidence="as a test says", found_ms=1))
+    scene.worker._lineage.has_changed()
     scene.worker.turn(block_ms=1)
     assert [(one.saga_id, one.status) for one in ends.kept(scene.redis, KEYS)] == [
         ("aborted", "ABORTED"),
@@ -385,7 +384,7 @@ def test_an_end_that_may_have_been_told_is_compared_with_the_saga(
     assert ends.kept(scene.redis, KEYS) == []
     scene.redis.set(KEYS.told, "x")
     assert ends.kept(scene.redis, KEYS) == []
-    scene.worker._lineage.has_changed(loss=Loss(since_ms=None, evidence="as a test says", found_ms=1))
+    scene.worker._lineage.has_changed()
     scene.worker.turn(block_ms=1)
 
 
@@ -393,9 +392,8 @@ def test_a_saga_that_has_begun_and_ended_in_the_lost_time_is_missing_until_it_ma
     scene = Scene(server.broker())
     scene.begin("s-1", do(1))
     scene.play("s-1")
-    written = scene.worker._written._all
-    state = written[-1].written
-    assert isinstance(state, SagaState)
+    written = scene.worker._written._written.all(None)
+    state = written[-1]
 
     def gone(after_ms: int) -> list[str]:
         return run(scene.redis, missing(written, state.updated_ms + after_ms, 1_000))
@@ -404,6 +402,19 @@ def test_a_saga_that_has_begun_and_ended_in_the_lost_time_is_missing_until_it_ma
     scene.redis.delete(ONLY.saga("s-1"))
     assert gone(999) == [f"saga s-1 was at version {state.version}, and is at 0"]
     assert gone(1_000) == []
+
+
+def test_a_saga_that_was_written_once_more_at_an_earlier_version_has_gone_back(server: Server) -> None:
+    redis = server.broker().client
+    redis.hset(ONLY.saga("s-1"), mapping={"version": 9, "updated_at": "later"})
+    first = Written(ONLY.saga("s-1"), "s-1", version=5, updated_ms=10, ended=False, asks=False)
+    for second, expected in [
+        (first._replace(version=4, updated_ms=20), ["saga s-1 was at version 5, and was written at 4 then"]),
+        (first._replace(updated_ms=20), ["saga s-1 was at version 5, and was written at 5 then"]),
+        (first._replace(version=6, updated_ms=20), []),
+        (first, []),
+    ]:
+        assert run(redis, missing([first, second], 30, 1_000)) == expected
 
 
 OTHERWISE = "it may have been told to have ended COMPLETED, and {}"

@@ -1,6 +1,6 @@
 """What a worker tells the store after it has gone on from another moment: what only the workers may still know."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import redis
 
@@ -9,7 +9,6 @@ from sagastream.broker.partial import is_partial
 from sagastream.orchestrator.ends import Ends
 from sagastream.orchestrator.services import KnownServices
 from sagastream.store.keys import Partition, StoreKeys
-from sagastream.store.losses import Loss
 
 
 class Aftermath:
@@ -20,16 +19,17 @@ class Aftermath:
         self._services = services
         self._ends = ends
         self._owes_services = False
-        self._losses: list[Loss] = []
+        self._since: list[Mapping[int | None, int | None]] = []  # see Lineage.taken
 
     def __bool__(self) -> bool:
-        return self._owes_services or bool(self._losses)
+        return self._owes_services or bool(self._since)
 
-    def owes(self, partitions: Sequence[Partition], losses: Sequence[Loss]) -> None:
-        """These partitions go on from another moment, and have lost something if there is a loss."""
+    def owes(self, partitions: Sequence[Partition], since: Mapping[int | None, int | None]) -> None:
+        """These partitions go on from another moment. `since`: see Lineage.taken."""
         # The keys of the whole store are with the first one.
         self._owes_services |= any(partition.number == 0 for partition in partitions)
-        self._losses += losses
+        if since:
+            self._since.append(since)
 
     def tell(self, keys: StoreKeys) -> None:
         """Tell it. On a cluster, the node may be away that keeps this; then it is told later, and work goes on."""
@@ -37,9 +37,9 @@ class Aftermath:
             if self._owes_services:
                 self._services.tell_again()
                 self._owes_services = False
-            while self._losses:
-                run(self._client, self._ends.keep(keys, self._losses[0]))
-                del self._losses[0]
+            while self._since:
+                run(self._client, self._ends.keep(keys, self._since[0]))
+                del self._since[0]
         except redis.RedisError as error:
             if not is_partial(self._client, error):
                 raise

@@ -15,10 +15,8 @@ from sagastream.broker.wire import execute, or_raise
 from sagastream.core.indexing import index_names
 from sagastream.core.messages import is_id
 from sagastream.core.saga import Found, SagaState
-from sagastream.core.steps import STANDING
 from sagastream.orchestrator.change import Change, filled, swept
 from sagastream.orchestrator.packing import ABORTED, COMPLETED, CommitArguments
-from sagastream.store.columns import iso
 from sagastream.store.indexes import names_in, written
 from sagastream.store.keys import ENDED_KEPT_MS, Partition, StoreKeys
 
@@ -36,8 +34,6 @@ _SAMPLES: Final = 16
 MOST_BYTES: Final = {"events": 64 << 20, "quarantine": 256 << 20}
 #: … and at most an eighth of maxmemory, all partitions of a server together: they must not be what fills it. But this.
 _LEAST_SHARE: Final = 1 << 20
-#: How many of the sagas that were committed last are remembered, for `missing`.
-LOOKED_AT: Final = 16
 
 
 class _Result(IntEnum):
@@ -251,30 +247,3 @@ def _sent_bytes(changes: Sequence[Change]) -> int:
     """About how many bytes of commands these changes send, of sagas with an input: such a saga may send many at once,
     each with its input, and together they would take too much memory before they are even packed."""
     return sum([one.size for change in changes for one in change.commands if one.input is not None])
-
-
-def _asks(state: SagaState) -> bool:
-    """Whether it asks a service which effects stand: whoever has begun it deletes it once it has the answer."""
-    return any(step.definition.transaction == STANDING for step in state.steps)
-
-
-def missing(committed: Sequence[Change], now_ms: int, kept_ms: int) -> Exchange[list[str]]:
-    """Which of these sagas the store no longer has as they were committed, as far as can be told. `kept_ms`: how long
-    after its end a saga cannot have expired yet."""
-    written = [
-        (change.partition.saga(state.saga_id), state)
-        for change in committed
-        if isinstance(state := change.written, SagaState)
-    ]
-    gone: list[str] = []
-    if not written:
-        return gone
-    answers = yield [("HMGET", key, "version", "updated_at") for key, _ in written]
-    for (_, state), answer in zip(written, answers, strict=True):
-        version, updated_at = or_raise(answer)
-        there = int(version) if version is not None and version.isdigit() else 0
-        is_back = there < state.version or (there == state.version and updated_at != iso(state.updated_ms).encode())
-        may_be_gone = state.ended and (now_ms - state.updated_ms >= kept_ms or _asks(state))
-        if is_back and (there or not may_be_gone):
-            gone.append(f"saga {state.saga_id} was at version {state.version}, and is at {there}")
-    return gone

@@ -2,7 +2,7 @@
 were told."""
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from sagastream.broker.exchange import Exchange
@@ -10,13 +10,13 @@ from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.orchestrator.change import Change
 from sagastream.store import told
 from sagastream.store.keys import StoreKeys
-from sagastream.store.losses import Loss
 from sagastream.store.told import End
 
 #: How many ends are remembered: some seconds of a busy worker. A replica lags by milliseconds, unless it is cut off.
 _MOST: Final = 16_384
-#: How much earlier than the first lost write an end may be that is kept, in milliseconds: what is known of that time is
-#: about a second old, and clocks of two servers differ. One that is not lost does not differ, and is not listed.
+#: How much earlier than the first write that may be lost an end may be that is kept, in milliseconds: what is known of
+#: that time is about a second old, and clocks of two servers differ. One that is not lost does not differ, and is not
+#: listed.
 _MARGIN_MS: Final = 10_000
 # Looked up once, and compared by identity: this is asked of each change.
 _COMPLETED: Final = SagaStatus.COMPLETED
@@ -46,8 +46,10 @@ class Ends:
             if is_new and isinstance(after, SagaState) and id(change) not in not_written:
                 self._ends.append(End(after.saga_id, str(after.status), after.updated_ms))
 
-    def keep(self, keys: StoreKeys, loss: Loss) -> Exchange[None]:
-        """Note in the store those that may be lost."""
-        since_ms = 0 if loss.since_ms is None else loss.since_ms - _MARGIN_MS
-        ended = [end for end in self._ends if end.ended_ms >= since_ms]
-        yield from told.keep(keys, [end for end in ended if loss.is_of(keys.of(end.saga_id).number)])
+    def keep(self, keys: StoreKeys, since: Mapping[int | None, int | None]) -> Exchange[None]:
+        """Note in the store those that may be lost. `since`: see Lineage.taken."""
+        if None in since:
+            since = dict.fromkeys([one.number for one in keys.partitions], since[None])
+        earliest = {number: 0 if since_ms is None else since_ms - _MARGIN_MS for number, since_ms in since.items()}
+        ends = [(end, earliest.get(keys.of(end.saga_id).number)) for end in self._ends]
+        yield from told.keep(keys, [end for end, from_ms in ends if from_ms is not None and end.ended_ms >= from_ms])

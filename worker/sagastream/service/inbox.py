@@ -60,7 +60,7 @@ class CommandInbox:
             area="service",
             service=service,
             observer=observer,
-            missing=lambda now_ms, number: self.outbox.missing(now_ms, number),  # noqa: PLW0108 - there is no outbox yet
+            missing=lambda *asked: self.outbox.missing(*asked),  # noqa: PLW0108 - there is no outbox yet
         )
         self._heartbeat = Heartbeat(consumer, Kind.SERVICE, service, commands=commands, busy=busy, lineage=lineage)
         self._keys: StoreKeys | None = None  # set when it joins, as the next

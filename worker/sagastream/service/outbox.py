@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 import redis
 from msgspec import Struct
@@ -26,10 +26,11 @@ from sagastream.core.steps import STANDING
 from sagastream.service.delivery import Delivery
 from sagastream.service.records import Records
 from sagastream.store.keys import DONE_KEPT_S, Partition, StoreKeys
+from sagastream.store.written_since import WrittenSince
 from sagastream.telemetry import Log, Observer, Observers, about, guarded
 
-#: How many of the last answers are remembered, to see whether the store has lost them.
-_LOOKED_AT: Final = 16
+#: How many answers of one call are remembered, to see whether the store has lost them: it loses whole calls.
+_OF_EACH: Final = 16
 
 
 class _Quarantined(Struct, frozen=True):
@@ -37,6 +38,14 @@ class _Quarantined(Struct, frozen=True):
 
     entry: Entry
     reason: str
+
+
+class _Recorded(NamedTuple):
+    """The record of an answer that the broker has."""
+
+    done: str  # the key of its hash
+    record: str
+    at_ms: float  # when it was sent, by the broker's clock
 
 
 #: What is to be sent: an answer, or an entry that is set aside.
@@ -79,8 +88,7 @@ class Outbox:
         #: Why the last `send` has left some unsent: their node of a cluster is away; None: it has left none.
         self.away: redis.RedisError | None = None
         self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
-        # The last few of each stream that the broker has, and when they were sent, by its clock.
-        self._sent: Mapping[str, tuple[Sequence[_Ready], float]] = {}
+        self._sent: WrittenSince[_Recorded] = WrittenSince()
 
     def join(self, keys: StoreKeys) -> None:
         """Answer the commands of this store from now on."""
@@ -158,29 +166,22 @@ class Outbox:
         return bool(self._ready) and time.monotonic() - self._oldest_s >= longest_s
 
     def _note_sent(self, sent: Sequence[_Ready]) -> None:
-        """Remember the last of these. Another thread may read them."""
-        by_stream: dict[str, list[_Ready]] = {}
-        for one in sent[-_LOOKED_AT:]:
-            by_stream.setdefault(_entry(one).stream, []).append(one)
+        """Remember what the broker has recorded of these. Another thread may read it."""
         now_ms = self._records.now_s * 1000
-        left = {stream: those for stream, those in self._sent.items() if stream not in by_stream}
-        self._sent = left | {stream: (those, now_ms) for stream, those in by_stream.items()}
-
-    def missing(self, now_ms: int, number: int | None) -> Exchange[list[str]]:
-        """Of the last answers, the records that the store no longer has, as far as can be told. `now_ms`: by the
-        broker's clock. `number`: of the partition; None: of all."""
-        told = []
-        for stream, (sent, sent_ms) in self._sent.items():
-            if number not in (None, self._partitions[stream].number) or now_ms >= sent_ms + DONE_KEPT_S * 1000:
-                continue  # of the latter, the records may have expired
-            answered = [one for one in sent if isinstance(one, tuple) and one[1].is_last_word]
+        for one in sent[-_OF_EACH:]:
             # Whoever asks which effects stand deletes the record of the answer.
-            told += [delivery for delivery, _ in answered if delivery.command.type != STANDING]
-        told = told[-_LOOKED_AT:]
-        if not told:
-            return []
-        answers = yield [("HEXISTS", delivery.done, delivery.record) for delivery in told]
-        gone = [delivery.record for delivery, there in zip(told, answers, strict=True) if not or_raise(there)]
+            if isinstance(one, tuple) and one[1].is_last_word and one[0].command.type != STANDING:
+                recorded = _Recorded(one[0].done, one[0].record, now_ms)
+                self._sent.note(self._partitions[_entry(one).stream].number, [recorded])
+
+    def missing(self, now_ms: int, number: int | None, is_another: bool) -> Exchange[list[str]]:
+        """Of the answers that were sent last, the records that the store no longer has, as far as can be told. See
+        lineage.Missing."""
+        sent = self._sent.all(number) if is_another else self._sent.last(number)
+        asked = [one for one in sent if now_ms < one.at_ms + DONE_KEPT_S * 1000]  # the others may have expired
+        answers = (yield [("HEXISTS", one.done, one.record) for one in asked]) if asked else []
+        gone = [one.record for one, there in zip(asked, answers, strict=True) if not or_raise(there)]
+        self._sent.looked(number)
         return [f"the record {record} is gone" for record in gone]
 
     def _add(self, one: _Ready) -> None:

@@ -32,12 +32,10 @@ _REMEMBERED: Final = 120
 #: together; of the partitions of a cluster, each time others are looked at.
 _AT_ONCE: Final = 16
 
-#: How many losses are remembered that nobody has taken.
-_LOSSES: Final = 16
-
 #: Looks for what the process wrote last, given the time by the broker's clock in ms: in the partition with this number,
-#: on a cluster; None: in all. Returns what of it is not there.
-Missing = Callable[[int, int | None], Exchange[list[str]]]
+#: on a cluster; None: in all. The third argument: whether the server has another history, so that all is looked for
+#: that was written since the last look. Returns what of it is not there.
+Missing = Callable[[int, int | None, bool], Exchange[list[str]]]
 
 
 class _Trace:
@@ -85,23 +83,26 @@ class Lineage:
         #: replication id, and so does a replica that becomes the master; so the run id would say nothing more.
         self.changes = 0
         self._changed: dict[int | None, int] = {}  # … which of them was the last of a partition; None: of all
-        self._found: deque[Loss] = deque(maxlen=_LOSSES)
+        # … and since when each may go on otherwise, by the broker's clock in ms (None: nobody knows); until that is
+        # taken.
+        self._since: dict[int | None, int | None] = {}
         # Those that are not kept in the store yet, by replication id. What is read along with a look may fail, and end
         # it early.
         self._to_keep: dict[str, bytes] = {}
         self._refused = ""
 
-    def has_changed(self, *numbers: int | None, loss: Loss | None = None) -> None:
-        """The partitions with these numbers, or all, go on from another moment; `loss`: what they have lost."""
+    def has_changed(self, number: int | None = None, since_ms: int | None = None) -> None:
+        """The partition with this number, or all, may go on otherwise than it did after `since_ms`; None: nobody knows
+        since when."""
         self.changes += 1
-        self._changed |= dict.fromkeys(numbers or (None,), self.changes)
-        if loss is not None:
-            self._found.append(loss)
+        self._changed[number] = self.changes
+        before_ms = self._since.get(number, since_ms)
+        self._since[number] = None if since_ms is None or before_ms is None else min(since_ms, before_ms)
 
-    def taken(self) -> list[Loss]:
-        """The losses that it has found since it was last asked."""
-        found = list(self._found)
-        self._found.clear()
+    def taken(self) -> dict[int | None, int | None]:
+        """Since when partitions may go on otherwise, by their numbers (None: all), as it has found since it was last
+        asked. A loss need not have been found: what was not answered may be lost, and nobody can know."""
+        found, self._since = self._since, {}
         return found
 
     def changed_since(self, changes: int, keys: StoreKeys) -> list[Partition]:
@@ -144,7 +145,10 @@ class Lineage:
             return  # a replica: it may lag, and the process cannot work with it anyway
         if member:
             trace.beat_ms = beat_ms
-        gone = (yield from self._missing(found.sight.at_ms, None)) if trace.seen and self._missing else []
+        gone: list[str] = []
+        if trace.seen and self._missing:
+            is_another = found.sight.history != trace.seen[-1].history
+            gone = yield from self._missing(found.sight.at_ms, None, is_another)
         if (told := self._compared(trace, None, found, gone)) is not None:
             self._tell(told, found.sight.history)
 
@@ -171,9 +175,12 @@ class Lineage:
 
     def _look_through(self, found: Mapping[Partition, tuple[_Trace, Look]]) -> Exchange[set[str]]:
         """Compare what was found of these partitions. Returns on which nodes those were that have changed."""
-        again = {one: look for one, (trace, look) in found.items() if trace.seen and self._missing}
-        missing = [self._missing(look.sight.at_ms, one.number) for one, look in again.items() if self._missing]
-        gone = dict(zip(again, (yield from each_of(missing)), strict=True))
+        missing = {
+            one: self._missing(look.sight.at_ms, one.number, look.sight.history != trace.seen[-1].history)
+            for one, (trace, look) in found.items()
+            if trace.seen and self._missing
+        }
+        gone = dict(zip(missing, (yield from each_of([*missing.values()])), strict=True))
         told: dict[str, dict[int, Loss | Switch]] = {}  # by replication id, which every node has for itself
         changed: set[str] = set()
         for partition, (trace, look) in found.items():
@@ -218,7 +225,7 @@ class Lineage:
             trace.gone = gone
             found = compare([*list(trace.seen)[:-1], last], now, missing)
             if found is not None or (now.history != last.history and not has_only_moved(last, now)):
-                self.has_changed(number)
+                self.has_changed(number, last.at_ms if found is None else found.since_ms)
             if found is not None:
                 trace.seen.clear()
         trace.seen.append(now)
@@ -239,7 +246,6 @@ class Lineage:
             f"{found.what}{since}: {found.evidence}; to see which sagas say other than what was "
             "done: sagastream doctor --after-failover"
         )
-        self._found.append(found)
         if self._observer is not None:
             self._observer.writes_lost(since_ms=found.since_ms, evidence=found.evidence)
         self._to_keep[history or "unknown"] = msgspec.json.encode(msgspec.structs.replace(found, found_by=self._who))

@@ -1,8 +1,9 @@
 """Ends of sagas that were told, and that the store may have lost since.
 
 A client is told of an end as soon as that is written. If a failover loses it, the saga goes on from an earlier state,
-and may end otherwise. Only the worker that wrote the end knows of it then. So it notes here what it wrote in the lost
-time, and `sagastream doctor --after-failover` compares.
+and may end otherwise. Only the worker that wrote the end knows of it then. So it notes here what it wrote in the time
+that may be lost, and `sagastream doctor --after-failover` compares. It does so at each change of the store's history:
+an end whose writing was not answered may be lost although everything else is there.
 """
 
 from collections.abc import Sequence
