@@ -251,10 +251,14 @@ def test_what_was_lost_between_two_looks_is_noticed_although_the_worker_writes_o
         assert lineage.losses(store, keys) == []
         monkeypatch.undo()
         beat._beat_at = 0.0
-        (loss,) = until(lambda: lineage.losses(store, keys), what="the loss is told")
+        findings = [*AfterFailover(shop.broker, since_ms=0).examine()]  # which waits until the worker has looked
+        (loss,) = lineage.losses(store, keys)
         assert (loss.certain, loss.partitions) == (True, (1,))
         assert f"saga {lost} was at version" in loss.evidence
-        until(lambda: told.kept(store, keys) == [end], what="it has noted which ends it had written")
+        assert told.kept(store, keys) == [end]
+        (found,) = [one for one in findings if one.about == f"saga {lost}"]
+        assert found.text.startswith("it may have been told to have ended COMPLETED, and there is no such saga")
+        assert [one.about for one in findings if one.about.startswith("worker ")] == []
 
 
 @kinds

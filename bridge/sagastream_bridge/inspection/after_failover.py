@@ -33,6 +33,7 @@ from sagastream.store.quarantine import Quarantine
 from sagastream_bridge.inspection.evidence import ASKED_BY, KEYS_AT_ONCE, NoAnswer, Page, Questions, Where, recorded
 from sagastream_bridge.inspection.findings import OK, PROBLEM, REPAIRED, WARNING, Finding
 from sagastream_bridge.inspection.reconcile import Difference, Effect, Found, differences
+from sagastream_bridge.inspection.workers_looked import WorkersLooked
 
 #: How many sagas one round trip reads.
 _PAGE: Final = 100
@@ -80,12 +81,15 @@ class AfterFailover:
             yield Finding(level=PROBLEM, about="cluster", text=text)
             return
         self._keys = there.keys
+        is_worked = heartbeat.worker_is_alive(self._store, self._keys)
+        silent = [*WorkersLooked(self._store, self._keys).wait()] if is_worked else []
+        yield from silent
         losses = lineage.losses(self._store, self._keys)
         for loss in losses:
             yield Finding(level=WARNING, about="failover", text=f"{loss.text}: {loss.evidence}")
         if any(loss.is_of(_SHARED) for loss in losses):
             yield Finding(level=WARNING, about="failover", text=_OF_PEOPLE)
-        if not heartbeat.worker_is_alive(self._store, self._keys):
+        if not is_worked:
             text = "no worker is running, so no service can be asked: sagastream worker"
             yield Finding(level=PROBLEM, about="workers", text=text)
             return
@@ -101,7 +105,7 @@ class AfterFailover:
             yield _finding(found, suspects[where][0])
         otherwise = [*self._told_otherwise()]
         yield from otherwise
-        if not (differing or otherwise) and there.is_whole:
+        if not (differing or otherwise or silent) and there.is_whole:
             text = f"effects compared: {sum(self._looked_at.values())}; every saga says what was done"
             yield Finding(level=OK, about="sagas", text=text)
 

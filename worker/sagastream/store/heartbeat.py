@@ -105,6 +105,7 @@ class Process(Struct, frozen=True, kw_only=True):
     started: str | None = None  # None: it does not say
     silent_ms: int  # how long ago it was heard, by the broker's clock
     beats: bool  # whether it writes a heartbeat
+    beat_ms: int | None = None  # … and when it wrote the last one, by the broker's clock
     #: If it is a worker: how long ago it was seen as a consumer in the first partition, in ms; None: there is none of
     #: its name.
     unseen_ms: int | None = None
@@ -328,10 +329,11 @@ def _with_heartbeat(answer: Any, now_ms: int) -> list[Process]:
     for data, score in zip(words, words, strict=True):
         try:
             member = msgspec.json.decode(data, type=_Member)
-            silent_ms = now_ms - int(float(score))
+            beat_ms = int(float(score))
         except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
             continue  # sagastream did not write it
-        found.append(Process(**msgspec.structs.asdict(member), silent_ms=silent_ms, beats=True))
+        about = msgspec.structs.asdict(member)
+        found.append(Process(**about, silent_ms=now_ms - beat_ms, beats=True, beat_ms=beat_ms))
     return found
 
 
