@@ -108,7 +108,11 @@ NEW = replace(CHARGE, attempt=1, not_after_ms=30_000, unrecorded_ms=100)
 
 @pytest.mark.parametrize("now_ms", [100, 100 + NEW_MS])
 def test_a_command_that_a_worker_looked_up_a_moment_ago_is_not_looked_up_again(now_ms: int) -> None:
-    assert is_new(NEW, again=False, now_ms=now_ms)
+    assert is_new(NEW, added_ms=100, again=False, now_ms=now_ms)
+
+
+def test_a_copy_of_its_entry_is_looked_up() -> None:
+    assert not is_new(NEW, added_ms=101, again=False, now_ms=101)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +128,7 @@ def test_a_command_that_a_worker_looked_up_a_moment_ago_is_not_looked_up_again(n
     ],
 )
 def test_any_other_command_is_looked_up(command: Command, again: bool, now_ms: int) -> None:
-    assert not is_new(command, again=again, now_ms=now_ms)
+    assert not is_new(command, added_ms=100, again=again, now_ms=now_ms)
 
 
 # --- commands that are as they should be

@@ -41,7 +41,7 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
     definition: str | None = None  # the name of the definition of the saga
     traceparent: str | None = None  # of the stream entry: the span of the saga, if it was begun within a trace
     tracestate: str | None = None  # of the stream entry: what tracing systems add to that
-    unrecorded_ms: int | None = None  # of the stream entry, added by commit.lua: then nothing was recorded of it
+    unrecorded_ms: int | None = None  # of the stream entry, by commit.lua: its own time; nothing is recorded yet
 
     @property
     def is_first(self) -> bool:

@@ -77,20 +77,22 @@ NEW_MS: Final = 1_000
 # --- before a handler is called
 
 
-def is_new(command: Command, *, again: bool, now_ms: int) -> bool:
+def is_new(command: Command, *, added_ms: int, again: bool, now_ms: int) -> bool:
     """Whether a command needs no look-up: a worker has looked when it sent it, a moment ago, and nothing was recorded.
+    A copy of its entry is not new, whoever has made it: it has another time.
 
     Something may have been recorded since then, if an operator or another step of the saga has its step undone in that
     moment. Then it is as if that came just after a look-up: answer.lua overrules the answer, and what was done is
     undone.
 
     Args:
+        added_ms: when its entry was added, by the broker's clock.
         again: whether the command was delivered before.
         now_ms: the time by the broker's clock.
     """
-    if again or command.unrecorded_ms is None or not command.is_first:
+    if again or command.unrecorded_ms != added_ms or not command.is_first:
         return False
-    return 0 <= now_ms - command.unrecorded_ms <= NEW_MS
+    return 0 <= now_ms - added_ms <= NEW_MS
 
 
 def delivered(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Run | Undo | Answer:

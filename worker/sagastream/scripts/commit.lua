@@ -38,7 +38,7 @@
 --          10 if commands are sent for the first time: what is looked up, so that their service need not. For each hash
 --             of records a list: its key index; a list of record, tombstone, ... (both are fields of it); a list of the
 --             number of a change, place in its list 7 of the fields of the command, ... A command of which there is
---             neither gets the field unrecorded_ms: the time now
+--             neither gets the field unrecorded_ms: the time of its own entry, ms. So a copy of the entry has another one
 -- RETURNS  for every change 1: committed; 5: the same, it began, and an earlier saga may have had its id, of which indexed
 --          may say something; or, if nothing of it was written, 0: the hash has another version or time, or sagastream did not
 --          write it; 2: one of the keys to which it appends is not a stream; 3: one of these streams takes no more
@@ -70,14 +70,21 @@ local function in_slices(command, key, list, first)
   end
 end
 
--- pcall: if the key holds something else, the service finds that out.
-for i = 1, asked and #asked or 0 do
-  local key, fields, places = unpack(asked[i])
-  local known = try('HMGET', KEYS[key], unpack(fields))
-  for at = 1, known.err and 0 or #fields, 2 do
-    if not (known[at] or known[at + 1]) then
-      local words = changes[places[at]][7][places[at + 1]]
-      words[#words + 1], words[#words + 2] = 'unrecorded_ms', now
+-- The commands of which nothing is recorded, by their fields; and the id of the entry that each gets.
+local unrecorded, new_id = {}, nil
+if asked then
+  local time = call('TIME')
+  local ms = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+  new_id = ms .. '-*'
+  for i = 1, #asked do
+    local key, fields, places = unpack(asked[i])
+    local known = try('HMGET', KEYS[key], unpack(fields)) -- pcall: if it is no hash, the service finds that out
+    for at = 1, known.err and 0 or #fields, 2 do
+      if not (known[at] or known[at + 1]) then
+        local words = changes[places[at]][7][places[at + 1]]
+        words[#words + 1], words[#words + 2] = 'unrecorded_ms', ms
+        unrecorded[words] = true
+      end
     end
   end
 end
@@ -132,7 +139,10 @@ local function append(appends, events)
     if stream == events then
       answer = try('XADD', KEYS[stream], 'MAXLEN', '~', events_kept, '*', unpack(fields))
     else
-      answer = try('XADD', KEYS[stream], '*', unpack(fields))
+      answer = unrecorded[fields] and try('XADD', KEYS[stream], new_id, unpack(fields))
+      if not answer or answer.err then -- the stream may have a later entry: if the clock was set back
+        answer = try('XADD', KEYS[stream], '*', unpack(fields))
+      end
     end
     if answer.err then
       for at = 1, #added, 2 do

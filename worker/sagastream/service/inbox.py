@@ -273,8 +273,9 @@ class CommandInbox:
         now_ms = self.now_ms if self._records.knows_time else 0
         left, asked = {}, []
         for one in deliveries:
-            if service_rules.is_new(one.command, again=one.entry.again, now_ms=now_ms):
-                left[one.entry.at] = one
+            entry = one.entry
+            if service_rules.is_new(one.command, added_ms=entry.added_ms, again=entry.again, now_ms=now_ms):
+                left[entry.at] = one
             else:
                 asked.append(one)
         if not asked:
