@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.scripting import Script
 from sagastream.client.answers import Accepted
 from sagastream.client.blocking import SagaClient
+from sagastream.core.filtering import Filter
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.errors import QuarantineError, RequestRefused, StoreMismatch
 from sagastream.orchestrator.worker import Orchestrator
@@ -25,6 +25,7 @@ from sagastream.store.keys import StoreKeys
 from sagastream.store.quarantine import Quarantine
 from sagastream_bridge.inspection.doctor import Doctor
 from sagastream_bridge.inspection.findings import OK, REPAIRED
+from sagastream_bridge.inspection.lookup import listing
 from support.faults import Scale, world_of
 from support.processes import Commands
 from support.scenes import Scene, do
@@ -173,7 +174,7 @@ def test_where_no_call_may_touch_two_partitions_sagas_run_all_the_same(
     assert max(map(len, touched)) == 1
 
 
-def test_what_is_damaged_in_one_partition_holds_up_no_other(scene: Divided) -> None:
+def test_what_is_damaged_in_one_partition_holds_up_no_other(scene: Divided, caplog: pytest.LogCaptureFixture) -> None:
     """The changes of all are written by one call, and so are the answers of a service."""
     first, second, last = scene.keys.partitions
     for saga_id in scene.ids:
@@ -182,19 +183,47 @@ def test_what_is_damaged_in_one_partition_holds_up_no_other(scene: Divided) -> N
     kept: Any = scene.redis.dump(second.replies("work"))
     scene.redis.set(second.replies("work"), "in the way")
     until(lambda: scene.hold_more() == 3, what="it holds the commands of all partitions")
-    with pytest.raises(redis.ResponseError, match="replies:work is not a stream"):
+    for _ in range(2):
         scene.runner.turn(block_ms=1)
     assert [scene.redis.xlen(one.replies("work")) for one in (first, last)] == [1, 1]
+    says = [one for one in caplog.messages if f"{second.replies('work')} is not a stream" in one]
+    assert [line.partition(" cannot be sent")[0] for line in says] == ["answers of partition 1"]
     scene.redis.restore(second.replies("work"), 0, kept, replace=True)
-    scene.redis.set(first.ended, "in the way")
-    scene.runner.turn(block_ms=1)
-    with pytest.raises(redis.ResponseError, match="ended is not a zset"):
-        scene.turns_until(lambda: False)
-    replies = [scene.redis.xlen(one.replies("work")) for one in scene.keys.partitions]
-    assert replies == [1, 0, 0]
-    scene.redis.delete(first.ended)
+    scene.play(scene.ids[1])
+    assert "answers of partition 1 can be sent again" in caplog.messages
     assert [scene.play(saga_id).status for saga_id in scene.ids] == [SagaStatus.COMPLETED] * 3
     assert len(scene.effects.done) == 6
+
+
+@pytest.mark.parametrize("name", ["timers", "ended", "begun", "indexed", "events", "requests", "interventions", "seen"])
+def test_a_key_of_the_wrong_type_stops_only_its_partition(
+    scene: Divided, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.worker.turn(block_ms=1)
+    second = scene.keys.partitions[1]
+    key = getattr(second, name)
+    kept: Any = scene.redis.dump(key)
+    scene.redis.set(key, "in the way")
+    scene.worker._due.at_once()
+    scene.worker._upkeep._tidy_at = 0.0
+    scene.worker.turn(block_ms=1)
+    if name not in ("requests", "seen", "interventions"):
+        scene.client.begin(scene.ids[1], [do(1)])
+    for saga_id in (scene.ids[0], scene.ids[2]):
+        scene.client.begin(saga_id, [do(1)])
+        assert scene.play(saga_id).status is SagaStatus.COMPLETED
+    if name in ("timers", "ended", "begun", "events"):
+        start = f"partition 1 of the store cannot be reached: {key} is a string, not a "
+        scene.turns_until(lambda: any(one.startswith(start) for one in caplog.messages))
+        assert caplog.text.count("cannot be reached") == 1
+        (left_out,) = listing(scene.broker, Filter(), 10, None).reach.told()
+        assert left_out.startswith(f"{key} is a string, not a ")
+        assert left_out.endswith("partition 1 of 3 is left out")
+    scene.redis.delete(key)
+    if kept is not None:
+        scene.redis.restore(key, 0, kept, replace=True)
+    if name not in ("requests", "seen", "interventions"):
+        assert scene.play(scene.ids[1]).status is SagaStatus.COMPLETED
 
 
 def test_a_process_that_has_not_joined_yet_shows_up_without_an_error(scene: Divided) -> None:

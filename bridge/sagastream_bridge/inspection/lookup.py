@@ -28,7 +28,7 @@ from sagastream.core.why import no_worker
 from sagastream.core.why_out import SET_BACK
 from sagastream.errors import UnreadableSaga
 from sagastream.rq_steps import asking
-from sagastream.store import layout, lineage, published, reach, sagas
+from sagastream.store import damage, layout, lineage, published, reach, sagas
 from sagastream.store.columns import iso
 from sagastream.store.finding import Page, find, opened_page
 from sagastream.store.keys import StoreKeys
@@ -203,7 +203,7 @@ def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> L
     """One page of the sagas that are looked for, and what there is to say of the store. Raises ValueError for a cursor
     that is not of this search."""
     store = broker.client
-    reached = run(store, reach.look(layout.look(broker)))
+    reached = run(store, damage.reached(layout.look(broker)))
     keys, is_known = reached.keys, reached.shared is None
     page = opened_page(codec_of(None), _page(store, keys, wanted, limit, cursor))
     pipeline = store.pipeline(transaction=False)

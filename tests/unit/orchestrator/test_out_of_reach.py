@@ -60,7 +60,7 @@ def test_one_that_answers_a_part_of_what_is_asked_is_not_back(told: Told, monkey
     assert told.away == [(0,)]
 
 
-def test_one_that_others_look_after_by_now_is_forgotten(told: Told) -> None:
+def test_one_that_others_look_after_by_now_is_forgotten(told: Told, caplog: pytest.LogCaptureFixture) -> None:
     those = OutOfReach("worker w", told)
     those.lost(FIRST, away())
     those.lost(SECOND, away())
@@ -69,3 +69,19 @@ def test_one_that_others_look_after_by_now_is_forgotten(told: Told) -> None:
     those.are_only([THIRD])
     assert those.is_empty
     assert told.away == [(0, 1), (1,), ()]
+    assert [line.partition(" of the store by now")[0] for line in caplog.messages[1:]] == [
+        "another worker tends to partition 0",
+        "another worker tends to partition 1",
+    ]
+
+
+def test_one_that_is_not_told_of_yet_is_told_of_if_the_worker_keeps_it(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    those = OutOfReach("worker w", told)
+    those.lost(FIRST, away())
+    those.lost(SECOND, away())
+    those.are_only([SECOND])
+    those.answered([])
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("partition 1 of the store cannot be reached")

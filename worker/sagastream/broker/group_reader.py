@@ -175,9 +175,9 @@ class GroupReader:
     def read_along(self, first: Exchange[_T], counts: Counts) -> Exchange[_T]:
         """The exchange and, if the next reading will be of new entries, a reading ahead in its first round trip. The
         next reading must come soon: the entries are this reader's from now on."""
-        if not self._may_read_ahead:
+        if not self._may_read_ahead or not (wanted := counts(self.mine)):
             return (yield from first)
-        found, _ = yield from together(first, self._read_ahead(counts(self.mine)))
+        found, _ = yield from together(first, self._read_ahead(wanted))
         return found
 
     def show_up(self) -> None:

@@ -12,6 +12,7 @@ import redis
 
 from sagastream.broker import wire
 from sagastream.broker.entries import is_possible, time_of
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.partial import is_partial
 from sagastream.store.keys import Partition, StoreKeys
 
@@ -55,6 +56,9 @@ class WaitingSagas:
         for partition, answer in zip(list(self._cursors), wire.round_trip(self._client, asked), strict=True):
             if is_partial(self._client, answer):
                 continue  # its page comes when its node is back
+            if is_wrong_type(answer):
+                del self._cursors[partition]  # whoever leases what is due tells of it
+                continue
             cursor, members = wire.or_raise(answer)
             found += [(partition, saga_id) for saga_id in _waiting(members)]
             if cursor == b"0":

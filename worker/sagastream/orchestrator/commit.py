@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from itertools import groupby
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import redis
 
@@ -34,6 +34,11 @@ _SAMPLES: Final = 16
 MOST_BYTES: Final = {"events": 64 << 20, "quarantine": 256 << 20}
 #: … and at most an eighth of maxmemory, all partitions of a server together: they must not be what fills it. But this.
 _LEAST_SHARE: Final = 1 << 20
+
+
+_T = TypeVar("_T")
+#: By partition: why its changes were not written, since a key of it has another type.
+Refused = dict[Partition, redis.RedisError]
 
 
 class _Result(IntEnum):
@@ -95,9 +100,15 @@ class Store:
         found: list[tuple[Partition, str]] = []
         waits: list[int] = []
         away: dict[Partition, redis.RedisError] = {}
-        for together, answer in zip(calls, partial.run_all(self._client, asked), strict=True):
+        is_divided = sum(map(len, calls)) > 1
+        for together, answer in zip(calls, self._asked(asked, may_refuse=is_divided), strict=True):
             if isinstance(answer, redis.RedisError):
-                away |= dict.fromkeys(together, answer)
+                if is_wrong_type(answer) and len(together) > 1:  # one of them is damaged
+                    each = self.due([(one,) for one in together], count, lease_ms, passed_over)
+                    found, away = found + each.sagas, away | dict(each.away)
+                    waits += [] if each.wait_ms is None else [each.wait_ms]
+                else:
+                    away |= dict.fromkeys(together, answer)
                 continue
             leased_until, *of_each = answer
             for partition, (wait_ms, *members) in zip(together, of_each, strict=True):
@@ -106,6 +117,16 @@ class Store:
                 if members:
                     found += [(partition, saga_id) for saga_id in self._ids(partition, members)]
         return Leased(found, min((wait_ms for wait_ms in waits if wait_ms >= 0), default=None), away)
+
+    def _asked(self, asked: Sequence[Exchange[_T]], *, may_refuse: bool) -> list[_T | redis.RedisError]:
+        """What these return. `may_refuse`: if a key has another type, its error is among them."""
+        found = exchange.run(self._client, exchange.each_of(asked))
+        for one in found:
+            if isinstance(one, redis.RedisError) and not (
+                partial.is_partial(self._client, one) or (may_refuse and is_wrong_type(one))
+            ):
+                raise one
+        return found
 
     def _ids(self, partition: Partition, members: Sequence[bytes]) -> list[str]:
         """The sagas among these members of timers. sagastream did not write the others there, and no commit would
@@ -164,21 +185,32 @@ class Store:
         return exchange.run(self._client, self.committing(changes, now_ms)) if changes else ([], [])
 
     def committing(
-        self, changes: Sequence[Change], now_ms: int, *, may_set_right: bool = True
+        self,
+        changes: Sequence[Change],
+        now_ms: int,
+        *,
+        may_set_right: bool = True,
+        refused: Refused | None = None,
     ) -> Exchange[tuple[list[Change], list[Change]]]:
         """See `commit`. `may_set_right`: if a saga is not in the indexes in which it should be, that is set right, and
-        its change is tried once more."""
+        its change is tried once more. `refused`: gets why the changes of a partition were not written of which a key
+        has another type; None: that is raised."""
         if len(changes) > 1 and _sent_bytes(changes) > _MOST_SENT:
-            return (yield from self._by_halves(changes, now_ms))
+            return (yield from self._by_halves(changes, now_ms, refused))
         arguments = CommitArguments(changes, now_ms, self._kept_ms)
         if len(changes) > 1 and len(arguments.args[0]) > _LONGEST:
-            return (yield from self._by_halves(changes, now_ms))
+            return (yield from self._by_halves(changes, now_ms, refused))
         try:
             results = yield from self._commit.call(arguments.keys, arguments.args)
         except redis.ResponseError as error:
-            if not is_wrong_type(error) or changes[0].partition is changes[-1].partition:
+            if not is_wrong_type(error):
                 raise
-            return (yield from self._by_partition(changes, now_ms))  # a key of one of them is damaged
+            if changes[0].partition is not changes[-1].partition:
+                return (yield from self._by_partition(changes, now_ms, refused))  # a key of one of them is damaged
+            if refused is None:
+                raise
+            refused[changes[0].partition] = error
+            return [], []
         if results.count(_Result.WRITTEN) == len(results):
             return [], []
         return (yield from self._not_just_written(changes, results, now_ms, may_set_right=may_set_right))
@@ -219,27 +251,27 @@ class Store:
         if changes := [change for right in by_partition.values() for change in right]:
             yield from self.committing(changes, now_ms)
 
-    def _by_halves(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
+    def _by_halves(
+        self, changes: Sequence[Change], now_ms: int, refused: Refused | None
+    ) -> Exchange[tuple[list[Change], list[Change]]]:
         half = len(changes) // 2
-        lost, stuck = yield from self.committing(changes[:half], now_ms)
-        more_lost, more_stuck = yield from self.committing(changes[half:], now_ms)
+        lost, stuck = yield from self.committing(changes[:half], now_ms, refused=refused)
+        more_lost, more_stuck = yield from self.committing(changes[half:], now_ms, refused=refused)
         return lost + more_lost, stuck + more_stuck
 
-    def _by_partition(self, changes: Sequence[Change], now_ms: int) -> Exchange[tuple[list[Change], list[Change]]]:
-        """The changes of each partition by themselves, so that a damaged one holds up no other. Raises what is wrong
-        with the first damaged one when all are written."""
+    def _by_partition(
+        self, changes: Sequence[Change], now_ms: int, refused: Refused | None
+    ) -> Exchange[tuple[list[Change], list[Change]]]:
+        """The changes of each partition by themselves, so that a damaged one holds up no other. Without `refused`, what
+        is wrong with the first damaged one is raised when all are written."""
         lost: list[Change] = []
         stuck: list[Change] = []
-        refused: redis.ResponseError | None = None
+        found: Refused = {} if refused is None else refused
         for _, those in groupby(changes, lambda change: change.partition.number):
-            try:
-                more_lost, more_stuck = yield from self.committing(list(those), now_ms)
-            except redis.ResponseError as error:
-                refused = refused or error
-            else:
-                lost, stuck = lost + more_lost, stuck + more_stuck
-        if refused is not None:
-            raise refused
+            more_lost, more_stuck = yield from self.committing(list(those), now_ms, refused=found)
+            lost, stuck = lost + more_lost, stuck + more_stuck
+        if refused is None and found:
+            raise next(iter(found.values()))
         return lost, stuck
 
 

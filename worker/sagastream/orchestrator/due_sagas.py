@@ -14,12 +14,14 @@ from sagastream.orchestrator.bulks import Bulks
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.clock import WaitingSagas
 from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.damaged import DamagedPartitions
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.out_of_reach import OutOfReach
 from sagastream.orchestrator.overdue import Overdue
 from sagastream.orchestrator.pauses import Pauses
 from sagastream.orchestrator.streams import Input
 from sagastream.orchestrator.upkeep import Upkeep
+from sagastream.store.damage import is_of_one
 from sagastream.store.keys import Partition, StoreKeys
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class DueSagas:
         overdue: Overdue,
         upkeep: Upkeep,
         away: OutOfReach,
+        damaged: DamagedPartitions,
         lease_ms: int,
     ) -> None:
         """
@@ -60,6 +63,7 @@ class DueSagas:
         self._overdue = overdue
         self._upkeep = upkeep
         self._away = away
+        self._damaged = damaged
         self._lease_ms = lease_ms
         self._at = 0.0  # when to look again, by time.monotonic
         self._clock_changes = 0  # of the clock, for which it has looked at all sagas
@@ -97,9 +101,12 @@ class DueSagas:
         `most_bytes`: the memory that the server may use, see Upkeep.look."""
         if time.monotonic() < self._at:
             return []
-        are_held = self._pauses.wake(services, partitions)
-        calls = keys.in_calls(partitions)
-        due, wait_ms, away = self._store.due(calls, BATCH, self._lease_ms, self._gate.passed_over())
+        stopped = self._damaged.look()
+        asked = partitions if not stopped else self._damaged.others(partitions)
+        are_held = self._pauses.wake(services, asked)
+        calls = keys.in_calls(asked)
+        due, wait_ms, refused = self._store.due(calls, BATCH, self._lease_ms, self._gate.passed_over())
+        away = stopped | {one: self._damaged.found(one, e) if is_of_one(keys, e) else e for one, e in refused.items()}
         # While the slot of a partition is on its way, its timers may answer, and its streams not.
         unread = {one: error for one in partitions if (error := why_unread(self._client, one.requests)) is not None}
         for partition, error in {**unread, **away}.items():
@@ -109,10 +116,10 @@ class DueSagas:
         self._at = time.monotonic() + (0.0 if len(due) >= BATCH else max(wait_s, LOOK_EVERY_S))
         if self._bulks.go_on() or are_held:
             self.soon()
-        if self._upkeep.look(keys, partitions, self._inbox.now_ms, most_bytes):
+        if self._upkeep.look(keys, self._damaged.others(partitions), self._inbox.now_ms, most_bytes):
             self.soon()
         leased = {saga_id for _, saga_id in due}
-        due += self._put_off(partitions)
+        due += self._put_off(asked)
         if strangers := [one for one in due if keys.of(one[1]) is not one[0]]:
             self._store.drop_strangers(strangers)
         due_ids = [saga_id for partition, saga_id in due if keys.of(saga_id) is partition]

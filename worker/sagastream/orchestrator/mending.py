@@ -122,7 +122,7 @@ class Mending:
         for key in (partition.timers, partition.ended, partition.begun):
             pipeline.zcard(key)
         try:
-            live, ended, begun = pipeline.execute()
+            live, ended, begun = execute(pipeline)
         except (redis.OutOfMemoryError, redis.exceptions.ExecAbortError):
             return _Count(0, 0)
         return _Count(live + ended, begun)

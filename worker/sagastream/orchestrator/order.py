@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import redis
 
 from sagastream.broker import wire
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.group_reader import GroupReader
 from sagastream.broker.partial import is_partial
 from sagastream.broker.wire import or_raise
@@ -49,7 +50,11 @@ class Order:
         ahead = [("XRANGE", stream, now_ms + 1, "+", "COUNT", 1) for stream in set(requests)]
         asked: list[wire.Words] = [*before, *ahead]
         answers = wire.round_trip(self._client, asked)
-        away = {words[1] for words, found in zip(asked, answers, strict=True) if is_partial(self._client, found)}
+        away = {
+            words[1]
+            for words, found in zip(asked, answers, strict=True)
+            if is_partial(self._client, found) or is_wrong_type(found)
+        }
         answers = [[] if words[1] in away else or_raise(found) for words, found in zip(asked, answers, strict=True)]
         put_off = [entry for stream, (entry, _) in zip(requests, early, strict=True) if stream in away]
         self._inbox.renew_later({entry.stream for entry in put_off})

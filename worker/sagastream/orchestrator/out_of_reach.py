@@ -76,12 +76,18 @@ class OutOfReach:
         self._new.clear()
 
     def are_only(self, partitions: Iterable[Partition]) -> None:
-        """The worker asks only these from now on: of others it will not see whether they are back."""
-        if self._away:
-            numbers = {one.number for one in partitions}
-            self._away = {number: away for number, away in self._away.items() if number in numbers}
-            self._new.clear()
-            self._tell()
+        """The worker asks only these from now on: of others it will not see whether they are back, and says so."""
+        if not self._away:
+            return
+        numbers = {one.number for one in partitions}
+        new = {number for _, lost in self._new.values() for number in lost}
+        if told := self._away.keys() - numbers - new:
+            text = f"another worker tends to {_named(told)} of the store by now, which this one could not reach"
+            self._log.warning(f"{text}: it does not see whether that is over")
+        self._away = {number: away for number, away in self._away.items() if number in numbers}
+        left = {what: (text, [one for one in lost if one in numbers]) for what, (text, lost) in self._new.items()}
+        self._new = {what: (text, lost) for what, (text, lost) in left.items() if lost}
+        self._tell()
 
     def _tell(self) -> None:
         if self._observer is not None:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
@@ -129,4 +129,8 @@ class Pauses:
         if following:
             self._pages.append((partition, service, following))
         if ids:
-            yield from _WAKE.call([partition.timers], [self._lease_ms, *ids])
+            try:
+                yield from _WAKE.call([partition.timers], [self._lease_ms, *ids])
+            except ResponseError as error:
+                if not is_wrong_type(error):  # whoever leases what is due tells of it
+                    raise

@@ -78,10 +78,12 @@ class Streams:
         self._most_replies = max(_LEAST_REPLIES, min(BATCH, _REPLIES // max(1, read)))
         self._busy = 0  # how many turns in a row have read many replies
         #: What `wanted` has returned before: by how many requests, how many where there is no room, and where that is.
-        self._counts: dict[tuple[int, int, frozenset[int]], Mapping[str, int]] = {}
+        self._counts: dict[tuple[int, int, frozenset[int], frozenset[int]], Mapping[str, int]] = {}
         self._counted: Sequence[str] = ()  # of which streams
         #: Whether the last turn may have left replies unread.
         self.has_more = False
+        #: The numbers of the partitions of which nothing is read, since nothing could be done about it.
+        self.stopped: frozenset[int] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -97,7 +99,7 @@ class Streams:
 
     def _changed(self, services: Collection[str], preferred: frozenset[int] | None) -> "Streams":
         streams = Streams(self._keys, services, self._room, preferred)
-        streams._busy, streams.has_more = self._busy, self.has_more
+        streams._busy, streams.has_more, streams.stopped = self._busy, self.has_more, self.stopped
         return streams
 
     def wanted(self, streams: Sequence[str]) -> Mapping[str, int]:
@@ -105,25 +107,32 @@ class Streams:
         requests = _REQUESTS if not self._busy else 0 if self._busy % _A_FEW_EVERY else _A_FEW
         full = self._room.full
         in_full = _A_FEW if full and self._room.takes_a_few() else 0
-        asked = (requests, in_full, full)
+        asked = (requests, in_full, full, self.stopped)
         if self._counted != streams:
             self._counted, self._counts = list(streams), {}
         if (counts := self._counts.get(asked)) is None:
             # Of operators' requests as many as of replies: streams with the same count are read in one call.
             most = {"replies": self._most_replies, "requests": requests, "interventions": self._most_replies}
             places = {stream: self._places[stream] for stream in streams if stream in self._places}
+            places = {stream: one for stream, one in places.items() if one.partition.number not in self.stopped}
             known = {
                 stream: in_full if place.what == "requests" and place.partition.number in full else most[place.what]
                 for stream, place in places.items()
             }
             wanted = {stream: count for stream, count in known.items() if count}
-            counts = self._counts[asked] = wanted or dict.fromkeys(streams, 1)  # it always reads something
+            if not wanted and not self.stopped:
+                wanted = dict.fromkeys(streams, 1)  # it always reads something
+            counts = self._counts[asked] = wanted
         return counts
 
     def left_unread(self) -> frozenset[str]:
-        """The streams that are not read for now, since there is no room for what they would bring."""
-        full = self._room.full
-        return frozenset(one.requests for one in self.partitions if one.number in full) if full else frozenset()
+        """The streams that are not read for now, since there is no room for what they would bring, or nothing can be
+        done about it."""
+        full, stopped = self._room.full, self.stopped
+        unread = frozenset(one.requests for one in self.partitions if one.number in full) if full else frozenset()
+        if stopped:
+            unread |= {name for name, place in self._places.items() if place.partition.number in stopped}
+        return unread
 
     def read(self, entries: Sequence[Entry], asked: Mapping[str, int], *, has_more: bool) -> None:
         """A turn has read these.

@@ -31,8 +31,9 @@ from sagastream.orchestrator.aftermath import Aftermath
 from sagastream.orchestrator.bulks import Bulks
 from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.clock import newest_time
-from sagastream.orchestrator.commit import Store
+from sagastream.orchestrator.commit import Refused, Store
 from sagastream.orchestrator.compensations import Compensations
+from sagastream.orchestrator.damaged import DamagedPartitions
 from sagastream.orchestrator.due_sagas import LOOK_EVERY_S, DueSagas
 from sagastream.orchestrator.ends import Ends
 from sagastream.orchestrator.folding import fold, parts_of
@@ -130,6 +131,7 @@ class Orchestrator:
         self._overdue = Overdue(broker.client, self._store)
         self._compensations = Compensations(broker.client)
         self._away = OutOfReach(self.name, self._observer)
+        self._damaged = DamagedPartitions(broker.client)
         self._cache = StateCache()
         self._journal_bytes = min(max(history_bytes, 0), MAX_JOURNAL_BYTES)
         self._ends = Ends()
@@ -145,6 +147,7 @@ class Orchestrator:
             overdue=self._overdue,
             upkeep=self._upkeep,
             away=self._away,
+            damaged=self._damaged,
             lease_ms=LEASE_MS,
         )
 
@@ -301,6 +304,7 @@ class Orchestrator:
         wait_ms = self._due.wait_ms(block_ms)
         if self._inbox.is_joined:  # else it joins with all services
             self._follow()
+            self._read_streams.stopped = self._damaged.numbers
             self._inbox.left_out = self._read_streams.left_unread()
         entries = self._inbox.read(wait_ms, self._wanted)
         if self._health is not None:
@@ -338,6 +342,8 @@ class Orchestrator:
             resumes=self._pauses.resumes,
         )
 
+        is_divided = len(self._opened.tags) > 1
+
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:
                 decided = fold(part, states, moment)
@@ -347,9 +353,11 @@ class Orchestrator:
                 if decided:
                     sent.append(decided)
                     self._services.add([command.service for change in decided for command in change.commands])
-                    committing = self._store.committing(decided, now_ms)
+                    committing = self._store.committing(decided, now_ms, refused=refused if is_divided else None)
                     reads_on = part is parts[-1] and not self._stop.is_set()
                     yield self._inbox.read_along(committing, streams.wanted) if reads_on else committing
+
+        refused: Refused = {}
 
         try:
             results = partial.run_each(self._broker.client, commits())
@@ -368,7 +376,7 @@ class Orchestrator:
             stuck += result[1]
         if left:
             self._gate.leave(left)
-        return changes, lost, stuck
+        return self._without_damaged(changes, refused), lost, stuck
 
     def _without(self, saga_ids: Collection[str], inputs: Sequence[Input]) -> Sequence[Input]:
         """These inputs without those of some sagas, which are read again later."""
@@ -382,6 +390,17 @@ class Orchestrator:
         self._ends.note(changes)
         for partition in {change.partition.number: change.partition for change in changes}.values():
             self._lost(partition, error)
+
+    def _without_damaged(self, changes: list[Change], refused: Refused) -> list[Change]:
+        """These changes without those that were not written, since a key of their partition has another type."""
+        if not refused:
+            return changes
+        unwritten = [change for change in changes if change.partition in refused]
+        self._cache.keep(unwritten, unwritten)
+        for partition, error in refused.items():
+            self._away.lost(partition, self._damaged.found(partition, error))
+            self._inbox.renew_later(self._read_streams.of(partition))
+        return [change for change in changes if change.partition not in refused]
 
     def _ready(self, inputs: list[Input], states: Mapping[str, Found], now_ms: int) -> list[Input]:
         """The inputs that are to be decided on now."""

@@ -254,15 +254,21 @@ class CommandInbox:
         """If there are more partitions than commands are wanted, it reads some of them at first, each time others: a
         process must not collect what others have the time for."""
 
+        damaged = self.reader.left_out = frozenset(self.outbox.damaged)
+
+        def whole(streams: Sequence[str]) -> Mapping[str, int]:
+            left = [one for one in streams if one not in damaged] if damaged else streams
+            return in_all(count)(left) if left else {}
+
         def some(streams: Sequence[str]) -> Mapping[str, int]:
-            if count >= len(streams):
-                return in_all(count)(streams)
+            if damaged or count >= len(streams):
+                return whole(streams)
             return self._in_turn.of(streams, count)
 
         entries = self.reader.read(look.wait_ms, some, everywhere=look.everywhere)
         if entries or count >= len(self.reader.streams if look.everywhere else self.reader.mine):
             return entries
-        return self.reader.read(look.wait_ms, in_all(count), everywhere=look.everywhere)
+        return self.reader.read(look.wait_ms, whole, everywhere=look.everywhere)
 
     def _settle(self, deliveries: list[Delivery]) -> list[Delivery]:
         """Answer the commands that need no handler. Returns the others, in order.

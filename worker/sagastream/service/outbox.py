@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from sagastream.broker import scripting
 from sagastream.broker.entries import BATCH, REPLAYED, Entry
 from sagastream.broker.exchange import Exchange, run
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import is_outage, is_wrong_type
 from sagastream.broker.group_reader import GroupReader
 from sagastream.broker.partial import is_partial
 from sagastream.broker.portions import BYTES, in_all
@@ -26,9 +26,12 @@ from sagastream.core.steps import STANDING
 from sagastream.service.delivery import Delivery
 from sagastream.service.records import Records
 from sagastream.store.keys import DONE_KEPT_S, Partition, StoreKeys
+from sagastream.store.reach import ranges
 from sagastream.store.written_since import WrittenSince
 from sagastream.telemetry import Log, Observer, Observers, about, guarded
 
+#: How soon answers are tried again whose stream is damaged, in seconds.
+_DAMAGED_S: Final = 0.5
 #: How many answers of one call are remembered, to see whether the store has lost them: it loses whole calls.
 _OF_EACH: Final = 16
 
@@ -87,6 +90,8 @@ class Outbox:
         self._ready_bytes = 0  # about how large they are
         #: Why the last `send` has left some unsent: their node of a cluster is away; None: it has left none.
         self.away: redis.RedisError | None = None
+        #: The streams of commands whose answers cannot be written, since a key there is damaged, and when to try again.
+        self.damaged: Mapping[str, float] = {}
         self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
         self._sent: WrittenSince[_Recorded] = WrittenSince()
 
@@ -130,20 +135,51 @@ class Outbox:
         if not self._ready:
             return overruled
         with self._sending:
-            left: set[str] = set()  # the streams whose node of a cluster is away
+            left = self._left_alone()  # the streams whose node of a cluster is away, or that are damaged
             away: redis.RedisError | None = None
             while ready := self._for_a_call(self._of_others_than(left)):
                 try:
                     overruled += self._send(ready, ahead)
                 except redis.RedisError as error:
-                    if not is_partial(self._client, error):
+                    streams = {_entry(one).stream for one in ready}
+                    if is_wrong_type(error) and len(self._partitions) > 1:
+                        self._is_damaged(streams, error)
+                    elif not is_partial(self._client, error):
                         raise
-                    left |= {_entry(one).stream for one in ready}
+                    left |= streams
                     away = error
             if left:
                 self._oldest_s = time.monotonic()
             self.away = away
         return overruled
+
+    def _is_damaged(self, streams: set[str], error: redis.RedisError) -> None:
+        """Where the answers to commands of these streams go, something else has written. They are tried again later."""
+        again_s = time.monotonic() + _DAMAGED_S
+        for stream in streams & self._ready_streams():
+            if stream not in self.damaged:
+                number = self._partitions[stream].number
+                text = f"answers of partition {number} cannot be sent: {str(error).removeprefix('WRONGTYPE ')}"
+                todo = "rename that key or delete it. The others go on"
+                self._log.error(f"{text}: something else has written there; {todo}")
+            self.damaged = {**self.damaged, stream: again_s}
+
+    def _left_alone(self) -> set[str]:
+        """The streams that were found damaged a moment ago."""
+        now_s = time.monotonic()
+        return {stream for stream, again_s in self.damaged.items() if again_s > now_s}
+
+    def _ready_streams(self) -> set[str]:
+        with self._lock:
+            return {_entry(one).stream for one in self._ready}
+
+    def _is_sent(self, sent: Sequence[_Ready]) -> None:
+        if not self.damaged:
+            return
+        if whole := self.damaged.keys() & {_entry(one).stream for one in sent}:
+            self.damaged = {stream: again_s for stream, again_s in self.damaged.items() if stream not in whole}
+            numbers = ranges(self._partitions[stream].number for stream in whole)
+            self._log.warning(f"answers of partition {numbers} can be sent again")
 
     def ready(self) -> set[tuple[str, bytes]]:
         """Where the entries stand that are ready to be sent away."""
@@ -225,6 +261,7 @@ class Outbox:
         with self._lock:
             self._drop(ready)
             self._oldest_s = time.monotonic()
+        self._is_sent(ready)
         if self._observer is not None:
             _tell_sent(self._observer, ready, numbers)
         return overruled
