@@ -88,7 +88,8 @@ class GroupReader:
         self._heartbeat = heartbeat
         self._heard = Heard(heartbeat, self._log)
         self._leave = scripting.Script("leave")
-        self._unusable: set[str] = set()  # streams that are none, and are left out
+        self._unusable: set[str] = set()  # streams that are none, and are left out …
+        self._told: set[str] = set()  # … and those that this was told of
         #: Streams that `counts` leaves out for a while: a reading waits for the others.
         self.left_out: frozenset[str] = frozenset()
         self._own = OwnEntries(client, group=group, consumer=consumer, log=self._log)
@@ -257,12 +258,14 @@ class GroupReader:
             if isinstance(answer, redis.RedisError) and not str(answer).startswith("BUSYGROUP"):
                 if not is_wrong_type(answer) or len(streams) + len(self.streams) == 1:
                     raise answer
-                if stream not in self._unusable:
+                if stream not in self._told:
                     self._log.error(f"{stream} is not a stream: it is not read, until it is one or is gone")
+                self._told.add(stream)
                 self._unusable.add(stream)
                 continue
             self.streams.append(stream)
             self._unusable.discard(stream)
+            self._told.discard(stream)
 
     def _deleted(self, error: redis.RedisError) -> None:
         """If a stream or group was deleted, let the next read create it again. Raises any other error."""
