@@ -205,6 +205,7 @@ def test_a_key_of_the_wrong_type_stops_only_its_partition(
     kept: Any = scene.redis.dump(key)
     scene.redis.set(key, "in the way")
     scene.worker._due.at_once()
+    scene.worker._inbox.leases.look(scene.worker._inbox.mine)
     scene.worker._upkeep._tidy_at = 0.0
     scene.worker.turn(block_ms=1)
     if name not in ("requests", "seen", "interventions"):

@@ -160,5 +160,6 @@ def test_a_slot_that_stays_half_moved_is_told(stage: Stage, caplog: pytest.LogCa
         until(lambda: said(caplog, "partition 1 of the store cannot be reached", "on its way"), what="it is said")
         until(lambda: len(said(caplog, "slot", "on its way", "others go on")) >= 2, what="each process says it")
         stage.does("b", first, third)
+    assert said(caplog, "slot", "on its way")[0].startswith("slot ")
     stage.does("c", first, second, third)
     until(lambda: said(caplog, "partition 1 of the store can be reached again"), what="the worker says it")

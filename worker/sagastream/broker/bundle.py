@@ -288,7 +288,7 @@ class Bundle:
         if isinstance(answer, ClusterDownError):
             self._map.is_out_of_date(node)
         if isinstance(answer, redis.ResponseError):
-            name_node(answer, node)
+            name_node(answer, node, part.slot)
             if is_denied(answer):
                 self._map.troubles.met(said_by(answer) or "", answer)
         part.ends(answer)

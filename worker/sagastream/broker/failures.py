@@ -209,16 +209,19 @@ def of_node(node: object, error: redis.RedisError | None, *, was_sent: bool) -> 
     return away
 
 
-def name_node(error: redis.ResponseError, node: object) -> None:
-    """Have an error that a node of a cluster has answered tell which one it was, if it is about that node."""
+def name_node(error: redis.ResponseError, node: object, slot: int | None = None) -> None:
+    """Have an error that a node of a cluster has answered tell which one it was, if it is about that node; or which
+    slot, if that is on its way."""
     if (is_outage(error) or is_denied(error)) and said_by(error) is None:
         name = f"the node {node} of the cluster"
+        if isinstance(error, redis.exceptions.TryAgainError) and slot is not None:
+            name = f"slot {slot} of the cluster"
         error.__dict__.update(_node=name, _plain=str(error))
         error.args = (f"{error} ({name})",)
 
 
 def said_by(error: BaseException) -> str | None:
-    """The name of the node that has answered this; None: nobody has named it."""
+    """The name of the node that has answered this, or of the slot that it is about; None: nobody has named it."""
     name: str | None = error.__dict__.get("_node")
     return name
 
@@ -273,7 +276,10 @@ def brief(error: redis.RedisError) -> str:
 
 def _of_node(node: str, meaning: str) -> str:
     """What is told of the broker, told of one node."""
-    return meaning.replace("the broker", node, 1) if "the broker" in meaning else f"{node}: {meaning}"
+    for broker in ("the broker", "a slot of the cluster"):
+        if broker in meaning:
+            return meaning.replace(broker, node, 1)
+    return f"{node}: {meaning}"
 
 
 def reason(error: redis.RedisError) -> str:

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 from sagastream.broker import exchange
 from sagastream.broker.cluster_map import slot_of
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import NodeAway, is_denied, is_outage
+from sagastream.broker.failures import NodeAway, is_denied, is_outage, said_by
 from sagastream.broker.to_cluster import nodes_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def is_partial(client: "redis.Redis", error: object) -> TypeGuard[RedisError]:
     if nodes is None or not isinstance(error, RedisError):
         return False
     if is_outage(error):
+        if (where := said_by(error)) is not None:  # it is there, and refuses
+            nodes.map.troubles.met(where, error, matters=True)
         return nodes.map.some_answer
     return is_denied(error) and nodes.map.denies(error)
 
