@@ -9,6 +9,7 @@ import redis
 from msgspec import Struct
 
 from sagastream.broker import server, wire
+from sagastream.broker.clock import AHEAD_MS
 from sagastream.broker.cluster_map import SLOTS, address_of
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
@@ -24,6 +25,7 @@ _COVERAGE: Final = "cluster-require-full-coverage"
 _APART_MS: Final = 500
 #: What a node says of itself of a slot that it gives to another node, or takes from one.
 _MOVING: Final = re.compile(r"\[(\d+)-[<>]-")
+_NTP: Final = "have NTP set the clocks of all nodes"
 _REBALANCE: Final = "move slots: redis-cli --cluster rebalance HOST:PORT"
 
 
@@ -160,8 +162,15 @@ def of_clocks(times: Mapping[str, int]) -> Iterator[Finding]:
     if len(times) > 1:
         last, first = min(times, key=lambda one: times[one]), max(times, key=lambda one: times[one])
         if (apart_ms := times[first] - times[last]) > _APART_MS:
-            text = f"the clock of {first} is {spoken(apart_ms)} ahead of that of {last}: waits and timeouts are off"
-            yield warning("clock", f"{text} by as much", "have NTP set the clocks of all nodes")
+            text = f"the clock of {first} is {spoken(apart_ms)} ahead of that of {last}"
+            if apart_ms > AHEAD_MS:
+                text += (
+                    ": processes take that for a clock that is set again and again, so what waits for a time may stand "
+                    "still in all partitions, and a process that runs may count as dead"
+                )
+                yield problem("clock", text, _NTP)
+            else:
+                yield warning("clock", f"{text}: waits and timeouts are off by as much", _NTP)
 
 
 def of_away(one: Master, error: redis.RedisError, partitions: int | None) -> Finding:
