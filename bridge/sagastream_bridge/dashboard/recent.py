@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-import redis
 from msgspec import Struct
 
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.wire import unless_refused
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState
 from sagastream.core.step_state import Step, StepStatus
@@ -58,13 +58,9 @@ def read(keys: StoreKeys) -> Exchange[Recent]:
         *(("ZREVRANGEBYSCORE", partition.ended, "+inf", "-inf", "LIMIT", 0, ended) for partition in keys.partitions),
         *(("ZRANGE", partition.timers, 0, live - 1) for partition in keys.partitions),
     ]
-    ids = [one.decode(errors="backslashreplace") for page in pages if not _refused(page) for one in page]
+    ids = [one.decode(errors="backslashreplace") for page in pages for one in unless_refused(page, ())]
     states, _ = yield from load(keys, ids)
     return of(state for state in states.values() if isinstance(state, SagaState))
-
-
-def _refused(answer: object) -> bool:
-    return isinstance(answer, redis.ResponseError)
 
 
 def of(states: Iterable[SagaState]) -> Recent:

@@ -1,14 +1,13 @@
 """How a store stands: the figures of the overview, and what is wrong. Every read is bounded."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import redis
 from msgspec import Struct
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import Exchange, run, together
-from sagastream.broker.wire import Words
+from sagastream.broker.wire import Words, unless_refused
 from sagastream.client.evidence import survey
 from sagastream.core.causes import Cause, Evidence, ServiceFacts
 from sagastream.core.durations import spoken
@@ -168,14 +167,9 @@ def _indexed(keys: StoreKeys) -> Exchange[tuple[list[int], str | None]]:
     asked: list[Words] = [("ZCARD", one.index(name)) for name in names for one in keys.partitions]
     asked += [("GET", one.full) for one in keys.partitions]
     answers, each = (yield asked), len(keys.partitions)
-    counts = [sum(_read(answer, 0) for answer in answers[at : at + each]) for at in range(0, 3 * each, each)]
-    texts = [_read(answer, None) for answer in answers[3 * each :]]
+    counts = [sum(unless_refused(answer, 0) for answer in answers[at : at + each]) for at in range(0, 3 * each, each)]
+    texts = [unless_refused(answer, None) for answer in answers[3 * each :]]
     return counts, next((text.decode(errors="backslashreplace") for text in texts if text is not None), None)
-
-
-def _read(answer: Any, instead: Any) -> Any:
-    """An answer; something else if the server refuses it, as if the key has another type. The doctor tells of that."""
-    return instead if isinstance(answer, redis.ResponseError) else answer
 
 
 # --- what is wrong

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import redis
 from msgspec import Struct
@@ -20,7 +20,7 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.entries import time_of
 from sagastream.broker.exchange import Exchange, all_of, run, together
 from sagastream.broker.failures import is_outage
-from sagastream.broker.wire import Words, milliseconds, or_raise
+from sagastream.broker.wire import Words, milliseconds, or_raise, unless_refused
 from sagastream.core.indexing import of_held
 from sagastream.core.pauses import Pause
 from sagastream.store import heartbeat, layout, pauses, published, reach, running
@@ -124,7 +124,7 @@ def _memory_of_nodes(broker: Broker) -> Iterator[tuple[int, int | None]]:
             if not (is_outage(error) or isinstance(error, redis.AuthenticationError)):
                 raise
             continue
-        memory = _facts(_read(answer, b""))
+        memory = _facts(unless_refused(answer, b""))
         yield int(memory.get("used_memory", 0)), int(memory.get("maxmemory", 0)) or None
 
 
@@ -205,9 +205,9 @@ def _central(keys: StoreKeys) -> Exchange[_Central]:
         asked.append(("ZRANGE", one.timers, 0, 0, "WITHSCORES"))
     clock, info, losses, *answers = yield asked
     now_ms = milliseconds(or_raise(clock))
-    memory = _facts(_read(info, b""))
-    sums = [sum(_read(answer, 0) for answer in answers[at::5]) for at in range(4)]
-    first = [float(words[1]) for answer in answers[4::5] if (words := _read(answer, ()))]
+    memory = _facts(unless_refused(info, b""))
+    sums = [sum(unless_refused(answer, 0) for answer in answers[at::5]) for at in range(4)]
+    first = [float(words[1]) for answer in answers[4::5] if (words := unless_refused(answer, ()))]
     due_ms = min(first, default=float("inf"))
     return _Central(
         now_ms=now_ms,
@@ -216,7 +216,7 @@ def _central(keys: StoreKeys) -> Exchange[_Central]:
         interventions=sums[2],
         quarantined=sums[3],
         timer_lag_ms=int(now_ms - due_ms) if 0 < due_ms < now_ms else 0,
-        losses=_read(losses, 0),
+        losses=unless_refused(losses, 0),
         memory_bytes=int(memory.get("used_memory", 0)),
         memory_limit_bytes=int(memory.get("maxmemory", 0)),
     )
@@ -239,7 +239,7 @@ def _held(keys: StoreKeys, services: Sequence[str]) -> Exchange[dict[str, int]]:
     """How many sagas are held at each of these services."""
     each = len(keys.partitions)
     answers = yield [("ZCARD", one.index(of_held(service))) for service in services for one in keys.partitions]
-    numbers = [_read(answer, 0) for answer in answers]
+    numbers = [unless_refused(answer, 0) for answer in answers]
     return {service: sum(numbers[at * each : (at + 1) * each]) for at, service in enumerate(services)}
 
 
@@ -261,24 +261,19 @@ def _waiting(keys: StoreKeys, service: str) -> Exchange[_Waiting]:
         asked += [("XLEN", stream), ("XPENDING", stream, service)]
         asked += [("XLEN", one.replies(service)), ("XLEN", one.quarantine_of(service))]
     answers = yield asked
-    there = [_read(answer, 0) for answer in answers[0::4]]
-    pending = [_read(answer, (0, None)) for answer in answers[1::4]]
+    there = [unless_refused(answer, 0) for answer in answers[0::4]]
+    pending = [unless_refused(answer, (0, None)) for answer in answers[1::4]]
     # What is held was read before what is unread. So an entry is read, which may be large, only if none is held.
     oldest = [bytes(first) for _, first, *_ in pending if first is not None]
     unread = [name for name, number, (held, *_) in zip(commands, there, pending, strict=True) if number and not held]
     firsts = (yield [("XRANGE", name, "-", "+", "COUNT", 1) for name in unread]) if unread else []
-    oldest += [page[0][0] for answer in firsts if (page := _read(answer, ()))]
+    oldest += [page[0][0] for answer in firsts if (page := unless_refused(answer, ()))]
     held = sum(number for number, *_ in pending)
     return _Waiting(
         unread=max(0, sum(there) - held),
         held=held,
         oldest=min(map(time_of, oldest), default=None),
-        replies=sum(_read(answer, 0) for answer in answers[2::4]),
-        quarantined=sum(_read(answer, 0) for answer in answers[3::4]),
+        replies=sum(unless_refused(answer, 0) for answer in answers[2::4]),
+        quarantined=sum(unless_refused(answer, 0) for answer in answers[3::4]),
         are_streams=not any(isinstance(answer, redis.ResponseError) for answer in answers[0::4]),
     )
-
-
-def _read(answer: Any, instead: Any) -> Any:
-    """An answer; something else if the server refuses it, or if the key is absent or of another type."""
-    return instead if isinstance(answer, redis.ResponseError) else answer

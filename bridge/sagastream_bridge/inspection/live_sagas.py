@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
-import redis
 from msgspec import Struct
 
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.wire import unless_refused
 from sagastream.core import indexing
 from sagastream.core.phases import UNDO, Phase
 from sagastream.core.saga import SagaStatus
@@ -74,8 +74,8 @@ def look(keys: StoreKeys, at_most: int) -> Exchange[LiveSagas]:
             ("ZCARD", one.index(indexing.of_status(SagaStatus.COMPENSATING))),
         ]
     answers = yield asked
-    total = sum(_read(answer, 0) for answer in answers[0::6])
-    waiting = sum(_read(answer, 0) for answer in answers[1::6])
+    total = sum(unless_refused(answer, 0) for answer in answers[0::6])
+    waiting = sum(unless_refused(answer, 0) for answer in answers[1::6])
     hashes = [_hashes(keys.partitions, answers[at::6]) for at in (2, 3)]
     for_a_person = yield from _seen(hashes[0])
     others = yield from _seen(hashes[1])
@@ -88,7 +88,7 @@ def look(keys: StoreKeys, at_most: int) -> Exchange[LiveSagas]:
         places += _scaled(Counter(parked[one.key] for one in group if one.key in parked), len(group), number)
     seen = [*for_a_person, *others]
     if sum(map(len, hashes)) < total:
-        indexed = _Indexed(*(sum(_read(answer, 0) for answer in answers[at::6]) for at in (4, 5)))
+        indexed = _Indexed(*(sum(unless_refused(answer, 0) for answer in answers[at::6]) for at in (4, 5)))
         by_status, places = _by_indexes(indexed, total, by_status, places, [one for one in seen if one.key in parked])
     return LiveSagas(
         total=total,
@@ -126,7 +126,7 @@ def _hashes(partitions: Sequence[Partition], pages: Sequence[Any]) -> list[str]:
     return [
         one.saga(saga_id.decode(errors="backslashreplace"))
         for one, page in zip(partitions, pages, strict=True)
-        for saga_id in _read(page, ())
+        for saga_id in unless_refused(page, ())
     ]
 
 
@@ -135,7 +135,7 @@ def _seen(hashes: Sequence[str]) -> Exchange[list[_Seen]]:
     answers = (yield [("HMGET", name, *_FIELDS) for name in hashes]) if hashes else []
     found = []
     for name, answer in zip(hashes, answers, strict=True):
-        words: Sequence[bytes | None] = _read(answer, (None,) * len(_FIELDS))
+        words: Sequence[bytes | None] = unless_refused(answer, (None,) * len(_FIELDS))
         try:
             values = [SAGA[what].read(word) if word else None for what, word in zip(_READ, words, strict=True)]
         except (ValueError, KeyError, OverflowError):
@@ -157,7 +157,7 @@ def _where_parked(seen: Sequence[_Seen]) -> Exchange[dict[str, ParkedAt]]:
     answers = (yield [("HMGET", key, *names) for key in graphs]) if graphs else []
     for key, answer in zip(graphs, answers, strict=True):
         step_of.pop(key, None)
-        for number, word in enumerate(_read(answer, ()), 1):
+        for number, word in enumerate(unless_refused(answer, ()), 1):
             if word is not None and word.decode(errors="replace") in _STOPPED:
                 step_of[key] = (number, word.decode() in UNDO)
                 break
@@ -165,7 +165,7 @@ def _where_parked(seen: Sequence[_Seen]) -> Exchange[dict[str, ParkedAt]]:
     answers = (yield asked) if asked else []
     found = {}
     for (key, (_, is_undo)), answer in zip(step_of.items(), answers, strict=True):
-        words = [(word or b"").decode(errors="replace") for word in _read(answer, (b"",) * 4)]
+        words = [(word or b"").decode(errors="replace") for word in unless_refused(answer, (b"",) * 4)]
         service, transaction, sent, declared = words
         found[key] = ParkedAt(service, (sent or declared or transaction) if is_undo else transaction)
     return found
@@ -182,8 +182,3 @@ def _of_step(number: int) -> tuple[str, str, str, str]:
 def _scaled(counts: "Counter[_T]", seen: int, total: int) -> "Counter[_T]":
     """The counts among `seen`, as they would be among `total` of which these are a part."""
     return Counter({what: round(number * total / seen) for what, number in counts.items()} if seen else {})
-
-
-def _read(answer: Any, instead: Any) -> Any:
-    """An answer; something else if the server refuses it, or if the key is of another type, as the doctor tells."""
-    return instead if isinstance(answer, redis.ResponseError) else answer

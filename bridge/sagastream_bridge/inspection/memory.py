@@ -72,4 +72,4 @@ def _sizes(client: "redis.Redis", names: Sequence[str], samples: int = _SAMPLES)
 def _read(client: "redis.Redis", commands: Sequence[wire.Words]) -> list[Any]:
     """The answers; None in place of an error: a key of another type, or a user who may not look."""
     answers = wire.round_trip(client, commands) if commands else []
-    return [None if isinstance(answer, redis.ResponseError) else answer for answer in answers]
+    return [wire.unless_refused(answer, None) for answer in answers]
