@@ -121,7 +121,7 @@ def test_the_fields_and_members_of_commands_are_all_there() -> None:
     for command in (replace(CHARGE, compensation="Undo", retried=True), of_a_graph):
         whole |= command.fields()
         members |= json.loads(command.body())
-    assert sorted(first_column(entry)) == sorted([*whole, REPLAYED.decode(), "format"])
+    assert sorted(first_column(entry)) == sorted([*whole, REPLAYED.decode(), "format", "unrecorded_ms"])
     assert sorted(first_column(body)) == sorted(members)
 
 
