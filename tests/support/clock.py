@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from sagastream.broker.connection import connect
+import redis
+
 from support.needs import missing
 from support.servers import OwnServer
 from support.waiting import until
@@ -21,13 +22,14 @@ _NEAR_MS: Final = 1000
 class ServerClock:
     """The clock of one server, which starts again to get it. It goes on as the machine's does."""
 
-    def __init__(self, server: OwnServer) -> None:
+    def __init__(self, server: OwnServer, *, behind_ms: int = 0) -> None:
+        """`behind_ms`: how far it is behind the machine's from the beginning."""
         if (compiler := shutil.which("cc")) is None:
             missing("there is no C compiler: it makes a clock for a server that a test can set")
         self._server = server
         library, self._shift = server.folder / "clock.so", server.folder / "shift"
         subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SOURCE], check=True)
-        self._shift.write_bytes(struct.pack("q", 0))
+        self._shift.write_bytes(struct.pack("q", -behind_ms))
         server.kill()
         server.environment = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(self._shift)}
         server.start()
@@ -44,7 +46,8 @@ class ServerClock:
 
     def _says(self, shift_ms: int) -> bool:
         """Whether the server, to a client and to a script, says the machine's time with this shift."""
-        with connect(self._server.url) as client:
+        # Not sagastream's own client, which takes the time of a cluster from one of its nodes.
+        with redis.Redis.from_url(self._server.url) as client:
             to_script: Any = client.eval("return redis.call('TIME')", 0)
             told = [client.time(), to_script]
         now_ms = time.time() * 1000 + shift_ms

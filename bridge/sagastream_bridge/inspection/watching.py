@@ -42,7 +42,7 @@ class Watch:
         """`who`: the name of the command in the log."""
         self._client = broker.client
         self._outage = Outage(broker, who, threading.Event())
-        self._watcher = SagaWatcher(Layout(broker.prefix))
+        self._watcher = SagaWatcher(Layout(broker.prefix, on_known=broker.takes_time_at))
 
     def look(self, read: Callable[[], _T]) -> _T:
         """What is read from the store, however long the broker is away."""

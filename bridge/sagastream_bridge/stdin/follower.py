@@ -78,7 +78,9 @@ class Follower:
         self._codec = codec
         # The lock of what follows.
         self._changed = threading.Condition()
-        self._watcher = SagaWatcher(Layout(broker.prefix), in_order=True, in_all=True, codec=codec)
+        self._watcher = SagaWatcher(
+            Layout(broker.prefix, on_known=broker.takes_time_at), in_order=True, in_all=True, codec=codec
+        )
         self._unanswered: dict[Waiter, None] = {}
 
     def start(self) -> None:

@@ -123,12 +123,9 @@ def test_one_dead_node_must_not_stop_all() -> None:
 
 def test_clocks_that_are_apart_are_told() -> None:
     assert lines(of_clocks({})) == lines(of_clocks({"a": 0, "b": 400, "c": -100})) == []
-    ((level, about, text),) = lines(of_clocks({"a": 0, "b": 600}))
+    ((level, about, text),) = lines(of_clocks({"a": 0, "b": 3000}))
     assert (level, about) == (WARNING, "clock")
-    assert "waits and timeouts are off by as much" in text
-    ((level, about, text),) = lines(of_clocks({"a": 0, "b": 3000, "c": -2000}))
-    assert (level, about, text.partition(":")[0]) == (PROBLEM, "clock", "the clock of b is 5 s ahead of that of c")
-    assert "what waits for a time may stand still in all partitions" in text
+    assert text.startswith("the clock of b is 3 s ahead of that of a: a signal at the end of its wait may")
 
 
 def test_what_a_node_has_that_is_away() -> None:

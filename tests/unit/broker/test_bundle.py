@@ -460,6 +460,25 @@ def test_a_reading_that_finds_nothing_waits_and_the_time_is_asked_for_after_that
     assert nodes.asked[-1][2] == [("TIME",)]
 
 
+def test_the_time_is_asked_of_one_node_and_once_a_second_whatever_else_is_asked(nodes: Scripted) -> None:
+    """Each node has another clock."""
+    nodes.answers = {ONE: lambda _: [b"1000", b"0"], TWO: lambda _: [b"2000", b"0"]}
+    nodes.map.time.slot = slot_of("a")
+    got = [nodes.trip((what, "b"), ("TIME",))[-1] for what in ("GET", "GET", "GET")]
+    assert [time[0] for time in got] == [b"2000"] * 3
+    assert [words for what, node, words in nodes.asked if what == "send" and node == TWO] == [[("TIME",)]]
+    # While that node is away, it goes on from there; another one is not asked.
+    nodes.answers[TWO] = GONE  # type: ignore[assignment]
+    nodes.map.time._asked_s = 0.0
+    assert nodes.trip(("GET", "b"), ("TIME",))[-1][0] == b"2000"
+
+
+def test_as_long_as_the_node_that_says_the_time_was_never_heard_any_other_one_is_asked(nodes: Scripted) -> None:
+    nodes.answers = {ONE: lambda _: [b"1000", b"0"], TWO: GONE}  # type: ignore[dict-item]
+    nodes.map.time.slot = slot_of("a")
+    assert nodes.trip(("GET", "b"), ("TIME",))[-1] == [b"1000", b"0"]
+
+
 def test_a_node_that_is_away_does_not_end_a_reading_of_which_the_others_have_nothing(nodes: Scripted) -> None:
     nodes.answers = {ONE: nothing, TWO: GONE}  # type: ignore[dict-item]
     nodes.waits = [GONE]

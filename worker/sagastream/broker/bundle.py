@@ -120,6 +120,7 @@ class Bundle:
         self._commands: deque[Command] = deque()  # sent, and not read yet
         self._asked: dict[Address, deque[Part]] = {}  # by node: what it has not answered yet
         self._late: dict[int, list[Any]] = {}  # by command: what former readings have got
+        self._time_asked_s: dict[int, float] = {}  # by command: when TIME was asked, by the map's clock for that
         self._has_followed = False  # whether a slot has moved since all answers were read
 
     @property
@@ -145,6 +146,8 @@ class Bundle:
         for command in these:
             if command.reading is not None:
                 yield from self._collect(command)
+            elif command.name == "TIME":
+                self._ask_for_time(command)
         self._wait_once(these)
         self._commands.extend(these)
         parts = [part for command in these for part in command.parts if not part.is_answered]
@@ -155,8 +158,8 @@ class Bundle:
         command = self._commands.popleft()
         for part in command.parts:
             yield from self._answered(part)
-        if command.name == "TIME" and isinstance(command.parts[0].answer, NodeAway):
-            yield from self._what_time_is_it(command, None)  # any other node knows
+        if command.name == "TIME" and (yield from self._has_time(command)):
+            return self._map.time.now()
         if command.name in READINGS:
             self._note_unread(command)
         answer = command.answer()
@@ -172,9 +175,10 @@ class Bundle:
             waited = yield Wait(command, reading.block_ms)
             nothing = [None] * (len(reading.by_slot) - len(waited))  # the other slots have given
             answer = reading.merged([*waited, *nothing])
-            for later in [one for one in self._commands if one.name == "TIME"]:  # it was asked before the waiting
-                yield from self._answered(later.parts[0])
-                yield from self._what_time_is_it(later, later.parts[0].slot)
+            if self._map.time.slot is None:
+                for later in [one for one in self._commands if one.name == "TIME"]:  # it was asked before the waiting
+                    yield from self._answered(later.parts[0])
+                    yield from self._what_time_is_it(later, later.parts[0].slot)
         return answer
 
     def forget(self) -> None:
@@ -182,6 +186,7 @@ class Bundle:
         self._commands.clear()
         self._asked.clear()
         self._late.clear()
+        self._time_asked_s.clear()
 
     def _collect(self, command: Command) -> Steps:
         reading = command.reading
@@ -208,6 +213,30 @@ class Bundle:
             if command.name == "WAIT" and (slot := command.parts[0].slot) is not None:
                 asked = (self._map.node_of(slot), *command.parts[0].words)
                 command.parts = last.setdefault(asked, command.parts)
+
+    def _ask_for_time(self, command: Command) -> None:
+        """Have the node asked whose time is that of the cluster, if it is time to ask it."""
+        time, part = self._map.time, command.parts[0]
+        if time.slot is None or part.is_in_transaction:
+            return
+        if (asked_s := time.asks()) is None:
+            part.ends(None)
+        else:
+            part.slot, part.may_go_elsewhere = time.slot, False
+            self._time_asked_s[id(command)] = asked_s
+
+    def _has_time(self, command: Command) -> Generator[ToDo, Any, bool]:
+        """Whether the time of the cluster is the answer. If not, what a node has answered is, of which this sees to it
+        that there is one."""
+        time, part = self._map.time, command.parts[0]
+        asked_s = self._time_asked_s.pop(id(command), None)
+        if asked_s is not None and isinstance(part.answer, list):
+            time.told(part.answer, asked_s)
+        if time.slot is not None and time.is_known and not part.is_in_transaction:
+            return True
+        if isinstance(part.answer, NodeAway):
+            yield from self._what_time_is_it(command, None)  # any other node knows
+        return False
 
     def _what_time_is_it(self, command: Command, slot: int | None) -> Steps:
         """Ask again: the node of this slot, or any (None)."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
+from sagastream.broker.cluster_time import ClusterTime
 from sagastream.broker.failures import is_denied, is_outage, of_node, said_by
 from sagastream.broker.troubles import Troubles
 from sagastream.broker.urls import Address
@@ -78,6 +79,7 @@ class ClusterMap:
         self._asked_s = float("-inf")
         self._asks = 0  # how often it was asked for since something has changed
         self._away: dict[Address, _Away] = {}
+        self.time = ClusterTime()
         #: What nodes or slots refuse.
         self.troubles = Troubles(clock)
         #: How often a node was cut off, or has come back: what was known of what it holds may be wrong.

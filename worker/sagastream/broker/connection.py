@@ -162,6 +162,11 @@ class Broker:
         owner = None if key is None else to_cluster.node_of(self.client, key)
         return nodes.map.anybody() if owner is None or nodes.map.is_away(owner) else owner
 
+    def takes_time_at(self, key: str) -> None:
+        """On a cluster, ask the node of this key for the time, whenever a process asks. `exchange` and all else that
+        uses `client` do so then."""
+        to_cluster.takes_time_at(self.client.get_connection_kwargs(), key)
+
     def servers(self, *, answering: bool = False) -> dict[str, redis.Redis]:
         """A client for each server, by its address: of each master of a cluster, or of the one server ("").
         `answering`: not of the nodes that are known to be away. Raises redis.RedisError if nobody says which there

@@ -4,7 +4,7 @@ What the url names, only the server knows: so the first connection asks it, and 
 """
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -334,6 +334,13 @@ def nodes_of(client: "redis.Redis") -> Nodes | None:
     """The nodes of the cluster that a client leads to; None: it leads to a single server, as far as is known."""
     nodes: Nodes | None = client.get_connection_kwargs().get("nodes")
     return nodes if nodes is not None and nodes.map.is_cluster else None
+
+
+def takes_time_at(options: Mapping[str, Any], key: str) -> None:
+    """Have the node that has this key say what time it is. `options`: of the connections of a client or a pool; without
+    a cluster, nothing is changed."""
+    if (nodes := options.get("nodes")) is not None:
+        nodes.map.time.slot = slot_of(key)
 
 
 def node_of(client: "redis.Redis", key: str) -> Address | None:

@@ -9,6 +9,7 @@ from typing import Final, Self, TypeVar
 
 import redis
 
+from sagastream.broker import to_cluster
 from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_async
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import NodeRefuses, is_outage
@@ -58,7 +59,7 @@ class Access:
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
         self._redis: redis.Redis = self._broker.client
-        self._layout = Layout(self._broker.prefix)
+        self._layout = Layout(self._broker.prefix, on_known=self._broker.takes_time_at)
         self._outage = Outage(self._broker, _WHO, threading.Event(), observer=guarded(observer))
 
     def __enter__(self) -> Self:
@@ -117,7 +118,7 @@ class AsyncAccess:
         self._accept_sealed = accept_sealed
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
-        self._layout = Layout(self._broker.prefix)
+        self._layout = Layout(self._broker.prefix, on_known=self._takes_time_at)
         self._outage = OutageReport(self._broker, _WHO, guarded(observer))
         self._loop: asyncio.AbstractEventLoop | None = None  # in which the connections are used
         self._connect()
@@ -125,6 +126,9 @@ class AsyncAccess:
     def _connect(self) -> None:
         self._pool = connect_async(self._broker.url)
         self._watcher = LoopWatcher(self._broker, self._pool, self._outage, self._layout, self._codec)
+
+    def _takes_time_at(self, key: str) -> None:
+        to_cluster.takes_time_at(self._pool.connection_kwargs, key)
 
     def _enter_loop(self) -> None:
         """Before every call: connections and tasks belong to the loop in which they were made."""

@@ -80,8 +80,9 @@ class Store:
         self._commit = scripting.Script("commit")
         self._due = scripting.Script("due")
         self._give_back = scripting.Script("give_back")
-        #: By the number of a partition: until when the last call of `due` leased its sagas, ms by the broker's clock.
-        self._leased_until: dict[int, int] = {}
+        #: By the number of a partition: until when the last call of `due` leased its sagas, and since when, ms by the
+        #: broker's clock.
+        self._leased: dict[int, tuple[int, int]] = {}
 
     def due(
         self,
@@ -89,14 +90,19 @@ class Store:
         count: int,
         lease_ms: int,
         passed_over: Sequence[str] = (),
+        *,
+        now_ms: int | None = None,
     ) -> "Leased":
         """Lease up to `count` sagas of each partition that are due by the broker's clock, for `lease_ms`. If nothing is
-        done about a leased saga in that time, it is due again. `calls`: the partitions, in groups that may go together;
-        `passed_over`: the ids of sagas to leave out.
+        done about a leased saga in that time, it is due again.
+
+        Args:
+            calls: the partitions, in groups that may go together.
+            passed_over: the ids of sagas to leave out.
+            now_ms: the time; None: as the server says that has the partitions.
         """
-        asked = [
-            self._due.call([one.timers for one in together], [count, lease_ms, *passed_over]) for together in calls
-        ]
+        args = [count, lease_ms, "" if now_ms is None else now_ms, *passed_over]
+        asked = [self._due.call([one.timers for one in together], args) for together in calls]
         found: list[tuple[Partition, str]] = []
         waits: list[int] = []
         away: dict[Partition, redis.RedisError] = {}
@@ -104,7 +110,7 @@ class Store:
         for together, answer in zip(calls, self._asked(asked, may_refuse=is_divided), strict=True):
             if isinstance(answer, redis.RedisError):
                 if is_wrong_type(answer) and len(together) > 1:  # one of them is damaged
-                    each = self.due([(one,) for one in together], count, lease_ms, passed_over)
+                    each = self.due([(one,) for one in together], count, lease_ms, passed_over, now_ms=now_ms)
                     found, away = found + each.sagas, away | dict(each.away)
                     waits += [] if each.wait_ms is None else [each.wait_ms]
                 else:
@@ -112,7 +118,7 @@ class Store:
                 continue
             leased_until, *of_each = answer
             for partition, (wait_ms, *members) in zip(together, of_each, strict=True):
-                self._leased_until[partition.number] = leased_until
+                self._leased[partition.number] = leased_until, leased_until - lease_ms
                 waits.append(wait_ms)
                 if members:
                     found += [(partition, saga_id) for saga_id in self._ids(partition, members)]
@@ -143,7 +149,7 @@ class Store:
         for partition, saga_id in due:
             by_partition.setdefault(partition, []).append(saga_id)
         calls = [
-            self._give_back.call([partition.timers], [self._leased_until[partition.number], *saga_ids])
+            self._give_back.call([partition.timers], [*self._leased[partition.number], *saga_ids])
             for partition, saga_ids in by_partition.items()
         ]
         partial.run_all(self._client, calls)  # of those whose node is away, the leases run out

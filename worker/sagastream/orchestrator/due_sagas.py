@@ -105,7 +105,9 @@ class DueSagas:
         asked = partitions if not stopped else self._damaged.others(partitions)
         are_held = self._pauses.wake(services, asked)
         calls = keys.in_calls(asked)
-        due, wait_ms, refused = self._store.due(calls, BATCH, self._lease_ms, self._gate.passed_over())
+        # Each node of a cluster has another clock; the worker asks one of them.
+        now_ms = self._inbox.now_ms if keys.apart else None
+        due, wait_ms, refused = self._store.due(calls, BATCH, self._lease_ms, self._gate.passed_over(), now_ms=now_ms)
         away = stopped | {one: self._damaged.found(one, e) if is_of_one(keys, e) else e for one, e in refused.items()}
         # While the slot of a partition is on its way, its timers may answer, and its streams not.
         unread = {one: error for one in partitions if (error := why_unread(self._client, one.requests)) is not None}

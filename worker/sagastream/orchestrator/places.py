@@ -22,7 +22,7 @@ from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.sagas import load
 
 #: How many answers tell of a page as a whole, before those that tell of one saga.
-_OF_ALL: Final = 5
+_OF_ALL: Final = 4
 _NO_HASH: Final = "stands at a key that holds no hash"
 
 
@@ -39,7 +39,7 @@ class Examined(Struct, kw_only=True):
 
 def examined(partition: Partition, saga_ids: Sequence[str], lease_ms: int) -> Exchange[tuple[int, list[Examined]]]:
     """What is wrong with these sagas; and the broker's time, in ms. `lease_ms`: see `out_of_time`."""
-    clock, timers, ended, begun, indexed, *of_each = yield from _together(_asked(partition, saga_ids))
+    clock, (timers, ended, begun, indexed, *of_each) = yield from _together(_asked(partition, saga_ids))
     now_ms = wire.milliseconds(or_raise(clock))
     found = []
     for at, saga_id in enumerate(saga_ids):
@@ -87,7 +87,7 @@ def strays(partition: Partition, key: str, name: str | None, members: Sequence[b
     ids = [member.decode(errors="backslashreplace") for member in members]
     asked: list[wire.Words] = [("HMGET", partition.indexed, *members)]
     asked += [("ZMSCORE", key, *members), ("ZMSCORE", partition.ended, *members)]
-    told, scores, ended, *there = yield from _together([*asked, *(("EXISTS", partition.saga(one)) for one in ids)])
+    _, (told, scores, ended, *there) = yield from _together([*asked, *(("EXISTS", partition.saga(one)) for one in ids)])
     return [
         member
         for at, member in enumerate(members)
@@ -130,19 +130,19 @@ def _asked(partition: Partition, saga_ids: Sequence[str]) -> list[wire.Words]:
     of_each: list[wire.Words] = []
     for saga_id in saga_ids:
         of_each += [("HGETALL", partition.saga(saga_id)), ("PTTL", partition.saga(saga_id))]
-    asked: list[wire.Words] = [("TIME",), *scores, ("HMGET", partition.indexed, *saga_ids), *of_each]
+    asked: list[wire.Words] = [*scores, ("HMGET", partition.indexed, *saga_ids), *of_each]
     assert len(asked) == _OF_ALL + 2 * len(saga_ids)
     return asked
 
 
-def _together(asked: Sequence[wire.Words]) -> Exchange[list[Any]]:
-    """The answers to these, all of one moment: the hash of a saga and its places change together. A full server refuses
-    transactions, and commits too; so nothing moves, and it is asked without."""
-    answers = yield [("MULTI",), *asked, ("EXEC",)]
+def _together(asked: Sequence[wire.Words]) -> Exchange[tuple[Any, list[Any]]]:
+    """The time; and the answers to these, all of one moment: the hash of a saga and its places change together. A full
+    server refuses transactions, and commits too; so nothing moves, and it is asked without."""
+    clock, *answers = yield [("TIME",), ("MULTI",), *asked, ("EXEC",)]
     if isinstance(answers[-1], redis.exceptions.ExecAbortError | redis.OutOfMemoryError):
-        return (yield asked)
+        return clock, (yield asked)
     found: list[Any] = or_raise(answers[-1])
-    return found
+    return clock, found
 
 
 def _score(scores: Any, at: int) -> float | None:

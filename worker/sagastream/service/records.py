@@ -67,7 +67,8 @@ class Records:
                 away.update(those)
                 continue
             now_ms, *found = answer
-            self.clock_is(now_ms, time.monotonic())
+            if not self.knows_time:  # else a reading tells it: of a cluster, from one node
+                self.clock_is(now_ms, time.monotonic())
             known |= {those[index - 1]: (record, tombstone) for index, record, tombstone in found}
         return known, away
 

@@ -7,7 +7,7 @@ writes it. Nobody changes it after that: the number of partitions is fixed.
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from string import ascii_lowercase
 from typing import Final
@@ -43,7 +43,8 @@ def check(broker: Broker, known: StoreKeys | None = None) -> StoreKeys:
     Raises BrokerError or StoreMismatch, or a redis.RedisError if the server cannot be reached.
     """
     broker.check_server()
-    keys = exchange.run(broker.client, Layout(broker.prefix, len(known.partitions) if known else None).opened())
+    partitions = len(known.partitions) if known else None
+    keys = exchange.run(broker.client, Layout(broker.prefix, partitions, on_known=broker.takes_time_at).opened())
     if known is not None and keys.tags != known.tags:
         raise StoreMismatch(f"{keys.store} has other partitions than before: it is another store; start again")
     return keys
@@ -52,7 +53,7 @@ def check(broker: Broker, known: StoreKeys | None = None) -> StoreKeys:
 def look(broker: Broker) -> StoreKeys:
     """The names of the store's keys, without writing anything. If there is no store yet, those that it would get.
     Raises as `check`."""
-    return exchange.run(broker.client, Layout(broker.prefix).looked())
+    return exchange.run(broker.client, Layout(broker.prefix, on_known=broker.takes_time_at).looked())
 
 
 def check_number(broker: Broker, partitions: int) -> None:
@@ -76,10 +77,19 @@ def check_number(broker: Broker, partitions: int) -> None:
 class Layout:
     """The layout of one store, which is read once."""
 
-    def __init__(self, prefix: str, partitions: int | None = None) -> None:
-        """`partitions`: how many the store is to have; by default as many as SAGASTREAM_PARTITIONS says, or one. Raises
-        SettingsError if the variable has a wrong value."""
+    def __init__(
+        self, prefix: str, partitions: int | None = None, *, on_known: Callable[[str], None] | None = None
+    ) -> None:
+        """
+        Args:
+            partitions: how many the store is to have; by default as many as SAGASTREAM_PARTITIONS says, or one.
+            on_known: is told the key of the heartbeat once it is known: the node of a cluster that has it says what
+                time it is.
+
+        Raises SettingsError if the variable has a wrong value.
+        """
         self._prefix = prefix
+        self._on_known = on_known
         self._partitions = partitions or _from_environment()
         self._keys: StoreKeys | None = None
         #: Whether `opened` has made the store.
@@ -133,6 +143,8 @@ class Layout:
     def _read(self) -> Exchange[StoreKeys | None]:
         if self._keys is None and (found := (yield from _read(self._prefix))):
             self._keys = _keys(self._prefix, found, self._partitions)
+            if self._on_known is not None and self._keys.apart:
+                self._on_known(self._keys.alive)
         return self._keys
 
 

@@ -1,0 +1,55 @@
+"""The time of a cluster: that of the one node that has the keys of the whole store, and so the heartbeat.
+
+Each node has a clock of its own. If a process asked now one node for the time and now another, the clock would seem to
+be set back and forward all the time. So TIME is only ever asked of that node, and about once a second. In between, and
+while the node is away, this process goes on from there by its own clock.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from sagastream.broker.clock import own_s
+
+#: How often the node is asked, in seconds.
+_ASK_EVERY_S: Final = 1.0
+
+
+class ClusterTime:
+    """What one process knows of it. All of it may be used by several threads."""
+
+    def __init__(self, clock: Callable[[], float] = own_s) -> None:
+        """`clock`: the process's own, in seconds."""
+        self._clock = clock
+        #: In which slot the keys of the whole store are; None: nobody has said it. Then any node is asked.
+        self.slot: int | None = None
+        self._ahead_s: float | None = None  # how far the node's clock is ahead of the process's own
+        self._asked_s = float("-inf")
+
+    @property
+    def is_known(self) -> bool:
+        return self._ahead_s is not None
+
+    def asks(self) -> float | None:
+        """Whether it is time to ask the node, and so when that was, by the process's clock; None: it is not. Whoever is
+        told so asks."""
+        now_s = self._clock()
+        if self.is_known and now_s - self._asked_s < _ASK_EVERY_S:
+            return None
+        self._asked_s = now_s
+        return now_s
+
+    def told(self, answer: Any, asked_s: float) -> None:
+        """The node has answered TIME, which was asked at `asked_s`. The answer may have been there for long, unread."""
+        seconds, micros = answer
+        told_s = int(seconds) + int(micros) / 1e6
+        at_least_s, at_most_s = told_s - self._clock(), told_s - asked_s
+        if self._ahead_s is None:
+            self._ahead_s = at_most_s
+        # What is known stays as it is if it may be right: else the time would go back and forth by a moment.
+        self._ahead_s = min(max(self._ahead_s, at_least_s), at_most_s)
+
+    def now(self) -> list[bytes]:
+        """The time now, as TIME answers it. It must be known."""
+        assert self._ahead_s is not None
+        micros = round((self._clock() + self._ahead_s) * 1e6)
+        return [b"%d" % (micros // 1_000_000), b"%d" % (micros % 1_000_000)]
