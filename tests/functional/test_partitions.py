@@ -227,6 +227,15 @@ def test_a_key_of_the_wrong_type_stops_only_its_partition(
         assert scene.play(scene.ids[1]).status is SagaStatus.COMPLETED
 
 
+def test_a_worker_that_prefers_only_a_damaged_partition_goes_on_too(scene: Divided) -> None:
+    scene.worker.turn(block_ms=1)
+    second = scene.keys.partitions[1]
+    scene.redis.set(second.timers, "in the way")
+    scene.worker._due.at_once()
+    assert scene.worker._due.look(scene.keys, [second], (), 0) == []
+    assert not scene.worker._away.is_empty
+
+
 def test_a_process_that_has_not_joined_yet_shows_up_without_an_error(scene: Divided) -> None:
     scene.runner._inbox.show_up()
     assert scene.redis.exists(*(one.commands("work") for one in scene.keys.partitions)) == 0

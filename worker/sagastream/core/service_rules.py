@@ -77,7 +77,7 @@ NEW_MS: Final = 1_000
 # --- before a handler is called
 
 
-def is_new(command: Command, *, added_ms: int, again: bool, now_ms: int) -> bool:
+def is_new(command: Command, *, added_ms: int, again: bool, now_ms: int | None) -> bool:
     """Whether a command needs no look-up: a worker has looked when it sent it, a moment ago, and nothing was recorded.
     A copy of its entry is not new, whoever has made it: it has another time.
 
@@ -88,11 +88,11 @@ def is_new(command: Command, *, added_ms: int, again: bool, now_ms: int) -> bool
     Args:
         added_ms: when its entry was added, by the broker's clock.
         again: whether the command was delivered before.
-        now_ms: the time by the broker's clock.
+        now_ms: the time by the broker's clock; None: it is not known.
     """
     if again or command.unrecorded_ms != added_ms or not command.is_first:
         return False
-    return 0 <= now_ms - added_ms <= NEW_MS
+    return now_ms is not None and 0 <= now_ms - added_ms <= NEW_MS
 
 
 def delivered(command: Command, *, record: bytes | None, tombstone: bool, again: bool) -> Run | Undo | Answer:

@@ -92,6 +92,7 @@ class Store:
         passed_over: Sequence[str] = (),
         *,
         now_ms: int | None = None,
+        is_divided: bool = False,
     ) -> "Leased":
         """Lease up to `count` sagas of each partition that are due by the broker's clock, for `lease_ms`. If nothing is
         done about a leased saga in that time, it is due again.
@@ -100,17 +101,18 @@ class Store:
             calls: the partitions, in groups that may go together.
             passed_over: the ids of sagas to leave out.
             now_ms: the time; None: as the server says that has the partitions.
+            is_divided: whether a damaged partition is among those that do not answer; else its error is raised.
         """
         args = [count, lease_ms, "" if now_ms is None else now_ms, *passed_over]
         asked = [self._due.call([one.timers for one in together], args) for together in calls]
         found: list[tuple[Partition, str]] = []
         waits: list[int] = []
         away: dict[Partition, redis.RedisError] = {}
-        is_divided = sum(map(len, calls)) > 1
         for together, answer in zip(calls, self._asked(asked, may_refuse=is_divided), strict=True):
             if isinstance(answer, redis.RedisError):
                 if is_wrong_type(answer) and len(together) > 1:  # one of them is damaged
-                    each = self.due([(one,) for one in together], count, lease_ms, passed_over, now_ms=now_ms)
+                    apart = [(one,) for one in together]
+                    each = self.due(apart, count, lease_ms, passed_over, now_ms=now_ms, is_divided=True)
                     found, away = found + each.sagas, away | dict(each.away)
                     waits += [] if each.wait_ms is None else [each.wait_ms]
                 else:

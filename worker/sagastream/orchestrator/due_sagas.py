@@ -107,7 +107,9 @@ class DueSagas:
         calls = keys.in_calls(asked)
         # Each node of a cluster has another clock; the worker asks one of them.
         now_ms = self._inbox.now_ms if keys.apart else None
-        due, wait_ms, refused = self._store.due(calls, BATCH, self._lease_ms, self._gate.passed_over(), now_ms=now_ms)
+        due, wait_ms, refused = self._store.due(
+            calls, BATCH, self._lease_ms, self._gate.passed_over(), now_ms=now_ms, is_divided=keys.is_divided
+        )
         away = stopped | {one: self._damaged.found(one, e) if is_of_one(keys, e) else e for one, e in refused.items()}
         # While the slot of a partition is on its way, its timers may answer, and its streams not.
         unread = {one: error for one in partitions if (error := why_unread(self._client, one.requests)) is not None}

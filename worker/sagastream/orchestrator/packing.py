@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Any, Final
 
 from sagastream.broker import wire
+from sagastream.core.commands import Command
 from sagastream.core.indexing import index_names, stays_out
 from sagastream.core.messages import Fields
 from sagastream.core.saga import SagaState, SagaStatus
@@ -73,11 +74,7 @@ class CommitArguments:
         for command in change.commands:
             appends += self._append(partition.commands(command.service), command.fields())
             if command.is_first and self._looked_up < _MOST_LOOKED_UP:
-                self._looked_up += 1
-                done = partition.done(command.service, command.begun_ms)
-                fields_asked, places = self._records.setdefault(done, ([], []))
-                fields_asked += (command.record, command.tombstone)
-                places += (number, len(appends))
+                self._look_up(partition, command, number, len(appends))
         for notice in change.notices:
             appends += self._append(partition.events, notice.fields())
         for entry, reason in change.quarantined:
@@ -106,6 +103,13 @@ class CommitArguments:
             packed += ([], *places) if len(packed) == _WITHOUT_GIVEN_UP else places
             self._tells = True
         return packed
+
+    def _look_up(self, partition: Partition, command: Command, number: int, place: int) -> None:
+        """Have a command of change `number` looked up, whose fields stand at `place` of what that change appends."""
+        self._looked_up += 1
+        fields, places = self._records.setdefault(partition.done(command.service, command.begun_ms), ([], []))
+        fields += (command.record, command.tombstone)
+        places += (number, place)
 
     def _places(self, partition: Partition, before: SagaState | None, after: SagaState | None) -> list[Any]:
         """What changes of the places of a saga that moves: them, and what is told of it then and before. Empty: nothing

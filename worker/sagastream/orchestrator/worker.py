@@ -342,7 +342,8 @@ class Orchestrator:
             resumes=self._pauses.resumes,
         )
 
-        is_divided = len(self._opened.tags) > 1
+        refused: Refused = {}  # by partition: why its changes were not written
+        is_divided = self._opened.is_divided
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:
@@ -356,8 +357,6 @@ class Orchestrator:
                     committing = self._store.committing(decided, now_ms, refused=refused if is_divided else None)
                     reads_on = part is parts[-1] and not self._stop.is_set()
                     yield self._inbox.read_along(committing, streams.wanted) if reads_on else committing
-
-        refused: Refused = {}
 
         try:
             results = partial.run_each(self._broker.client, commits())

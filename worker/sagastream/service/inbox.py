@@ -132,7 +132,7 @@ class CommandInbox:
         """The commands that are to be done or undone now. An entry that is not a command is quarantined; a command that
         was done before is answered from its record."""
         entries = self._read(block_ms, count)
-        self._records.clock_is(self.reader.now_ms, self.reader.now_s)
+        self._records.set_clock(self.reader.now_ms, self.reader.now_s)
         self.heard_s = time.monotonic()
         if any(entry.again for entry in entries):
             ready = self.outbox.ready()
@@ -276,7 +276,7 @@ class CommandInbox:
         A command that comes for the first time is looked up, too, unless a worker did so a moment ago: another delivery
         of it may have been answered with a rejection, and the handler might do it now.
         """
-        now_ms = self.now_ms if self._records.knows_time else 0
+        now_ms = self.now_ms if self._records.knows_time else None
         left, asked = {}, []
         for one in deliveries:
             entry = one.entry

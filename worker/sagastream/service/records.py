@@ -43,7 +43,7 @@ class Records:
         """Whether `now_s` is right."""
         return self._told_s > 0
 
-    def clock_is(self, now_ms: int, told_s: float) -> None:
+    def set_clock(self, now_ms: int, told_s: float) -> None:
         """The broker's clock was `now_ms` when it told so, at `told_s` by time.monotonic."""
         if told_s > self._told_s:
             self._ahead_ms, self._told_s = now_ms - told_s * 1000, told_s
@@ -68,7 +68,7 @@ class Records:
                 continue
             now_ms, *found = answer
             if not self.knows_time:  # else a reading tells it: of a cluster, from one node
-                self.clock_is(now_ms, time.monotonic())
+                self.set_clock(now_ms, time.monotonic())
             known |= {those[index - 1]: (record, tombstone) for index, record, tombstone in found}
         return known, away
 

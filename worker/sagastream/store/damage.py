@@ -23,7 +23,7 @@ class Damaged(redis.ResponseError):
 def is_of_one(keys: StoreKeys, error: object) -> bool:
     """Whether this says that a key has another type, and there are partitions that need not care. A store of one
     partition has none."""
-    return len(keys.tags) > 1 and is_wrong_type(error)
+    return keys.is_divided and is_wrong_type(error)
 
 
 def needed(partition: Partition) -> dict[str, str]:
@@ -68,7 +68,7 @@ def reached(keys: StoreKeys) -> Exchange[Reach]:
     """What can be reached of the store, without the partitions that are damaged, if there are others."""
     found = yield from reach.look(keys)
     partitions = found.keys.partitions
-    if len(keys.tags) == 1:
+    if not keys.is_divided:
         return found
     damaged = yield from look({one: needed(one) for one in partitions})
     if not damaged or len(damaged) == len(partitions):
