@@ -251,6 +251,7 @@ def test_what_was_lost_between_two_looks_is_noticed_although_the_worker_writes_o
         assert lineage.losses(store, keys) == []
         monkeypatch.undo()
         beat._beat_at = 0.0
+        until(lambda: heartbeat.worker_is_alive(store, keys), what="it is heard again")
         findings = [*AfterFailover(shop.broker, since_ms=0).examine()]  # which waits until the worker has looked
         (loss,) = lineage.losses(store, keys)
         assert (loss.certain, loss.partitions) == (True, (1,))
