@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from sagastream.store.finding import Page as Page
     from sagastream.store.operations import Operation as Operation
     from sagastream.store.pauses import Heard as Heard
+    from sagastream.store.quarantine import Newest as Newest
     from sagastream.store.quarantine import Quarantined as Quarantined
     from sagastream.store.unread import DroppedCommands as DroppedCommands
 
@@ -106,6 +107,7 @@ _WHERE = {
     "Keyring": "codecs.keyring",
     "MalformedMessage": "errors",
     "NewerFormat": "errors",
+    "Newest": "store.quarantine",
     "Operation": "store.operations",
     "NotReplicated": "errors",
     "PackageMissing": "errors",
@@ -178,6 +180,7 @@ __all__ = [
     "Keyring",
     "MalformedMessage",
     "NewerFormat",
+    "Newest",
     "NotReplicated",
     "Operation",
     "PackageMissing",
