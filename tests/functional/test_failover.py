@@ -295,7 +295,7 @@ def told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, 
     # It does not go on meanwhile.
     (silent,) = [one for one in findings if one[1].startswith("worker ")]
     assert silent[0] == "problem"
-    assert "so it may still know of ends that it has written and that are lost: look again when it goes on" in silent[2]
+    assert "It may know of ends that the store has lost. Run this again when the worker runs" in silent[2]
     return [one for one in findings if one is not silent]
 
 

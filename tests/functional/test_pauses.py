@@ -266,7 +266,7 @@ def test_a_pause_returns_when_the_workers_have_read_it(scene: Paused) -> None:
 
 def test_who_paused_put_back_and_dropped_what_is_kept(scene: Paused, commands: Commands) -> None:
     env = {"REDIS_URL": scene.broker.url}
-    told = "no operator did anything that no saga tells of\n"
+    told = "no operations are noted\n"
     assert [commands.run("operations", *options, **env).stdout for options in ((), ("--json",))] == [told, ""]
     scene.client.pause("work", reason="maintenance", actor="ada")
     scene.client.resume("work", reason="done")

@@ -338,7 +338,8 @@ def test_steps_of_sagas_on_a_cluster_run_on_a_server_of_rq(
 def test_stores_with_one_prefix_take_no_answer_of_each_other(
     stage: Stage, rq_server: OwnServer, server: Server, tmp_path: Path
 ) -> None:
-    """As docs/rq.md tells nobody to share a server. Both have a saga of the same id: its jobs have one id, too."""
+    """Two stores share a server in the way that docs/rq.md warns about. Both have a saga of the same id: its jobs
+    have one id, too."""
     (folder := tmp_path / "others").mkdir()
     theirs = start_server("redis" if server.binary == "redis-server" else "valkey", folder, OwnServer)
     others = Stage(theirs.broker(), Fleet(folder, theirs.url, RQ_URL=rq_server.url))

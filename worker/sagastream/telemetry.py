@@ -75,8 +75,9 @@ class Observer:
         """The broker answers again."""
 
     def partitions_away(self, *, numbers: tuple[int, ...]) -> None:
-        """Of the partitions that a worker works on, it cannot reach those with these numbers for now, since nodes of a
-        cluster are away. It is called when that changes; without numbers, it can reach all again."""
+        """Of the partitions that a worker works on, it cannot reach those with these numbers for now: their node is
+        away or refuses it, their slot is moving, or a key is damaged. It is called when that changes; without numbers,
+        it can reach all again."""
 
     def writes_lost(self, *, since_ms: int | None, evidence: str) -> None:
         """The store has lost what it had accepted, or may have, as after a failover to a replica that lagged: what was

@@ -160,7 +160,7 @@ def operations(limit: int, as_json: bool) -> None:
             )
             click.echo(json.dumps(said) if as_json else safe(line))
         if not found and not as_json:
-            click.echo("no operator did anything that no saga tells of")
+            click.echo("no operations are noted")
 
 
 @click.command()

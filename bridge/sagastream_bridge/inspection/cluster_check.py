@@ -162,7 +162,7 @@ def of_clocks(times: Mapping[str, int]) -> Iterator[Finding]:
         last, first = min(times, key=lambda one: times[one]), max(times, key=lambda one: times[one])
         if (apart_ms := times[first] - times[last]) > _APART_MS:
             text = f"the clock of {first} is {spoken(apart_ms)} ahead of that of {last}"
-            why = "a signal at the end of its wait may count as too late, or in time, and a failover moves all times"
+            why = "a signal near the end of its wait may be judged wrongly, and a failover may set the time by as much"
             yield warning("clock", f"{text}: {why}", _NTP)
 
 

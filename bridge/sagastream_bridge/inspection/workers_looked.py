@@ -39,8 +39,8 @@ class WorkersLooked:
             time.sleep(_PAUSE_S)
         for one in left:
             text = (
-                f"it was last heard {one.silent_ms / 1000:.1f} s ago, so it may still know of ends that it has written "
-                "and that are lost: look again when it goes on. If it is dead, nobody knows them"
+                f"last heard {one.silent_ms / 1000:.1f} s ago. It may know of ends that the store has lost. Run this "
+                "again when the worker runs. If it is dead, these ends are unknown"
             )
             yield Finding(level=PROBLEM, about=f"worker {one.name}", text=text)
 

@@ -125,7 +125,7 @@ def test_clocks_that_are_apart_are_told() -> None:
     assert lines(of_clocks({})) == lines(of_clocks({"a": 0, "b": 400, "c": -100})) == []
     ((level, about, text),) = lines(of_clocks({"a": 0, "b": 3000}))
     assert (level, about) == (WARNING, "clock")
-    assert text.startswith("the clock of b is 3 s ahead of that of a: a signal at the end of its wait may")
+    assert text.startswith("the clock of b is 3 s ahead of that of a: a signal near the end of its wait may")
 
 
 def test_what_a_node_has_that_is_away() -> None:

@@ -461,7 +461,7 @@ def test_a_reading_that_finds_nothing_waits_and_the_time_is_asked_for_after_that
 
 
 def test_the_time_is_asked_of_one_node_and_once_a_second_whatever_else_is_asked(nodes: Scripted) -> None:
-    """Each node has another clock."""
+    """Each node has its own clock."""
     nodes.answers = {ONE: lambda _: [b"1000", b"0"], TWO: lambda _: [b"2000", b"0"]}
     nodes.map.time.slot = slot_of("a")
     got = [nodes.trip((what, "b"), ("TIME",))[-1] for what in ("GET", "GET", "GET")]

@@ -69,9 +69,10 @@ def test_one_that_others_look_after_by_now_is_forgotten(told: Told, caplog: pyte
     those.are_only([THIRD])
     assert those.is_empty
     assert told.away == [(0, 1), (1,), ()]
-    assert [line.partition(" of the store by now")[0] for line in caplog.messages[1:]] == [
-        "another worker tends to partition 0",
-        "another worker tends to partition 1",
+    then = "Another worker has it now, so this one will not report when it is back"
+    assert caplog.messages[1:] == [
+        f"this worker could not reach partition 0 of the store. {then}",
+        f"this worker could not reach partition 1 of the store. {then}",
     ]
 
 

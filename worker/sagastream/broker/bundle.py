@@ -226,8 +226,8 @@ class Bundle:
             self._time_asked_s[id(command)] = asked_s
 
     def _has_time(self, command: Command) -> Generator[ToDo, Any, bool]:
-        """Whether the time of the cluster is the answer. If not, what a node has answered is, of which this sees to it
-        that there is one."""
+        """Whether the time of the cluster is the answer. If not, the answer of a node is used; this asks another node
+        if the first is away."""
         time, part = self._map.time, command.parts[0]
         asked_s = self._time_asked_s.pop(id(command), None)
         if asked_s is not None and isinstance(part.answer, list):

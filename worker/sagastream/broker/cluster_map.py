@@ -192,7 +192,7 @@ class ClusterMap:
 
     @property
     def refuses(self) -> bool:
-        """Whether no node with slots lets this process in: what is wrong is not wrong with one node."""
+        """Whether no node with slots lets this process in, so the fault is not that of a single node."""
         away = [self._away.get(node) for node in self._nodes]
         return bool(away) and all(one is not None and not is_outage(one.error) for one in away)
 

@@ -1,8 +1,9 @@
 """The time of a cluster: that of the one node that has the keys of the whole store, and so the heartbeat.
 
 Each node has a clock of its own. If a process asked now one node for the time and now another, the clock would seem to
-be set back and forward all the time. So TIME is only ever asked of that node, and about once a second. In between, and
-while the node is away, this process goes on from there by its own clock.
+be set back and forward all the time. So TIME is asked of that node, and about once a second. In between, and while the
+node is away, this process goes on from there by its own clock. As long as that node was never heard, any other node is
+asked. In a transaction, TIME goes to the node of the transaction.
 """
 
 from collections.abc import Callable
@@ -30,8 +31,7 @@ class ClusterTime:
         return self._ahead_s is not None
 
     def asks(self) -> float | None:
-        """Whether it is time to ask the node, and so when that was, by the process's clock; None: it is not. Whoever is
-        told so asks."""
+        """The time now by the process's clock, if the caller is to ask the node; None: do not ask."""
         now_s = self._clock()
         if self.is_known and now_s - self._asked_s < _ASK_EVERY_S:
             return None
@@ -39,7 +39,8 @@ class ClusterTime:
         return now_s
 
     def told(self, answer: Any, asked_s: float) -> None:
-        """The node has answered TIME, which was asked at `asked_s`. The answer may have been there for long, unread."""
+        """The node has answered TIME, which was asked at `asked_s`. The answer may have arrived long before it is
+        read."""
         seconds, micros = answer
         told_s = int(seconds) + int(micros) / 1e6
         at_least_s, at_most_s = told_s - self._clock(), told_s - asked_s

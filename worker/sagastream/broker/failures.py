@@ -91,7 +91,7 @@ _ENDED: Final = "If it ended by itself, look at its log and its disk: with appen
 SAYS: Final = " says: "
 #: What there is to do if one node does not let a process in.
 _ON_EACH_NODE: Final = "a cluster copies no users, so make this one there, too"
-_DENIED_BY: Final = "{} denies this to the user in REDIS_URL: {}; sagastream acl ROLE --cluster makes it on all nodes"
+_DENIED_BY: Final = "{} denies this to the user in REDIS_URL: {}; sagastream acl ROLE --cluster prints it for all nodes"
 #: What a server answers to a process that has not logged in.
 _NO_LOGIN: Final = ("HELLO must be called with the client already authenticated", "Authentication required")
 _REFUSED: Final = "the broker does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
@@ -135,7 +135,7 @@ def greeting(*, may_want_tls: bool) -> Iterator[None]:
 
 
 def no_tls(error: redis.RedisError) -> str:
-    """What may be the reason, to be put behind the error: where TLS is spoken, nothing answers. Empty: another one."""
+    """A hint to append to the error, if the server did not answer the TLS handshake; else empty."""
     is_silent = isinstance(error.__context__, TimeoutError) and HANDSHAKE in str(error.__context__)
     return "; perhaps the port speaks no TLS: redis://" if is_silent else ""
 
@@ -210,8 +210,8 @@ def of_node(node: object, error: redis.RedisError | None, *, was_sent: bool) -> 
 
 
 def name_node(error: redis.ResponseError, node: object, slot: int | None = None) -> None:
-    """Have an error that a node of a cluster has answered tell which one it was, if it is about that node; or which
-    slot, if that is on its way."""
+    """Add the name of the node of a cluster to its error, if it is about that node; or that of the slot, if the slot is
+    moving."""
     if (is_outage(error) or is_denied(error)) and said_by(error) is None:
         name = f"the node {node} of the cluster"
         if isinstance(error, redis.exceptions.TryAgainError) and slot is not None:

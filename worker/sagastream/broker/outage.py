@@ -136,8 +136,8 @@ class Outage:
 
     def wait(self, error: redis.RedisError, *, at_most_s: float = math.inf) -> None:
         """After a failed call: wait until the next try, and forget the connections, so that the address is looked up
-        again. Raises the error if it is not an outage. That one node refuses something is one only for a process
-        that has worked before: whoever starts it, or waits for an answer, is told at once."""
+        again. Raises the error if it is not an outage. If one node refuses something, only a process that has
+        already worked waits. All others get the error at once."""
         if isinstance(error, NodeRefuses) or not is_outage(error):
             one_node = isinstance(error, NodeRefuses) or is_partial(self._broker.client, error)
             if not (self._has_worked and one_node):

@@ -22,8 +22,8 @@ _T = TypeVar("_T")
 
 
 def is_partial(client: "redis.Redis", error: object) -> TypeGuard[RedisError]:
-    """Whether this is the error of an outage that others than those who need the same node need not wait for. If one
-    node denies this user what others do not, that counts as one."""
+    """Whether this error concerns one node only, so that work on the other nodes can go on. It may be an outage of that
+    node, or that node may deny this user what others allow."""
     nodes = nodes_of(client)
     if nodes is None or not isinstance(error, RedisError):
         return False

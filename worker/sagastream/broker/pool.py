@@ -12,8 +12,8 @@ class Pool(redis.ConnectionPool):
     for those who measure, tells listeners, and connects it anew if need be. So what was given back, and is still good,
     is lent again without all that: for redis-py it stays lent.
 
-    A signal may interrupt a program between any two lines. A connection that nobody has any more then, and that nobody
-    has given back, is closed, and may be opened anew.
+    A signal may interrupt the program while it holds a connection. If that connection is lost, it is closed and leaves
+    room for a new one.
     """
 
     def reset(self) -> None:

@@ -26,7 +26,7 @@ class _Trouble:
     def __init__(self, error: RedisError, now_s: float) -> None:
         self.error = error
         self.since_s = self.last_s = now_s
-        self.matters = False  # whether something waits because of it: much can be done without
+        self.matters = False  # whether something waits because of it: some refusals hold up nothing
 
 
 class Troubles:
@@ -39,7 +39,7 @@ class Troubles:
         self._told: set[str] = set()  # where there is one that was told
 
     def __bool__(self) -> bool:
-        """Whether something was refused lately, or it is to be told that this is over."""
+        """Whether something was refused lately, or the end of one has still to be logged."""
         return bool(self._met or self._told)
 
     def met(self, where: str, error: RedisError, *, matters: bool = False) -> None:

@@ -138,7 +138,7 @@ class StoreVerbs(Access):
     def quarantined(self, limit: int = 50) -> Newest:
         """The messages that were set aside, the newest first, at most so many. Each has an `id`, the `reason`, and
         the message itself. If nodes of a cluster are away, their messages are left out; `partitions_away` of the list
-        says of which partitions. With those of partition 0, all messages are left out that services have set aside."""
+        says of which partitions. If partition 0 is away, all messages that services set aside are left out."""
         return self._run(quarantine.newest(self._looked(), limit))
 
     def replay_quarantined(self, entry_id: str, *, reason: str | None = None, actor: str | None = None) -> Quarantined:
@@ -175,8 +175,7 @@ class StoreVerbs(Access):
             MalformedMessage: the name, the reason or the actor is not valid.
             RequestRefused: a process of the service is alive.
             redis.exceptions.NoPermissionError: the user does not have the role operator.
-            redis.RedisError: the broker is away, or the node that knows who is at work. Ask again: what was dropped
-                is gone, and nothing else changes.
+            redis.RedisError: the broker is away, or the node that knows who is at work. You can call this again.
         """
         return self._run(unread.drop(self._opened(), service, actor=actor, reason=reason))
 

@@ -45,8 +45,8 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the first attempt of a transaction that nobody begins late. So, while it is in time, no other
-        attempt of it was sent because its time was over."""
+        """Whether it is the first attempt of a transaction with a time limit. Within that limit no second attempt is
+        sent for a timeout."""
         return self.attempt == 1 and not self.compensating and self.not_after_ms is not None
 
     @property

@@ -81,9 +81,8 @@ def is_new(command: Command, *, added_ms: int, again: bool, now_ms: int | None) 
     """Whether a command needs no look-up: a worker has looked when it sent it, a moment ago, and nothing was recorded.
     A copy of its entry is not new, whoever has made it: it has another time.
 
-    Something may have been recorded since then, if an operator or another step of the saga has its step undone in that
-    moment. Then it is as if that came just after a look-up: answer.lua overrules the answer, and what was done is
-    undone.
+    The step may be undone after the worker looked, by an operator or because of another step. That is as if it were
+    undone just after a look-up: answer.lua overrules the answer, and the service undoes what it did.
 
     Args:
         added_ms: when its entry was added, by the broker's clock.

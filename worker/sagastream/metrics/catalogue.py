@@ -51,7 +51,8 @@ QUARANTINED: Final = Metric(
 OUT_OF_REACH: Final = Metric(
     "sagastream_partitions_away",
     "gauge",
-    "Partitions that the worker cannot reach, of those that it works on: nodes of a cluster are away.",
+    "Partitions that the worker cannot reach, of those that it works on: their node is away or refuses it, their slot "
+    "is moving, or a key is damaged.",
 )
 BEGUN: Final = Metric("sagastream_sagas_begun_total", "counter", "Sagas that the worker has begun.", ("definition",))
 SAGA_SECONDS: Final = Metric(

@@ -32,7 +32,8 @@ _SAMPLES: Final = 16
 #: How many bytes the streams of a partition take at most, about, beside what bounds them otherwise. Of the quarantine a
 #: person is told what was dropped.
 MOST_BYTES: Final = {"events": 64 << 20, "quarantine": 256 << 20}
-#: … and at most an eighth of maxmemory, all partitions of a server together: they must not be what fills it. But this.
+#: … and at most an eighth of maxmemory, all partitions of a server together: they must not be what fills it. But each
+#: stream may have at least this much.
 _LEAST_SHARE: Final = 1 << 20
 
 
@@ -201,8 +202,8 @@ class Store:
         refused: Refused | None = None,
     ) -> Exchange[tuple[list[Change], list[Change]]]:
         """See `commit`. `may_set_right`: if a saga is not in the indexes in which it should be, that is set right, and
-        its change is tried once more. `refused`: gets why the changes of a partition were not written of which a key
-        has another type; None: that is raised."""
+        its change is tried once more. `refused`: if a key of a partition has another type, nothing of the
+        partition is written, and the error is put here; None: it is raised."""
         if len(changes) > 1 and _sent_bytes(changes) > _MOST_SENT:
             return (yield from self._by_halves(changes, now_ms, refused))
         arguments = CommitArguments(changes, now_ms, self._kept_ms)

@@ -105,7 +105,7 @@ class DueSagas:
         asked = partitions if not stopped else self._damaged.others(partitions)
         are_held = self._pauses.wake(services, asked)
         calls = keys.in_calls(asked)
-        # Each node of a cluster has another clock; the worker asks one of them.
+        # Each node of a cluster has its own clock; the worker asks one of them.
         now_ms = self._inbox.now_ms if keys.apart else None
         due, wait_ms, refused = self._store.due(
             calls, BATCH, self._lease_ms, self._gate.passed_over(), now_ms=now_ms, is_divided=keys.is_divided

@@ -14,9 +14,8 @@ from sagastream.store.told import End
 
 #: How many ends are remembered: some seconds of a busy worker. A replica lags by milliseconds, unless it is cut off.
 _MOST: Final = 16_384
-#: How much earlier than the first write that may be lost an end may be that is kept, in milliseconds: what is known of
-#: that time is about a second old, and clocks of two servers differ. One that is not lost does not differ, and is not
-#: listed.
+#: Ends are kept from this long before the first write that may be lost, in milliseconds: that time is known to about a
+#: second, and clocks of two servers differ. An end that is not lost agrees with the store, so nobody lists it.
 _MARGIN_MS: Final = 10_000
 # Looked up once, and compared by identity: this is asked of each change.
 _COMPLETED: Final = SagaStatus.COMPLETED

@@ -1,4 +1,4 @@
-"""What a worker has written last: if the store has it no more, it has lost writes."""
+"""What a worker has written since it last looked: if the store has it no more, it has lost writes."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple

@@ -82,8 +82,10 @@ class OutOfReach:
         numbers = {one.number for one in partitions}
         new = {number for _, lost in self._new.values() for number in lost}
         if told := self._away.keys() - numbers - new:
-            text = f"another worker tends to {_named(told)} of the store by now, which this one could not reach"
-            self._log.warning(f"{text}: it does not see whether that is over")
+            is_one = len(told) == 1
+            text = f"this worker could not reach {_named(told)} of the store. "
+            text += "Another worker has it now" if is_one else "Other workers have them now"
+            self._log.warning(f"{text}, so this one will not report when {'it is' if is_one else 'they are'} back")
         self._away = {number: away for number, away in self._away.items() if number in numbers}
         left = {what: (text, [one for one in lost if one in numbers]) for what, (text, lost) in self._new.items()}
         self._new = {what: (text, lost) for what, (text, lost) in left.items() if lost}

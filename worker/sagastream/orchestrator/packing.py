@@ -23,7 +23,7 @@ _ENDS: Final = {SagaStatus.COMPLETED: COMPLETED, SagaStatus.ABORTED: ABORTED}
 #: … of one of which nothing is told any more; and in place of its score in an index that it leaves.
 _SWEPT: Final = "swept"
 _GONE: Final = "gone"
-#: Of so many commands at most it is looked up in one call whether anything is recorded.
+#: At most so many commands are looked up in one call.
 _MOST_LOOKED_UP: Final = 512
 #: How many elements a change has that gives nothing up.
 _WITHOUT_GIVEN_UP: Final = 8

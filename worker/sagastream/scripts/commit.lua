@@ -37,8 +37,9 @@
 --           9 if there are changes of more than one partition: how many changes are of each, in the order of KEYS
 --          10 if commands are sent for the first time: what is looked up, so that their service need not. For each hash
 --             of records a list: its key index; a list of record, tombstone, ... (both are fields of it); a list of the
---             number of a change, place in its list 7 of the fields of the command, ... A command of which there is
---             neither gets the field unrecorded_ms: the time of its own entry, ms. So a copy of the entry has another one
+--             number of a change, place in its list 7 of the fields of the command, ... If neither exists,
+--             the command gets the field unrecorded_ms: the time of its entry, ms. A copy of the entry has another time
+--             in its id, so it does not match
 -- RETURNS  for every change 1: committed; 5: the same, it began, and an earlier saga may have had its id, of which indexed
 --          may say something; or, if nothing of it was written, 0: the hash has another version or time, or sagastream did not
 --          write it; 2: one of the keys to which it appends is not a stream; 3: one of these streams takes no more

@@ -2,8 +2,8 @@
 -- Lease the sagas that are due. The worker that gets them deals with them; if it dies, they are due again.
 --
 -- KEYS     timers (zset) of each partition
--- ARGV     1 how many of each at most  2 for how long they are leased, ms  3 the time now, ms ("": as this server says:
---          but each node of a cluster has another time)  4.. the ids of sagas to leave out
+-- ARGV     1 how many of each at most  2 for how long they are leased, ms  3 the time now, ms ("": as this server says;
+--          each node of a cluster has its own clock)  4.. the ids of sagas to leave out
 -- RETURNS  until when they are leased, ms; then for each of KEYS a list: how long it is until the next saga there is
 --          due, ms (-1: no saga waits for a time); then the ids of those that are leased
 --          error WRONGTYPE: one of the keys is not a zset; nothing was written

@@ -10,7 +10,7 @@ local leased_until, woken = now + ARGV[1], 0
 for i = 2, #ARGV do
   local score = redis.call('ZSCORE', KEYS[1], ARGV[i])
   if score and tonumber(score) > leased_until then
-    redis.call('ZADD', KEYS[1], 0, ARGV[i]) -- due by any clock: each node of a cluster has another one
+    redis.call('ZADD', KEYS[1], 0, ARGV[i]) -- due by any clock: each node of a cluster has its own
     woken = woken + 1
   end
 end

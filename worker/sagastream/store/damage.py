@@ -17,17 +17,16 @@ _NAMED: Final = re.compile(r"WRONGTYPE (\S+) is not an? (\w+)")
 
 
 class Damaged(redis.ResponseError):
-    """A key that all of a partition needs holds something else. The other partitions do not need it."""
+    """A key that the whole partition needs holds something else. The other partitions do not need it."""
 
 
 def is_of_one(keys: StoreKeys, error: object) -> bool:
-    """Whether this says that a key has another type, and there are partitions that need not care. A store of one
-    partition has none."""
+    """Whether this says that a key has another type, and there are other partitions, which are not affected."""
     return keys.is_divided and is_wrong_type(error)
 
 
 def needed(partition: Partition) -> dict[str, str]:
-    """The keys that all of a partition needs, each with the type that it has if it is there."""
+    """The keys that the whole partition needs, each with the type that it has if it is there."""
     types = dict.fromkeys([partition.timers, partition.ended, partition.begun], "zset")
     types |= dict.fromkeys([partition.requests, partition.interventions, partition.events], "stream")
     return types | {partition.indexed: "hash"}

@@ -32,9 +32,9 @@ _REMEMBERED: Final = 120
 #: together; of the partitions of a cluster, each time others are looked at.
 _AT_ONCE: Final = 16
 
-#: Looks for what the process wrote last, given the time by the broker's clock in ms: in the partition with this number,
-#: on a cluster; None: in all. The third argument: whether the server has another history, so that all is looked for
-#: that was written since the last look. Returns what of it is not there.
+#: Looks for what the process wrote last. It is called with the time by the broker's clock in ms; the number of the
+#: partition (None: all, of a store on one server); and whether the server has another history: then it looks for all
+#: that was written since the last look. Returns what is missing.
 Missing = Callable[[int, int | None, bool], Exchange[list[str]]]
 
 
@@ -83,8 +83,8 @@ class Lineage:
         #: replication id, and so does a replica that becomes the master; so the run id would say nothing more.
         self.changes = 0
         self._changed: dict[int | None, int] = {}  # … which of them was the last of a partition; None: of all
-        # … and since when each may go on otherwise, by the broker's clock in ms (None: nobody knows); until that is
-        # taken.
+        # … and from when on each may differ from what this process saw, by the broker's clock in ms (None: nobody
+        # knows); until that is taken.
         self._since: dict[int | None, int | None] = {}
         # Those that are not kept in the store yet, by replication id. What is read along with a look may fail, and end
         # it early.
@@ -92,16 +92,17 @@ class Lineage:
         self._refused = ""
 
     def has_changed(self, number: int | None = None, since_ms: int | None = None) -> None:
-        """The partition with this number, or all, may go on otherwise than it did after `since_ms`; None: nobody knows
-        since when."""
+        """The partition with this number, or the whole store (None), goes on from another moment. What was written
+        there after `since_ms` may be lost; None: nobody knows since when."""
         self.changes += 1
         self._changed[number] = self.changes
         before_ms = self._since.get(number, since_ms)
         self._since[number] = None if since_ms is None or before_ms is None else min(since_ms, before_ms)
 
     def taken(self) -> dict[int | None, int | None]:
-        """Since when partitions may go on otherwise, by their numbers (None: all), as it has found since it was last
-        asked. A loss need not have been found: what was not answered may be lost, and nobody can know."""
+        """From when on partitions may differ from what this process saw, by their numbers (None: all), as it has found
+        since it was last asked. It need not have found a loss: if a write got no answer, nobody knows whether it was
+        kept."""
         found, self._since = self._since, {}
         return found
 

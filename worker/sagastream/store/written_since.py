@@ -22,7 +22,7 @@ class WrittenSince(Generic[_T]):
 
     def __init__(self) -> None:
         self._since: dict[int | None, list[_T]] = {}  # since the last look
-        self._before: dict[int | None, list[_T]] = {}  # since the look before that, or a few
+        self._before: dict[int | None, list[_T]] = {}  # between the last two looks; older, if nothing was written since
 
     def note(self, number: int | None, written: Sequence[_T]) -> None:
         """These were written now."""
@@ -41,8 +41,8 @@ class WrittenSince(Generic[_T]):
         return [one for each in numbers for those in (self._before, self._since) for one in those.get(each, ())]
 
     def looked(self, number: int | None) -> None:
-        """The process has looked whether it is there. What it noted while it looked may have been written later than
-        it looked, so that is looked for once more."""
+        """The process has looked whether it is there. What was noted during the look is looked for once more: it may
+        have been written after the look."""
         for each in [*self._since] if number is None else [number]:
             if since := self._since.pop(each, None):
                 self._before[each] = since
