@@ -617,7 +617,11 @@ _KINDS: dict[int, Any] = {8: _CHANGE, 9: _GIVES_UP, 12: _HAS_PLACES}
 _COMMIT = tuple[int, str, int, int, dict[str, int], list[Any]]
 _WITH_BEGUN = tuple[int, str, int, int, dict[str, int], list[Any], int]
 _WITH_INDEXES = tuple[int, str, int, int, dict[str, int], list[Any], int, int]
-_CALLS: dict[int, Any] = {6: _COMMIT, 7: _WITH_BEGUN, 8: _WITH_INDEXES}
+#: … of one that looks up whether anything is recorded of its commands.
+_LOOKS_UP = tuple[
+    int, str, int, int, dict[str, int], list[Any], int, int | bool, bool, list[tuple[int, list[str], list[int]]]
+]
+_CALLS: dict[int, Any] = {6: _COMMIT, 7: _WITH_BEGUN, 8: _WITH_INDEXES, 10: _LOOKS_UP}
 
 
 def check_commit(packed: bytes) -> None:
