@@ -164,3 +164,30 @@ def test_what_takes_longer_than_the_lease_and_has_no_deadline_runs_once(play: Pl
         play.start()
     assert play.answered(1) == {"slow": f"{name}_ok"}
     assert play.lines("began") == ["slow"]
+
+
+def test_a_process_that_was_stopped_while_it_waited_does_not_take_its_command_for_new(play: Play) -> None:
+    """The broker's answer waits in its socket. It says the time at which the command came, and is read long after."""
+    stopped = play.start()
+    play.deliver("first", 0.0)
+    play.answered(1)
+    for number in range(1, 20):
+        stopped.send_signal(signal.SIGSTOP)
+        seconds, micros = play.redis.time()
+        body = {"type": "Work", "saga_id": f"new-{number}", "step": 1, "params": 0.0}
+        ms = seconds * 1000 + micros // 1000
+        fields: Any = {"body": json.dumps(body), "begun_ms": 1, "not_after_ms": ms + 60_000, "unrecorded_ms": ms}
+        play.redis.xadd(ONLY.commands("work"), fields, id=f"{ms}-*")  # as commit.lua adds it
+        group: Any = play.redis.xpending(ONLY.commands("work"), "work")
+        if group["pending"]:
+            break
+        stopped.send_signal(signal.SIGCONT)  # it was stopped between two readings
+        play.answered(number + 1)
+    other = play.start()
+    play.answered(number + 1)
+    other.terminate()
+    other.wait(60)
+    stopped.send_signal(signal.SIGCONT)
+    play.deliver("last", 0.0)
+    until(lambda: "last" in play.lines("done"), what="it works again")
+    assert play.lines("began") == ["first", *(f"new-{one}" for one in range(1, number + 1)), "last"]

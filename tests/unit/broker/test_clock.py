@@ -2,7 +2,7 @@
 
 import pytest
 
-from sagastream.broker.clock import AHEAD_MS, BrokerClock
+from sagastream.broker.clock import AHEAD_MS, BrokerClock, ahead_s
 from sagastream.core.clock import Jump, Watch
 
 HOUR_MS = 3_600_000
@@ -73,3 +73,14 @@ def test_a_time_that_was_written_before_counts_as_seen() -> None:
     clock.saw(5_000_000)
     clock.saw(7)
     assert clock.is_now(5_000_000 - 2 * AHEAD_MS) == 2 * AHEAD_MS
+
+
+def test_an_answer_that_is_read_late_does_not_set_the_clock_back() -> None:
+    first = ahead_s(None, told_s=1500.0, asked_s=999.9, answered_s=1000.0)
+    assert first == pytest.approx(500.1)  # it may have told its time at once, and its answer may have come late
+    known = ahead_s(first, told_s=1501.0, asked_s=1001.0, answered_s=1001.01)
+    assert known == pytest.approx(500.0)
+    stopped_meanwhile = ahead_s(known, told_s=1502.5, asked_s=1002.0, answered_s=1032.0)
+    assert stopped_meanwhile == known
+    assert ahead_s(known, told_s=1440.0, asked_s=1040.0, answered_s=1040.1) == pytest.approx(400.0)  # it was set back
+    assert ahead_s(known, told_s=1640.0, asked_s=1039.9, answered_s=1040.0) == pytest.approx(600.0)  # and forward

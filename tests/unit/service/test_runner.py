@@ -14,6 +14,7 @@ import pytest
 import redis
 from msgspec.structs import replace
 
+from sagastream.broker.clock import own_s
 from sagastream.broker.connection import Broker
 from sagastream.broker.entries import Entry
 from sagastream.core import backoff, service_rules
@@ -91,7 +92,7 @@ class Post(CommandInbox):
         self.outbox = outbox = Sent(overrules)
         self.sent = outbox.sent
         self._records = Records.__new__(Records)
-        self._records._ahead_ms = NOW_MS - time.monotonic() * 1000
+        self._records._ahead_s = NOW_MS / 1000 - own_s()
         self.heard_s = time.monotonic()
         self.renewed: list[bytes] = []
         self.handed_back: list[bytes] = []

@@ -23,6 +23,17 @@ def own_s() -> float:
     return time.clock_gettime(_OWN)
 
 
+def ahead_s(known_s: float | None, *, told_s: float, asked_s: float, answered_s: float) -> float:
+    """How far another clock is ahead of `own_s`, now that it was asked: it told `told_s` at some moment between the
+    question and the answer. A process that was stopped meanwhile reads the answer long after that moment.
+
+    `known_s`: what this was before; None: the clock was never asked. What is known stays as it is if it may be right:
+    else the time would go back and forth by a moment.
+    """
+    at_least_s, at_most_s = told_s - answered_s, told_s - asked_s
+    return at_most_s if known_s is None else min(max(known_s, at_least_s), at_most_s)
+
+
 class BrokerClock:
     """The newest time that was seen, and how often the clock was found to be behind it, or to have gone forward."""
 

@@ -9,7 +9,7 @@ asked. In a transaction, TIME goes to the node of the transaction.
 from collections.abc import Callable
 from typing import Any, Final
 
-from sagastream.broker.clock import own_s
+from sagastream.broker.clock import ahead_s, own_s
 
 #: How often the node is asked, in seconds.
 _ASK_EVERY_S: Final = 1.0
@@ -43,11 +43,7 @@ class ClusterTime:
         read."""
         seconds, micros = answer
         told_s = int(seconds) + int(micros) / 1e6
-        at_least_s, at_most_s = told_s - self._clock(), told_s - asked_s
-        if self._ahead_s is None:
-            self._ahead_s = at_most_s
-        # What is known stays as it is if it may be right: else the time would go back and forth by a moment.
-        self._ahead_s = min(max(self._ahead_s, at_least_s), at_most_s)
+        self._ahead_s = ahead_s(self._ahead_s, told_s=told_s, asked_s=asked_s, answered_s=self._clock())
 
     def now(self) -> list[bytes]:
         """The time now, as TIME answers it. It must be known."""

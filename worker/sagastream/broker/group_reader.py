@@ -76,7 +76,7 @@ class GroupReader:
         self._preferred = PreferredStreams(prefers)
         self._helps = helps
         self.now_ms = 0  # by the broker's clock, when it last gave new entries, or had none …
-        self.now_s = 0.0  # … and by time.monotonic
+        self.between_s = (0.0, 0.0)  # … which was between these two moments, by `own_s`
         self.clock = BrokerClock()
         self._client = client
         self._group = group
@@ -337,7 +337,7 @@ class GroupReader:
             # What others have given must not be lost because some nodes are away.
             answers = [None if partial.is_partial(self._client, answer) else answer for answer in answers]
         entries = [entry for answer in answers for entry in entries_of(or_raise(answer))]
-        self.now_ms, self.now_s = wire.milliseconds(or_raise(clock)), time.monotonic()
+        self.now_ms, self.between_s = wire.milliseconds(or_raise(clock)), (asked_s, own_s())
         if before is not None:
             entries = self._redelivered.looked_at(answers, entries, self.now_ms, before)
         self.clock_says(self.now_ms, asked_s)

@@ -132,7 +132,7 @@ class CommandInbox:
         """The commands that are to be done or undone now. An entry that is not a command is quarantined; a command that
         was done before is answered from its record."""
         entries = self._read(block_ms, count)
-        self._records.set_clock(self.reader.now_ms, self.reader.now_s)
+        self._records.set_clock(self.reader.now_ms, *self.reader.between_s)
         self.heard_s = time.monotonic()
         if any(entry.again for entry in entries):
             ready = self.outbox.ready()

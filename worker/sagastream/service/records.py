@@ -4,13 +4,13 @@ The records stand in hashes that anybody may damage. A field that makes no sense
 holds something else, nothing can be recorded there, and its commands go into the quarantine.
 """
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import redis
 
 from sagastream.broker import partial, scripting
+from sagastream.broker.clock import ahead_s, own_s
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise, round_trip
@@ -30,23 +30,24 @@ class Records:
         self._client = client
         self._recall = scripting.Script("recall")
         self._call_of: Mapping[int, int] = {}  # by the number of a partition: in which call its records are looked up
-        self._ahead_ms = 0.0  # how far the broker's clock is ahead of this process's monotonic one
-        self._told_s = 0.0  # when the broker has told its time, by time.monotonic; 0: never
+        self._ahead_s: float | None = None  # how far the broker's clock is ahead of `own_s`; None: it was never asked
+        self._told_s = 0.0  # when the broker was asked that last, by `own_s`
 
     @property
     def now_s(self) -> float:
         """The time by the broker's clock, as this process computes it since it was last told."""
-        return time.monotonic() + self._ahead_ms / 1000
+        return own_s() + (self._ahead_s or 0.0)
 
     @property
     def knows_time(self) -> bool:
         """Whether `now_s` is right."""
-        return self._told_s > 0
+        return self._ahead_s is not None
 
-    def set_clock(self, now_ms: int, told_s: float) -> None:
-        """The broker's clock was `now_ms` when it told so, at `told_s` by time.monotonic."""
-        if told_s > self._told_s:
-            self._ahead_ms, self._told_s = now_ms - told_s * 1000, told_s
+    def set_clock(self, now_ms: int, asked_s: float, answered_s: float) -> None:
+        """The broker's clock was `now_ms` at some moment between the question and the answer, by `own_s`."""
+        if asked_s > self._told_s:
+            self._told_s = asked_s
+            self._ahead_s = ahead_s(self._ahead_s, told_s=now_ms / 1000, asked_s=asked_s, answered_s=answered_s)
 
     def join(self, keys: StoreKeys) -> None:
         """Look up in this store from now on."""
@@ -62,13 +63,14 @@ class Records:
         asked = [self._asked([deliveries[index - 1] for index in those]) for those in calls.values()]
         known: dict[int, tuple[bytes | None, int]] = {}
         away: set[int] = set()
+        asked_s = own_s()
         for those, answer in zip(calls.values(), partial.run_all(self._client, asked), strict=True):
             if isinstance(answer, redis.RedisError):
                 away.update(those)
                 continue
             now_ms, *found = answer
             if not self.knows_time:  # else a reading tells it: of a cluster, from one node
-                self.set_clock(now_ms, time.monotonic())
+                self.set_clock(now_ms, asked_s, own_s())
             known |= {those[index - 1]: (record, tombstone) for index, record, tombstone in found}
         return known, away
 
