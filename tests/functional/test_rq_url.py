@@ -352,7 +352,7 @@ def test_stores_with_one_prefix_take_no_answer_of_each_other(
         stage.fleet.worker()
         assert stage.play("s1").status is SagaStatus.COMPLETED
         assert others.effects_on_rq() == []
-        # It sends its own job now. The worker of the other store would find no such command, and might get each attempt.
+        # It sends its own job now. The worker of the other store would find no such command, and may get all attempts.
         stage.fleet.end()
         others.fleet.worker()
         assert others.play("s1").status is SagaStatus.COMPLETED

@@ -510,6 +510,16 @@ def test_a_command_that_its_worker_looked_up_a_moment_ago_is_not_looked_up_again
     assert scene.effects.done == ["s1/1/transaction"]
 
 
+def test_an_entry_that_comes_twice_as_new_is_looked_up_the_second_time(scene: Scene) -> None:
+    """As on a cluster, where a reading that waited at a node that hung has got it, too."""
+    sent(scene, "s1", do("a"))
+    entries: Any = scene.redis.xrange(ONLY.commands("work"))
+    entry = Entry(stream=ONLY.commands("work"), id=entries[0][0], fields=entries[0][1])
+    scene.runner.turn(block_ms=1)
+    assert scene.runner._inbox.take([entry]) == []  # it is answered from its record
+    assert scene.effects.done == ["s1/1/transaction"]
+
+
 def hash_reads(scene: Scene) -> int:
     """How often the server has looked up fields of a hash."""
     stats: Any = scene.redis.info("commandstats")

@@ -391,6 +391,16 @@ def test_one_of_several_that_the_url_names_is_enough(nodes: Scripted) -> None:
     assert nodes.asked == [("reach", ONE, None), ("reach", SEED, None)]
 
 
+def test_one_of_several_that_refuses_the_login_is_passed_over_as_long_as_another_one_does_not(nodes: Scripted) -> None:
+    nodes.map = ClusterMap([ONE, SEED, TWO])
+    nodes.reached = {ONE: NO, SEED: None}
+    nodes.go(reached(nodes.map))
+    nodes.reached = {ONE: NO, SEED: GONE, TWO: NO}
+    with pytest.raises(redis.AuthenticationError) as raised:
+        nodes.go(reached(nodes.map))
+    assert told(raised.value).startswith("the node 10.0.0.1:1 of the cluster refuses the login: WRONGPASS")
+
+
 def test_if_none_of_several_answers_all_are_named(nodes: Scripted) -> None:
     nodes.map = ClusterMap([ONE, TWO])
     nodes.reached = {ONE: GONE, TWO: redis.TimeoutError("silent")}

@@ -95,16 +95,23 @@ Steps = Generator[ToDo, Any, Any]
 
 
 def reached(cluster: ClusterMap) -> Steps:
-    """Connect to the first that answers of the servers that the url names. Raises NoNode if none does, BrokerError if
-    that one is no node of a cluster: each process might find another server then, with another store."""
+    """Connect to the first that lets this process in, of the servers that the url names. Raises NoNode if none answers,
+    redis.AuthenticationError if those that answer refuse the login, and BrokerError if one is no node of a cluster:
+    each process might find another server then, with another store."""
     silent: list[str] = []
+    refused: RedisError | None = None
     for server in cluster.seeds:
         error = yield Reach(server)
         if error is None:
             return
+        if isinstance(error, redis.AuthenticationError):
+            refused = refused or refusal(server, error)
+            continue
         if not is_outage(error):
             raise error
         silent.append(f"{server} ({reason(error)})")
+    if refused is not None:
+        raise refused
     raise NoNode(f"none of the nodes that the url names can be reached: {', '.join(silent)}")
 
 

@@ -118,13 +118,13 @@ class AsyncAccess:
         self._accept_sealed = accept_sealed
         self._owns_broker = not isinstance(broker, Broker)
         self._broker = broker_of(broker)
-        self._layout = Layout(self._broker.prefix, on_known=self._takes_time_at)
         self._outage = OutageReport(self._broker, _WHO, guarded(observer))
         self._loop: asyncio.AbstractEventLoop | None = None  # in which the connections are used
         self._connect()
 
     def _connect(self) -> None:
         self._pool = connect_async(self._broker.url)
+        self._layout = Layout(self._broker.prefix, on_known=self._takes_time_at)
         self._watcher = LoopWatcher(self._broker, self._pool, self._outage, self._layout, self._codec)
 
     def _takes_time_at(self, key: str) -> None:

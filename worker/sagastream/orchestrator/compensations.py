@@ -22,6 +22,12 @@ class Compensations:
         self._client = client
         self._known: dict[str, Mapping[str, str | None]] = {}  # by service: what it published when it was last read
 
+    def learn(self, keys: StoreKeys, services: Collection[str]) -> None:
+        """Read what these services publish, if it can be read: later it may be that it cannot."""
+        found = ran(self._client, published.look(keys, services)) if services else {}
+        if not isinstance(found, redis.RedisError):
+            self._known |= found
+
     def needed(
         self, keys: StoreKeys, inputs: Sequence[Input], states: Mapping[str, Found]
     ) -> tuple[Published, Collection[str]]:

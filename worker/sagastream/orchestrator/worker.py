@@ -169,6 +169,7 @@ class Orchestrator:
         self._services.join(keys)
         self._gate.join(keys)
         self._overdue.forget()
+        self._compensations.learn(keys, self._services.names)
         streams = Streams(keys, self._services.names, self._room)
         self._inbox.clock.saw(newest_time(self._broker.client, keys, streams.names))
         self._keys, self._streams, self._followed = keys, streams, self._services.names
@@ -197,6 +198,7 @@ class Orchestrator:
     def _follow(self) -> None:
         """Read the replies of services that are new."""
         if self._followed is not self._services.names:
+            self._compensations.learn(self._opened, self._services.names - self._followed)
             self._followed = self._services.names
             self._streams = self._read_streams.with_services(self._followed)
             self._inbox.follow(self._streams.names)

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Final
 
 import redis
 from msgspec.structs import replace
@@ -26,6 +28,26 @@ from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.lineage import Lineage
 from sagastream.store.running import Busy
 from sagastream.telemetry import Log, Observer, guarded
+
+#: Of so many entries it is remembered that they were taken: more than come within service_rules.NEW_MS.
+_REMEMBERED: Final = 1 << 14
+
+
+class Taken:
+    """The entries that a process has taken lately. On a cluster, one may come twice as new: a reading that still waited
+    at a node that hung has got it, too."""
+
+    def __init__(self) -> None:
+        self._at: dict[tuple[str, bytes], None] = {}  # where they stand, the oldest first
+
+    def is_first(self, entry: Entry) -> bool:
+        """Whether it is taken for the first time, which it is now."""
+        if entry.at in self._at:
+            return False
+        self._at[entry.at] = None
+        if len(self._at) > _REMEMBERED:
+            self._at = dict(islice(self._at.items(), _REMEMBERED // 2, None))
+        return True
 
 
 class CommandInbox:
@@ -80,6 +102,7 @@ class CommandInbox:
         self._own_first = OwnFirst()
         self._preferred: tuple[frozenset[int] | None, frozenset[str] | None] = (None, None)
         self._records = Records(client)
+        self._taken = Taken()
         self.outbox = Outbox(
             client,
             service,
@@ -280,7 +303,8 @@ class CommandInbox:
         left, asked = {}, []
         for one in deliveries:
             entry = one.entry
-            if service_rules.is_new(one.command, added_ms=entry.added_ms, again=entry.again, now_ms=now_ms):
+            again = not self._taken.is_first(entry) or entry.again
+            if service_rules.is_new(one.command, added_ms=entry.added_ms, again=again, now_ms=now_ms):
                 left[entry.at] = one
             else:
                 asked.append(one)

@@ -17,6 +17,8 @@ from sagastream.broker.wire import or_raise, round_trip
 from sagastream.service.delivery import Delivery
 from sagastream.store.keys import DONE_KEPT_S, StoreKeys
 
+#: The first answer tells the time if it takes no longer, in seconds. Later ones only set right what is known.
+_EXACT_S: Final = 0.5
 #: The most that a count can have come to: far more than a command is tried. What is above was not counted.
 _MOST_COUNTED: Final = 999_999
 #: What HINCRBY says of a field that cannot be a counter.
@@ -45,6 +47,8 @@ class Records:
 
     def set_clock(self, now_ms: int, asked_s: float, answered_s: float) -> None:
         """The broker's clock was `now_ms` at some moment between the question and the answer, by `own_s`."""
+        if self._ahead_s is None and answered_s - asked_s > _EXACT_S:
+            return  # a reading that has waited: a look-up tells it more exactly
         if asked_s > self._told_s:
             self._told_s = asked_s
             self._ahead_s = ahead_s(self._ahead_s, told_s=now_ms / 1000, asked_s=asked_s, answered_s=answered_s)
