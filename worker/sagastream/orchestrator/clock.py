@@ -22,7 +22,11 @@ _PAGE: Final = 128
 
 def newest_time(client: "redis.Redis", keys: StoreKeys, streams: Sequence[str]) -> int:
     """The newest time that stands in the store, in ms by the broker's clock: when the last entry of one of these
-    streams was added, or a process was last heard. A worker that has just started has seen no other."""
+    streams was added, or a process was last heard. A worker that has just started has seen no other. On a cluster, an
+    entry has the time of its own node, so only those count whose node tells the time."""
+    if keys.apart:
+        first = keys.partitions[0]
+        streams = [stream for stream in streams if stream.startswith(first.base)]
     asked: list[wire.Words] = [("XINFO", "STREAM", stream) for stream in streams]
     *found, alive = wire.round_trip(client, [*asked, ("ZRANGE", keys.alive, 0, 0, "REV", "WITHSCORES")])
     times = [0]
