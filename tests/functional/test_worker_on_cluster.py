@@ -121,7 +121,7 @@ class Stage:
         self.work.close()
         assert self.failed == []
 
-    def begin(self, partitions: Sequence[Partition], each: int) -> list[str]:
+    def begin(self, partitions: Sequence[Partition], each: int, steps: Sequence[Any] = (STEP, STEP)) -> list[str]:
         """Ask for so many sagas in each of these. Returns their ids."""
         ids: list[str] = []
         missing = Counter({partition.number: each for partition in partitions})
@@ -131,7 +131,7 @@ class Stage:
             if missing[number := self.keys.of(saga_id).number] > 0:
                 missing[number] -= 1
                 ids.append(saga_id)
-        asked = [parse_begin({"saga_id": one, "steps": [STEP, STEP]}, request_id=f"r-{one}") for one in ids]
+        asked = [parse_begin({"saga_id": one, "steps": [*steps]}, request_id=f"r-{one}") for one in ids]
         exchange.run(self.broker.client, requests.append(self.keys, asked))
         return ids
 
@@ -202,6 +202,16 @@ def _dies_and_comes_back(stage: Stage, node: Node, caplog: pytest.LogCaptureFixt
     names = ranges(one.number for one in here)
     said = [one.getMessage() for one in caplog.records if one.getMessage().startswith(f"partitions {names} of")]
     assert ["cannot" in text for text in said] == [True, False]
+
+
+def test_what_waits_for_a_time_goes_on_elsewhere_while_the_node_of_the_whole_store_is_away(stage: Stage) -> None:
+    """That node keeps what services publish. A worker that has met no time yet has had no other reason to read it."""
+    node = stage.cluster.node_of(stage.keys.alive)
+    _, others = stage.of(node)
+    stage.lasts(others, each=1)
+    node.kill()
+    ids = stage.begin(others, 1, [STEP, {"id": "pause", "wait_ms": 200}])
+    until(lambda: stage.ended(ids), what="the pauses end", timeout_s=30)
 
 
 def test_a_node_that_is_full_is_told_from_the_others(stage: Stage) -> None:
