@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -67,6 +67,12 @@ class Stage:
         for saga_id in ids:
             assert self.client.wait(saga_id, timeout_s=60).status == "COMPLETED"
 
+    def at_work(self, caplog: pytest.LogCaptureFixture) -> Sequence[Partition]:
+        """The partitions, of each of which a saga has ended. From now on the log is looked at."""
+        self.does("a", *self.keys.partitions)
+        caplog.set_level(logging.WARNING)
+        return self.keys.partitions
+
     def takes(self, name: str, partition: Partition) -> bool:
         """Whether a saga of this partition can be begun."""
         try:
@@ -105,9 +111,7 @@ def said(caplog: pytest.LogCaptureFixture, *parts: str) -> list[str]:
 def test_a_login_that_one_node_refuses_stops_only_its_partitions(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second, third = stage.keys.partitions
-    stage.does("a", first, second, third)
-    caplog.set_level(logging.WARNING)
+    first, second, third = stage.at_work(caplog)
     node = stage.node_of(second)
     who = f"the node 127.0.0.1:{node.port} of the cluster"
     with node.connect() as admin:
@@ -132,9 +136,7 @@ def test_a_login_that_one_node_refuses_stops_only_its_partitions(
 def test_a_command_that_one_node_denies_stops_only_its_partitions(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second, third = stage.keys.partitions
-    stage.does("a", first, second, third)
-    caplog.set_level(logging.WARNING)
+    first, second, third = stage.at_work(caplog)
     node = stage.node_of(second)
     denies = f"the node 127.0.0.1:{node.port} of the cluster denies this to the user in REDIS_URL"
     node.ask("ACL", "SETUSER", "default", "-evalsha", "-eval", "-xreadgroup")
@@ -153,9 +155,7 @@ def test_a_command_that_one_node_denies_stops_only_its_partitions(
 
 
 def test_a_slot_that_stays_half_moved_is_told(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    first, second, third = stage.keys.partitions
-    stage.does("a", first, second, third)
-    caplog.set_level(logging.WARNING)
+    first, second, third = stage.at_work(caplog)
     with stage.cluster.half_moved(second.requests, stage.node_of(third)):
         until(lambda: said(caplog, "partition 1 of the store cannot be reached", "on its way"), what="it is said")
         until(lambda: len(said(caplog, "slot", "on its way", "others go on")) >= 2, what="each process says it")

@@ -305,20 +305,18 @@ class Cluster:
 
     @contextlib.contextmanager
     def half_moved(self, key: str, to: Node) -> Iterator[None]:
-        """Within this, the slot of this key is on its way to this node, which has the half of its keys. At the end,
-        they are back."""
+        """Within this, the slot of this key is on its way to this node, which has this key by now, and no other. At the
+        end, it is back."""
         slot, source = slot_of(key), self.node_of(key)
         with source.connect() as near, to.connect() as far:
-            keys = near.execute_command("CLUSTER", "GETKEYSINSLOT", slot, _KEYS_AT_ONCE)
-            half = [key.encode(), *(one for one in keys if one != key.encode())][: (len(keys) + 1) // 2]
             far.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source.node_id)
             near.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", to.node_id)
-            near.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *half)
+            near.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", key)
             try:
                 yield
             finally:
                 near.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
-                far.execute_command("MIGRATE", "127.0.0.1", source.port, "", 0, 5000, "KEYS", *half)
+                far.execute_command("MIGRATE", "127.0.0.1", source.port, "", 0, 5000, "KEYS", key)
                 far.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
 
     def migrate_slots(self, what: Iterable[int | str | bytes], to: Node) -> None:
