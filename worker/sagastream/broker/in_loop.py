@@ -1,7 +1,7 @@
 """redis-py's connections for an event loop. They let no cancellation pass unheard.
 
 redis-py sends within asyncio.wait_for. In Python 3.11 that forgets a cancellation that comes in the moment in which it
-has just sent: the call goes on, and a caller with a time limit waits for ever.
+has just sent: the call goes on. Then a caller with a time limit waits for ever.
 """
 
 import asyncio

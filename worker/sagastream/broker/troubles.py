@@ -1,7 +1,7 @@
 """What single nodes or slots of a cluster refuse, while the cluster is there: a command that the user of one node may
 not call, or the keys of a slot that is on its way. It is told once if it lasts, and once that it is over.
 
-Nothing says that it is over. So whoever meets it again says so, and it is over if nobody has met it for a while.
+Nothing says that it is over. So each refusal is noted, and it is over if there was none for a while.
 """
 
 import threading

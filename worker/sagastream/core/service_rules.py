@@ -79,7 +79,7 @@ NEW_MS: Final = 1_000
 
 def is_new(command: Command, *, added_ms: int, again: bool, now_ms: int | None) -> bool:
     """Whether a command needs no look-up: a worker has looked when it sent it, a moment ago, and nothing was recorded.
-    A copy of its entry is not new, whoever has made it: it has another time.
+    A copy of its entry is not new: it has another time.
 
     The step may be undone after the worker looked, by an operator or because of another step. That is as if it were
     undone just after a look-up: answer.lua overrules the answer, and the service undoes what it did.

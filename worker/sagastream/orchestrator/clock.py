@@ -61,7 +61,7 @@ class WaitingSagas:
             if is_partial(self._client, answer):
                 continue  # its page comes when its node is back
             if is_wrong_type(answer):
-                del self._cursors[partition]  # whoever leases what is due tells of it
+                del self._cursors[partition]  # the lease of what is due tells of it
                 continue
             cursor, members = wire.or_raise(answer)
             found += [(partition, saga_id) for saga_id in _waiting(members)]

@@ -24,7 +24,7 @@ class Written(NamedTuple):
     version: int
     updated_ms: int
     ended: bool
-    asks: bool  # whether it asks a service which effects stand: whoever has begun it deletes it once it has the answer
+    asks: bool  # whether it asks a service which effects stand: such a saga is deleted once it is answered
 
 
 class LastWritten:

@@ -132,5 +132,5 @@ class Pauses:
             try:
                 yield from _WAKE.call([partition.timers], [self._lease_ms, *ids])
             except ResponseError as error:
-                if not is_wrong_type(error):  # whoever leases what is due tells of it
+                if not is_wrong_type(error):  # the lease of what is due tells of it
                     raise

@@ -79,7 +79,7 @@ if asked then
   new_id = ms .. '-*'
   for i = 1, #asked do
     local key, fields, places = unpack(asked[i])
-    local known = try('HMGET', KEYS[key], unpack(fields)) -- pcall: if it is no hash, the service finds that out
+    local known = try('HMGET', KEYS[key], unpack(fields)) -- pcall: the key may hold no hash; the service tells that
     for at = 1, known.err and 0 or #fields, 2 do
       if not (known[at] or known[at + 1]) then
         local words = changes[places[at]][7][places[at + 1]]

@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import islice
-from typing import Final
 
 import redis
 from msgspec.structs import replace
@@ -22,32 +20,13 @@ from sagastream.service.delivery import Delivery
 from sagastream.service.outbox import Outbox
 from sagastream.service.own_first import Look, OwnFirst
 from sagastream.service.records import Records
+from sagastream.service.taken import Taken
 from sagastream.store import published
 from sagastream.store.heartbeat import Heartbeat, Kind
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.lineage import Lineage
 from sagastream.store.running import Busy
 from sagastream.telemetry import Log, Observer, guarded
-
-#: Of so many entries it is remembered that they were taken: more than come within service_rules.NEW_MS.
-_REMEMBERED: Final = 1 << 14
-
-
-class Taken:
-    """The entries that a process has taken lately. On a cluster, one may come twice as new: a reading that still waited
-    at a node that hung has got it, too."""
-
-    def __init__(self) -> None:
-        self._at: dict[tuple[str, bytes], None] = {}  # where they stand, the oldest first
-
-    def is_first(self, entry: Entry) -> bool:
-        """Whether it is taken for the first time, which it is now."""
-        if entry.at in self._at:
-            return False
-        self._at[entry.at] = None
-        if len(self._at) > _REMEMBERED:
-            self._at = dict(islice(self._at.items(), _REMEMBERED // 2, None))
-        return True
 
 
 class CommandInbox:

@@ -209,7 +209,7 @@ class _Pages:
 
 
 def _lengths(keys: StoreKeys, *, has_shared: bool = True) -> Exchange[dict[_Stream, int]]:
-    """How many messages stand in each stream of the quarantine; none in what is no stream, as `doctor` reports.
+    """How many messages stand in each stream of the quarantine. A key that holds no stream counts as empty.
     `has_shared`: whether it can be read which services there are."""
     services = (yield from published.services(keys)) if has_shared else []
     streams = [_Stream(partition.quarantine, partition, "") for partition in keys.partitions]
