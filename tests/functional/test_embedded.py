@@ -39,6 +39,7 @@ def test_it_is_set_up_to_lose_nothing(home: Path) -> None:
         assert broker.client.info("persistence")["aof_enabled"] == 1
         assert broker.client.info("memory")["maxmemory_policy"] == "noeviction"
         assert broker.client.info("server")["tcp_port"] == 0
+        assert broker.client.info("server")["hz"] == 100
         assert broker.embedded is not None
         assert stat.S_IMODE(home.stat().st_mode) == 0o700
         assert stat.S_IMODE(broker.embedded.endpoint.path.stat().st_mode) == 0o700

@@ -74,6 +74,9 @@ def _settings(home: Home, reached_by: Mapping[str, object]) -> bytes:
         "save": "",
         "maxmemory": most_memory(os.environ),
         "maxmemory-policy": "noeviction",
+        # How often a second an idle server looks whether somebody has waited for long enough. With 10, the default,
+        # what is due comes up to 0.1 s late. It costs 0.2 % of a core.
+        "hz": 100,
         "sanitize-dump-payload": "yes",  # a file of data that was made to break the server is refused
         # The hash of a saga of up to about 50 steps stays in its compact encoding, in which HGETALL also shows the
         # fields in the order in which they were written. Not more: the records of a service are a hash, too, and a
