@@ -2,6 +2,7 @@
 what is not damaged goes on."""
 
 import json
+import subprocess
 import textwrap
 from collections.abc import Iterator
 from typing import Any, Final
@@ -73,10 +74,12 @@ class Stage:
         (commands.folder / "shop.py").write_text(SHOP)
         self.client = SagaClient(server.broker())
         self.redis: redis.Redis = server.broker().client
-        env = {"REDIS_URL": server.url}
-        self.processes = [
-            commands.quiet(*arguments, env=env) for arguments in (("worker",), ("service", "shop:service"))
-        ]
+        self._log = commands.folder / "log"
+        with self._log.open("wb") as log:
+            options: Any = {"env": {"REDIS_URL": server.url}, "stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            self.processes = [
+                commands.start(*arguments, **options) for arguments in (("worker",), ("service", "shop:service"))
+            ]
         self._good = 0
         self.is_well()
 
@@ -88,6 +91,10 @@ class Stage:
         ended = [self.client.wait(f"{name}-{self._good}", 60).status for name in ("done", "undone")]
         assert ended == [SagaStatus.COMPLETED, SagaStatus.ABORTED]
         assert [process.poll() for process in self.processes] == [None, None]
+
+    def times_said(self, text: str) -> int:
+        """How often the processes have said this."""
+        return self._log.read_text().count(text)
 
     def connect_again(self) -> None:
         """Have all processes join the store again."""
@@ -187,6 +194,32 @@ def test_a_key_of_another_type_ends_no_process(stage: Stage, key: str, kind: str
     stage.redis.delete(key)
     stage.connect_again()
     stage.is_well()
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (ONLY.timers, f"the store cannot be reached: {ONLY.timers} is a string, not a zset: something else has"),
+        (ONLY.events, f"the store cannot be reached: {ONLY.events} is a string, not a stream: something else has"),
+        (ONLY.requests, f"{ONLY.requests} is not a stream: it is not read, until it is one or is gone"),
+        (ONLY.replies("work"), f"answers cannot be sent: {ONLY.replies('work')} is not a stream: something else has"),
+        (WORK, f"{WORK} is not a stream: it is not read, until it is one or is gone"),
+    ],
+)
+def test_a_key_that_all_sagas_need_is_told_of_once_and_ends_no_process(stage: Stage, key: str, said: str) -> None:
+    kept: Any = stage.redis.dump(key)
+    if key == ONLY.events:
+        stage.client.begin("begun", [do(1)])
+    make(stage.redis, key, "string")
+    if key == ONLY.replies("work"):
+        stage.redis.xadd(WORK, {"body": '{"type":"Do","saga_id":"s1","step":1,"params":1}', "begun_ms": 1})
+    until(lambda: stage.times_said(said), what="it is told")
+    stage.redis.delete(key)
+    if kept is not None:
+        stage.redis.restore(key, 0, kept)
+    stage.is_well()
+    assert stage.times_said(said) == 1
+    assert stage.times_said("The others go on") == 0
 
 
 def test_no_field_of_the_store_and_nothing_that_says_who_is_alive_ends_a_process(stage: Stage) -> None:

@@ -452,12 +452,10 @@ def test_a_key_of_the_wrong_type_leaves_all_as_it_was(scene: Scene, key: str) ->
     scene.redis.delete(key)
     scene.redis.set(key, "in the way")
     before = dump(scene)
-    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
-        scene.worker.turn(block_ms=1)
+    scene.worker.turn(block_ms=1)
     assert dump(scene) == before
     assert pending(scene, ONLY.requests, "orchestrator") == 1
     scene.redis.delete(key)
-    scene.worker._inbox.recover()
     assert scene.play("s1").status is SagaStatus.COMPLETED
 
 

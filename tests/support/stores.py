@@ -17,8 +17,11 @@ ONLY: Final[Partition] = KEYS.partitions[0]
 
 
 def due(store: Store, count: int, lease_ms: int, passed_over: Sequence[str] = ()) -> tuple[list[str], int | None]:
-    """The ids of the sagas that are due in the only partition, and how long it is until the next one is."""
-    found, wait_ms, _ = store.due([KEYS.partitions], count, lease_ms, passed_over)
+    """The ids of the sagas that are due in the only partition, and how long it is until the next one is. Raises the
+    error if its timers have another type."""
+    found, wait_ms, away = store.due([KEYS.partitions], count, lease_ms, passed_over)
+    for error in away.values():
+        raise error
     return [saga_id for _, saga_id in found], wait_ms
 
 

@@ -24,6 +24,12 @@ def away(why: str = "refused") -> redis.RedisError:
     return NodeAway(f"the node one is away ({why})", was_sent=False)
 
 
+def made(told: Told, of: int = 3) -> OutOfReach:
+    those = OutOfReach("worker w", told)
+    those.join(StoreKeys("saga", ["0", "1a", "2b"][:of], "0"))
+    return those
+
+
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     monkeypatch.setattr(out_of_reach, "_QUIET_S", 0.0)
@@ -33,7 +39,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
 def test_it_is_said_once_which_are_away_and_once_that_they_are_back(
     told: Told, caplog: pytest.LogCaptureFixture
 ) -> None:
-    those = OutOfReach("worker w", told)
+    those = made(told)
     those.answered(PARTITIONS)
     whole = [those.is_empty]
     those.lost(SECOND, away())
@@ -51,9 +57,24 @@ def test_it_is_said_once_which_are_away_and_once_that_they_are_back(
     assert (told.away, [*whole, those.is_empty]) == ([(1, 2), ()], [True, False, True])
 
 
+@pytest.mark.parametrize(("of", "what"), [(1, "the store"), (3, "partitions 0-2 of the store")])
+def test_if_nothing_can_be_reached_no_others_go_on(
+    told: Told, caplog: pytest.LogCaptureFixture, of: int, what: str
+) -> None:
+    those = made(told, of)
+    for one in PARTITIONS[:of]:
+        those.lost(one, away())
+    those.answered([])
+    those.answered(PARTITIONS[:of])
+    assert caplog.messages == [
+        f"{what} cannot be reached: the node one is away (refused)",
+        f"{what} can be reached again, after 0.0 s",
+    ]
+
+
 def test_one_that_answers_a_part_of_what_is_asked_is_not_back(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(out_of_reach, "_QUIET_S", 60.0)
-    those = OutOfReach("worker w", told)
+    those = made(told)
     those.lost(FIRST, redis.exceptions.TryAgainError("TRYAGAIN"))
     for _ in range(3):
         those.answered(PARTITIONS)
@@ -61,7 +82,7 @@ def test_one_that_answers_a_part_of_what_is_asked_is_not_back(told: Told, monkey
 
 
 def test_one_that_others_look_after_by_now_is_forgotten(told: Told, caplog: pytest.LogCaptureFixture) -> None:
-    those = OutOfReach("worker w", told)
+    those = made(told)
     those.lost(FIRST, away())
     those.lost(SECOND, away())
     those.answered([])
@@ -79,7 +100,7 @@ def test_one_that_others_look_after_by_now_is_forgotten(told: Told, caplog: pyte
 def test_one_that_is_not_told_of_yet_is_told_of_if_the_worker_keeps_it(
     told: Told, caplog: pytest.LogCaptureFixture
 ) -> None:
-    those = OutOfReach("worker w", told)
+    those = made(told)
     those.lost(FIRST, away())
     those.lost(SECOND, away())
     those.are_only([SECOND])

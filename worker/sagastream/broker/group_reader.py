@@ -190,7 +190,7 @@ class GroupReader:
             if not partial.is_partial(self._client, answer):
                 or_raise(answer)
         elif self._joined:
-            exchange.run(self._client, self._heard.first())
+            exchange.run(self._client, self._heard.alone())
 
     def leave(self) -> None:
         """Leave the group, and leave to others what this consumer still holds."""
@@ -243,8 +243,8 @@ class GroupReader:
         self.renew()
 
     def _make_groups(self, streams: Sequence[str]) -> None:
-        """Have the group on these streams, and read them. If the key of one of several holds something else, or its
-        node is away, it is left out for now: the others are read."""
+        """Have the group on these streams, and read them. If the key of one holds something else, or its node is away,
+        it is left out for now: the others are read."""
         # From 0: entries that were added before the group was created are for it too.
         making = [
             scripting.even_if_full(stream, "XGROUP", "CREATE", stream, self._group, "0", "MKSTREAM")
@@ -256,7 +256,7 @@ class GroupReader:
                 self._unusable.add(stream)
                 continue
             if isinstance(answer, redis.RedisError) and not str(answer).startswith("BUSYGROUP"):
-                if not is_wrong_type(answer) or len(streams) + len(self.streams) == 1:
+                if not is_wrong_type(answer):
                     raise answer
                 if stream not in self._told:
                     self._log.error(f"{stream} is not a stream: it is not read, until it is one or is gone")
@@ -269,7 +269,7 @@ class GroupReader:
 
     def _deleted(self, error: redis.RedisError) -> None:
         """If a stream or group was deleted, let the next read create it again. Raises any other error."""
-        if is_wrong_type(error) and len(self.streams) > 1:
+        if is_wrong_type(error):
             self.recover()  # one of them is no stream any more: the others are read
             return
         if not is_deleted(error):

@@ -53,6 +53,11 @@ class Heard:
         if self._heartbeat is not None and self.comes_first:
             yield from self.beat(self._heartbeat)
 
+    def alone(self) -> Exchange[None]:
+        """The heartbeat, if one is due, while nothing is read."""
+        if self._heartbeat is not None and not self._heartbeat.due_s:
+            yield from self.beat(self._heartbeat)
+
     def waits(self, block_ms: int) -> int:
         """For how long a reading may wait: `block_ms`, or until the next heartbeat if what it reads depends on that."""
         if self._heartbeat is None or self._heartbeat.is_alone:

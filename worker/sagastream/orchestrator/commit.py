@@ -58,7 +58,7 @@ class Leased(NamedTuple):
 
     sagas: list[tuple[Partition, str]]  # each with its partition
     wait_ms: int | None  # how long it is until the next one is due; None: no saga waits for a time
-    away: Mapping[Partition, redis.RedisError]  # the partitions that do not answer
+    away: Mapping[Partition, redis.RedisError]  # the partitions that do not answer, or are damaged
 
 
 class Store:
@@ -93,7 +93,6 @@ class Store:
         passed_over: Sequence[str] = (),
         *,
         now_ms: int | None = None,
-        is_divided: bool = False,
     ) -> "Leased":
         """Lease up to `count` sagas of each partition that are due by the broker's clock, for `lease_ms`. If nothing is
         done about a leased saga in that time, it is due again.
@@ -102,18 +101,17 @@ class Store:
             calls: the partitions, in groups that may go together.
             passed_over: the ids of sagas to leave out.
             now_ms: the time; None: as the server says that has the partitions.
-            is_divided: whether a damaged partition is among those that do not answer; else its error is raised.
         """
         args = [count, lease_ms, "" if now_ms is None else now_ms, *passed_over]
         asked = [self._due.call([one.timers for one in together], args) for together in calls]
         found: list[tuple[Partition, str]] = []
         waits: list[int] = []
         away: dict[Partition, redis.RedisError] = {}
-        for together, answer in zip(calls, self._asked(asked, may_refuse=is_divided), strict=True):
+        for together, answer in zip(calls, self._asked(asked), strict=True):
             if isinstance(answer, redis.RedisError):
                 if is_wrong_type(answer) and len(together) > 1:  # one of them is damaged
                     apart = [(one,) for one in together]
-                    each = self.due(apart, count, lease_ms, passed_over, now_ms=now_ms, is_divided=True)
+                    each = self.due(apart, count, lease_ms, passed_over, now_ms=now_ms)
                     found, away = found + each.sagas, away | dict(each.away)
                     waits += [] if each.wait_ms is None else [each.wait_ms]
                 else:
@@ -127,13 +125,11 @@ class Store:
                     found += [(partition, saga_id) for saga_id in self._ids(partition, members)]
         return Leased(found, min((wait_ms for wait_ms in waits if wait_ms >= 0), default=None), away)
 
-    def _asked(self, asked: Sequence[Exchange[_T]], *, may_refuse: bool) -> list[_T | redis.RedisError]:
-        """What these return. `may_refuse`: if a key has another type, its error is among them."""
+    def _asked(self, asked: Sequence[Exchange[_T]]) -> list[_T | redis.RedisError]:
+        """What these return. If a node does not answer, or a key has another type, the error is among them."""
         found = exchange.run(self._client, exchange.each_of(asked))
         for one in found:
-            if isinstance(one, redis.RedisError) and not (
-                partial.is_partial(self._client, one) or (may_refuse and is_wrong_type(one))
-            ):
+            if isinstance(one, redis.RedisError) and not (partial.is_partial(self._client, one) or is_wrong_type(one)):
                 raise one
         return found
 
@@ -189,21 +185,28 @@ class Store:
         go together (StoreKeys.in_calls), those of one after those of another.
 
         Returns two lists of those that were not written: those that lost the comparison (somebody has changed the saga
-        since), and those that are stuck (one of the keys to which they append is not a stream, or takes no more).
+        since), and those that are stuck (one of the keys to which they append is not a stream, or takes no more). If a
+        key of a partition has another type, raises that when the others are written.
         """
-        return exchange.run(self._client, self.committing(changes, now_ms)) if changes else ([], [])
+        if not changes:
+            return [], []
+        refused: Refused = {}
+        found = exchange.run(self._client, self.committing(changes, now_ms, refused))
+        if refused:
+            raise next(iter(refused.values()))
+        return found
 
     def committing(
         self,
         changes: Sequence[Change],
         now_ms: int,
+        refused: Refused,
         *,
         may_set_right: bool = True,
-        refused: Refused | None = None,
     ) -> Exchange[tuple[list[Change], list[Change]]]:
-        """See `commit`. `may_set_right`: if a saga is not in the indexes in which it should be, that is set right, and
-        its change is tried once more. `refused`: if a key of a partition has another type, nothing of the
-        partition is written, and the error is put here; None: it is raised."""
+        """See `commit`. `refused`: if a key of a partition has another type, nothing of the partition is written, and
+        the error is put here. `may_set_right`: if a saga is not in the indexes in which it should be, that is set
+        right, and its change is tried once more."""
         if len(changes) > 1 and _sent_bytes(changes) > _MOST_SENT:
             return (yield from self._by_halves(changes, now_ms, refused))
         arguments = CommitArguments(changes, now_ms, self._kept_ms)
@@ -216,16 +219,20 @@ class Store:
                 raise
             if changes[0].partition is not changes[-1].partition:
                 return (yield from self._by_partition(changes, now_ms, refused))  # a key of one of them is damaged
-            if refused is None:
-                raise
             refused[changes[0].partition] = error
             return [], []
         if results.count(_Result.WRITTEN) == len(results):
             return [], []
-        return (yield from self._not_just_written(changes, results, now_ms, may_set_right=may_set_right))
+        return (yield from self._not_just_written(changes, results, now_ms, refused, may_set_right=may_set_right))
 
     def _not_just_written(
-        self, changes: Sequence[Change], results: Sequence[int], now_ms: int, *, may_set_right: bool
+        self,
+        changes: Sequence[Change],
+        results: Sequence[int],
+        now_ms: int,
+        refused: Refused,
+        *,
+        may_set_right: bool,
     ) -> Exchange[tuple[list[Change], list[Change]]]:
         """See `commit`, for a call with such results."""
         by_result: dict[int, list[Change]] = {}
@@ -237,19 +244,22 @@ class Store:
         wrong = [(change, change.before) for change in misplaced]
         wrong += [(change, change.written) for change in by_result.get(_Result.BEGUN_AGAIN, [])]
         if wrong and may_set_right:
-            yield from self._set_right(wrong, now_ms)
+            yield from self._set_right(wrong, now_ms, refused)
             if misplaced:
-                more_lost, more_stuck = yield from self.committing(misplaced, now_ms, may_set_right=False)
+                more_lost, more_stuck = yield from self.committing(misplaced, now_ms, refused, may_set_right=False)
                 return lost + more_lost, stuck + more_stuck
         return lost + misplaced, stuck
 
-    def _set_right(self, those: Sequence[tuple[Change, Found]], now_ms: int) -> Exchange[None]:
+    def _set_right(self, those: Sequence[tuple[Change, Found]], now_ms: int, refused: Refused) -> Exchange[None]:
         """Have the sagas of these changes, each as it is now, in the indexes in which they should be, and in no others
         that `indexed` tells: those of an earlier saga with the same id, or those in which a worker of an earlier
         release has left it."""
         answers = yield [("HGET", change.partition.indexed, str(change.saga_id)) for change, _ in those]
         by_partition: dict[int, list[Change]] = {}
         for (change, state), answer in zip(those, answers, strict=True):
+            if is_wrong_type(answer):
+                refused[change.partition] = answer
+                continue
             there = or_raise(answer)
             names = names_in(there or b"[]")
             right = by_partition.setdefault(change.partition.number, [])
@@ -258,29 +268,25 @@ class Store:
             elif (there or b"").decode(errors="replace") != written(index_names(state)):
                 right.append(filled(change.partition, state, names))
         if changes := [change for right in by_partition.values() for change in right]:
-            yield from self.committing(changes, now_ms)
+            yield from self.committing(changes, now_ms, refused)
 
     def _by_halves(
-        self, changes: Sequence[Change], now_ms: int, refused: Refused | None
+        self, changes: Sequence[Change], now_ms: int, refused: Refused
     ) -> Exchange[tuple[list[Change], list[Change]]]:
         half = len(changes) // 2
-        lost, stuck = yield from self.committing(changes[:half], now_ms, refused=refused)
-        more_lost, more_stuck = yield from self.committing(changes[half:], now_ms, refused=refused)
+        lost, stuck = yield from self.committing(changes[:half], now_ms, refused)
+        more_lost, more_stuck = yield from self.committing(changes[half:], now_ms, refused)
         return lost + more_lost, stuck + more_stuck
 
     def _by_partition(
-        self, changes: Sequence[Change], now_ms: int, refused: Refused | None
+        self, changes: Sequence[Change], now_ms: int, refused: Refused
     ) -> Exchange[tuple[list[Change], list[Change]]]:
-        """The changes of each partition by themselves, so that a damaged one holds up no other. Without `refused`, what
-        is wrong with the first damaged one is raised when all are written."""
+        """The changes of each partition by themselves, so that a damaged one holds up no other."""
         lost: list[Change] = []
         stuck: list[Change] = []
-        found: Refused = {} if refused is None else refused
         for _, those in groupby(changes, lambda change: change.partition.number):
-            more_lost, more_stuck = yield from self.committing(list(those), now_ms, refused=found)
+            more_lost, more_stuck = yield from self.committing(list(those), now_ms, refused)
             lost, stuck = lost + more_lost, stuck + more_stuck
-        if refused is None and found:
-            raise next(iter(found.values()))
         return lost, stuck
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from sagastream.broker.connection import BLOCK_MS
 from sagastream.broker.entries import BATCH
+from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.group_reader import GroupReader
 from sagastream.broker.partial import why_unread
 from sagastream.core.messages import Due
@@ -21,7 +22,6 @@ from sagastream.orchestrator.overdue import Overdue
 from sagastream.orchestrator.pauses import Pauses
 from sagastream.orchestrator.streams import Input
 from sagastream.orchestrator.upkeep import Upkeep
-from sagastream.store.damage import is_of_one
 from sagastream.store.keys import Partition, StoreKeys
 
 if TYPE_CHECKING:
@@ -107,10 +107,8 @@ class DueSagas:
         calls = keys.in_calls(asked)
         # Each node of a cluster has its own clock; the worker asks one of them.
         now_ms = self._inbox.now_ms if keys.apart else None
-        due, wait_ms, refused = self._store.due(
-            calls, BATCH, self._lease_ms, self._gate.passed_over(), now_ms=now_ms, is_divided=keys.is_divided
-        )
-        away = stopped | {one: self._damaged.found(one, e) if is_of_one(keys, e) else e for one, e in refused.items()}
+        due, wait_ms, refused = self._store.due(calls, BATCH, self._lease_ms, self._gate.passed_over(), now_ms=now_ms)
+        away = stopped | {one: self._damaged.found(one, e) if is_wrong_type(e) else e for one, e in refused.items()}
         # While the slot of a partition is on its way, its timers may answer, and its streams not.
         unread = {one: error for one in partitions if (error := why_unread(self._client, one.requests)) is not None}
         for partition, error in {**unread, **away}.items():

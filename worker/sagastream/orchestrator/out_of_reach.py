@@ -1,4 +1,4 @@
-"""Which partitions of the store one worker cannot reach for now, since nodes of a cluster are away.
+"""Which partitions of the store one worker cannot reach for now, since nodes are away or keys damaged.
 
 It says so once, and once that they are back.
 """
@@ -10,7 +10,7 @@ from typing import Final
 import redis
 
 from sagastream.broker.failures import brief
-from sagastream.store.keys import Partition
+from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.reach import ranges
 from sagastream.telemetry import Log, Observer
 
@@ -34,9 +34,14 @@ class OutOfReach:
         """`who`: the name of the worker, as its log records have it."""
         self._log = Log("broker", who)
         self._observer = observer
+        self._of = 1  # how many partitions the store has
         self._away: dict[int, _Away] = {}  # by the number of the partition
         #: Those that are not told of yet: the error of one of them, and the numbers of all, by what is away.
         self._new: dict[str, tuple[str, list[int]]] = {}
+
+    def join(self, keys: StoreKeys) -> None:
+        """They are those of this store from now on."""
+        self._of = len(keys.tags)
 
     @property
     def is_empty(self) -> bool:
@@ -57,8 +62,9 @@ class OutOfReach:
         """These partitions answer. Says what has changed."""
         if not self._away:
             return
+        rest = ". The others go on" if len(self._away) < self._of else ""
         for text, lost in self._new.values():
-            self._log.warning(f"{_named(lost)} of the store cannot be reached: {text}. The others go on")
+            self._log.warning(f"{self._named(lost)} cannot be reached: {text}{rest}")
         now_s = time.monotonic()
         numbers = [one.number for one in partitions]
         back = {
@@ -70,7 +76,7 @@ class OutOfReach:
             del self._away[number]
         if back:
             took_s = now_s - min(away.since_s for away in back.values())
-            self._log.warning(f"{_named(back)} of the store can be reached again, after {took_s:.1f} s")
+            self._log.warning(f"{self._named(back)} can be reached again, after {took_s:.1f} s")
         if back or self._new:
             self._tell()
         self._new.clear()
@@ -83,7 +89,7 @@ class OutOfReach:
         new = {number for _, lost in self._new.values() for number in lost}
         if told := self._away.keys() - numbers - new:
             is_one = len(told) == 1
-            text = f"this worker could not reach {_named(told)} of the store. "
+            text = f"this worker could not reach {self._named(told)}. "
             text += "Another worker has it now" if is_one else "Other workers have them now"
             self._log.warning(f"{text}, so this one will not report when {'it is' if is_one else 'they are'} back")
         self._away = {number: away for number, away in self._away.items() if number in numbers}
@@ -91,11 +97,12 @@ class OutOfReach:
         self._new = {what: (text, lost) for what, (text, lost) in left.items() if lost}
         self._tell()
 
+    def _named(self, numbers: Iterable[int]) -> str:
+        if self._of == 1:
+            return "the store"
+        those = set(numbers)
+        return f"partition{'s' if len(those) > 1 else ''} {ranges(those)} of the store"
+
     def _tell(self) -> None:
         if self._observer is not None:
             self._observer.partitions_away(numbers=tuple(sorted(self._away)))
-
-
-def _named(numbers: Iterable[int]) -> str:
-    those = set(numbers)
-    return f"partition{'s' if len(those) > 1 else ''} {ranges(those)}"

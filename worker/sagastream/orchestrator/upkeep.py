@@ -18,7 +18,6 @@ from sagastream.orchestrator.mending import Mending
 from sagastream.orchestrator.repair import Repair
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.sweeping import Sweep
-from sagastream.store.damage import is_of_one
 from sagastream.store.keys import Partition, StoreKeys
 
 #: How often a worker takes sagas that are no longer kept out of the indexes, in seconds.
@@ -55,11 +54,11 @@ class Upkeep:
         if now >= self._tidy_at:
             self._tidy_at = now + _TIDY_EVERY_S
             for some in _in_turn(keys, partitions):
-                with self._passing_over(keys):
+                with self._passing_over():
                     self._tidy_each(keys, some, now_ms, maxmemory, mends=not is_repairing)
         if self._mending.goes_on and now >= self._mend_at and not is_repairing:
             self._mend_at = now + _MEND_EVERY_S
-            with self._passing_over(keys):
+            with self._passing_over():
                 self._mending.step()
         return is_repairing
 
@@ -72,7 +71,7 @@ class Upkeep:
             if len(partitions) == 1 or not is_wrong_type(error):
                 raise
             for one in partitions:  # one of them is damaged
-                with self._passing_over(keys):
+                with self._passing_over():
                     self._tidy(keys, [one], now_ms, maxmemory, mends=mends)
 
     def _tidy(
@@ -85,13 +84,13 @@ class Upkeep:
         self._report.trimmed(keys, self._store.trim(keys, partitions, maxmemory))
 
     @contextmanager
-    def _passing_over(self, keys: StoreKeys) -> Iterator[None]:
-        """Within this, what cannot be reached of a cluster is passed over, and so is one partition of several that is
-        damaged: its turn comes again."""
+    def _passing_over(self) -> Iterator[None]:
+        """Within this, what cannot be reached of a cluster is passed over, and so is a partition that is damaged: its
+        turn comes again."""
         try:
             yield
         except redis.RedisError as error:
-            if not (is_partial(self._client, error) or is_of_one(keys, error)):
+            if not (is_partial(self._client, error) or is_wrong_type(error)):
                 raise
 
 

@@ -168,6 +168,7 @@ class Orchestrator:
         self._broker.check_durability()
         self._services.join(keys)
         self._gate.join(keys)
+        self._away.join(keys)
         self._overdue.forget()
         self._compensations.learn(keys, self._services.names)
         streams = Streams(keys, self._services.names, self._room)
@@ -345,7 +346,6 @@ class Orchestrator:
         )
 
         refused: Refused = {}  # by partition: why its changes were not written
-        is_divided = self._opened.is_divided
 
         def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
             for part in parts:
@@ -356,7 +356,7 @@ class Orchestrator:
                 if decided:
                     sent.append(decided)
                     self._services.add([command.service for change in decided for command in change.commands])
-                    committing = self._store.committing(decided, now_ms, refused=refused if is_divided else None)
+                    committing = self._store.committing(decided, now_ms, refused)
                     reads_on = part is parts[-1] and not self._stop.is_set()
                     yield self._inbox.read_along(committing, streams.wanted) if reads_on else committing
 

@@ -142,7 +142,7 @@ class Outbox:
                     overruled += self._send(ready, ahead)
                 except redis.RedisError as error:
                     streams = {_entry(one).stream for one in ready}
-                    if is_wrong_type(error) and len(self._partitions) > 1:
+                    if is_wrong_type(error):
                         self._is_damaged(streams, error)
                     elif not is_partial(self._client, error):
                         raise
@@ -158,9 +158,8 @@ class Outbox:
         again_s = time.monotonic() + _DAMAGED_S
         for stream in streams & self._ready_streams():
             if stream not in self.damaged:
-                number = self._partitions[stream].number
-                text = f"answers of partition {number} cannot be sent: {str(error).removeprefix('WRONGTYPE ')}"
-                todo = "rename that key or delete it. The others go on"
+                text = f"{self._named([stream])} cannot be sent: {str(error).removeprefix('WRONGTYPE ')}"
+                todo = "rename that key or delete it" + (". The others go on" if len(self._partitions) > 1 else "")
                 self._log.error(f"{text}: something else has written there; {todo}")
             self.damaged = {**self.damaged, stream: again_s}
 
@@ -178,8 +177,12 @@ class Outbox:
             return
         if whole := self.damaged.keys() & {_entry(one).stream for one in sent}:
             self.damaged = {stream: again_s for stream, again_s in self.damaged.items() if stream not in whole}
-            numbers = ranges(self._partitions[stream].number for stream in whole)
-            self._log.warning(f"answers of partition {numbers} can be sent again")
+            self._log.warning(f"{self._named(whole)} can be sent again")
+
+    def _named(self, streams: Iterable[str]) -> str:
+        if len(self._partitions) == 1:
+            return "answers"
+        return f"answers of partition {ranges(self._partitions[stream].number for stream in streams)}"
 
     def ready(self) -> set[tuple[str, bytes]]:
         """Where the entries stand that are ready to be sent away."""

@@ -1,4 +1,4 @@
-"""Keys of single partitions at which something else has written: which they are, and what stands there."""
+"""Keys of partitions at which something else has written: which they are, and what stands there."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from typing import Final
 import redis
 
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import is_wrong_type
 from sagastream.store import reach
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.reach import Reach
@@ -18,11 +17,6 @@ _NAMED: Final = re.compile(r"WRONGTYPE (\S+) is not an? (\w+)")
 
 class Damaged(redis.ResponseError):
     """A key that the whole partition needs holds something else. The other partitions do not need it."""
-
-
-def is_of_one(keys: StoreKeys, error: object) -> bool:
-    """Whether this says that a key has another type, and there are other partitions, which are not affected."""
-    return keys.is_divided and is_wrong_type(error)
 
 
 def needed(partition: Partition) -> dict[str, str]:
@@ -67,7 +61,7 @@ def reached(keys: StoreKeys) -> Exchange[Reach]:
     """What can be reached of the store, without the partitions that are damaged, if there are others."""
     found = yield from reach.look(keys)
     partitions = found.keys.partitions
-    if not keys.is_divided:
+    if len(partitions) == 1:
         return found
     damaged = yield from look({one: needed(one) for one in partitions})
     if not damaged or len(damaged) == len(partitions):

@@ -179,8 +179,6 @@ class StoreKeys:
         self.shared = shared
         #: Whether each call must keep to the keys of one partition, or to those of the whole store.
         self.apart = shared is not None
-        #: Whether it has several partitions: what is wrong with one of them need not stop the others.
-        self.is_divided = len(self.tags) > 1
         self.store = store(prefix)
         whole = prefix if shared is None else f"{prefix}:{{{shared}}}"
         self.alive = f"{whole}:alive"
