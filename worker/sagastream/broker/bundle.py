@@ -22,6 +22,8 @@ from sagastream.broker.failures import (
     is_denied,
     is_outage,
     name_node,
+    no_node_of,
+    node_name,
     of_node,
     reason,
     refusal,
@@ -257,7 +259,7 @@ class Bundle:
             node = self._map.anybody() if part.slot is None else self._map.node_of(part.slot)
             if node is None:
                 self._map.is_out_of_date()
-                part.ends(NodeAway(f"slot {part.slot} of the cluster has no node", was_sent=False))
+                part.ends(no_node_of(part.slot))
             elif (error := (yield from self._unreachable(node))) is None:
                 by_node.setdefault(node, []).append(part)
             elif part.may_go_elsewhere and (other := self._map.anybody()) not in (None, node):
@@ -365,7 +367,7 @@ class Bundle:
             if not isinstance(answer, RedisError):
                 if self._map.is_now(answer, node):
                     return
-                answer = redis.ConnectionError(f"the node {node} of the cluster knows no node that has slots")
+                answer = redis.ConnectionError(f"{node_name(node)} knows no node that has slots")
             error = refusal(node, answer)
         if must:
             raise error

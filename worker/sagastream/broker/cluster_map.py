@@ -14,7 +14,7 @@ from typing import Any, Final
 from redis.exceptions import RedisError
 
 from sagastream.broker.cluster_time import ClusterTime
-from sagastream.broker.failures import is_denied, is_outage, of_node, said_by
+from sagastream.broker.failures import is_denied, is_outage, node_name, of_node, said_by, slot_name
 from sagastream.broker.troubles import Troubles
 from sagastream.broker.urls import Address
 from sagastream.core import backoff
@@ -146,7 +146,7 @@ class ClusterMap:
             self._by_slot, self._nodes, self._replicas = by_slot, list(masters), list(replicas)
             for gone in self._away.keys() - masters.keys():
                 del self._away[gone]
-                _log.warning(f"the node {gone} of the cluster has no slots any more; the others have them")
+                _log.warning(f"{node_name(gone)} has no slots any more; the others have them")
             # While a node is away, a replica may take over at any time.
             self._is_stale = None in by_slot or bool(self._away)
         return True
@@ -201,7 +201,7 @@ class ClusterMap:
         if (where := said_by(error)) is None:
             return False
         denying = self.troubles.refusing(error) | {where}
-        if all(node in self._away or _named(node) in denying for node in self._nodes):
+        if all(node in self._away or node_name(node) in denying for node in self._nodes):
             return False
         self.troubles.met(where, error, matters=True)
         return True
@@ -211,11 +211,11 @@ class ClusterMap:
         is_of_node = is_denied(error)
         if is_of_node:
             self.denies(error)  # so it is told of the node
-        self.troubles.met(_slot(slot), error, matters=not is_of_node)
+        self.troubles.met(slot_name(slot), error, matters=not is_of_node)
 
     def why_unread(self, slot: int) -> RedisError | None:
         """Why the streams of a slot cannot be read for some time now; None: they can, as far as is known."""
-        return self.troubles.lasting(_slot(slot)) if self.troubles else None
+        return self.troubles.lasting(slot_name(slot)) if self.troubles else None
 
     def why_away(self, node: Address) -> RedisError | None:
         """The error with which a node went away."""
@@ -243,15 +243,7 @@ class ClusterMap:
             if self._away.pop(node, None) is None:
                 return
             self.cuts += 1
-        _log.warning(f"the node {node} of the cluster is back")
-
-
-def _named(node: Address) -> str:
-    return f"the node {node} of the cluster"
-
-
-def _slot(number: int) -> str:
-    return f"slot {number} of the cluster"
+        _log.warning(f"{node_name(node)} is back")
 
 
 def address_of(node: Sequence[Any], asked: Address) -> Address:

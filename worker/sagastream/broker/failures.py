@@ -199,23 +199,38 @@ def is_refusal(error: BaseException) -> bool:
     return isinstance(error, redis.ResponseError)
 
 
+def node_name(node: object) -> str:
+    """What a node of a cluster is called: in what people read, and where it is noted what it refuses."""
+    return f"the node {node} of the cluster"
+
+
+def slot_name(number: object) -> str:
+    """The same of a slot."""
+    return f"slot {number} of the cluster"
+
+
 def of_node(node: object, error: redis.RedisError | None, *, was_sent: bool) -> NodeAway:
     """That a node of a cluster is away, since it has failed so."""
     if error is None or is_outage(error):
-        away = NodeAway(f"the node {node} of the cluster is away ({error})", was_sent=was_sent)
+        away = NodeAway(f"{node_name(node)} is away ({error})", was_sent=was_sent)
     else:
         away = NodeRefuses(_told_of_refusal(node, error), was_sent=was_sent)
     away.__cause__ = error
     return away
 
 
+def no_node_of(slot: object) -> NodeAway:
+    """That no node has a slot."""
+    return NodeAway(f"{slot_name(slot)} has no node", was_sent=False)
+
+
 def name_node(error: redis.ResponseError, node: object, slot: int | None = None) -> None:
     """Add the name of the node of a cluster to its error, if it is about that node; or that of the slot, if the slot is
     moving."""
     if (is_outage(error) or is_denied(error)) and said_by(error) is None:
-        name = f"the node {node} of the cluster"
+        name = node_name(node)
         if isinstance(error, redis.exceptions.TryAgainError) and slot is not None:
-            name = f"slot {slot} of the cluster"
+            name = slot_name(slot)
         error.__dict__.update(_node=name, _plain=str(error))
         error.args = (f"{error} ({name})",)
 
@@ -236,13 +251,13 @@ def refusal(node: object, error: redis.RedisError) -> redis.RedisError:
     """The same error, with the name of the node that does not let this process in."""
     if not isinstance(error, redis.AuthenticationError) or SAYS in str(error):
         return error
-    named = type(error)(f"the node {node} of the cluster{SAYS}{error}")
+    named = type(error)(f"{node_name(node)}{SAYS}{error}")
     named.__cause__ = error
     return named
 
 
 def _told_of_refusal(node: object, error: redis.RedisError) -> str:
-    name, text = f"the node {node} of the cluster", str(error)
+    name, text = node_name(node), str(error)
     if not isinstance(error, redis.AuthenticationError):
         return f"{name} and this process have no connection: {told(error)}"
     if any(one in text for one in _NO_LOGIN):

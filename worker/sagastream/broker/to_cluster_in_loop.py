@@ -27,7 +27,7 @@ from sagastream.broker.bundle import (
     reached,
 )
 from sagastream.broker.cluster_map import ClusterMap
-from sagastream.broker.failures import NodeAway, of_node
+from sagastream.broker.failures import no_node_of, of_node
 from sagastream.broker.in_loop import Connection, SSLConnection
 from sagastream.broker.probes import Probes
 from sagastream.broker.routes import Command, Reading
@@ -291,7 +291,7 @@ class ToBrokerInLoop(Connection):
     async def _begin(self, reading: Reading, slot: int, block_ms: int) -> redis.RedisError | None:
         node = self._nodes.map.node_of(slot)
         if node is None:
-            return NodeAway(f"slot {slot} of the cluster has no node", was_sent=False)
+            return no_node_of(slot)
         if (why := self._nodes.map.why_away(node)) is not None:
             return of_node(node, why, was_sent=False)  # what does not wait sees that it is back
         try:

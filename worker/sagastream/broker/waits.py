@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from redis.exceptions import RedisError
 
 from sagastream.broker import wire
-from sagastream.broker.failures import NodeAway, of_node
+from sagastream.broker.failures import NodeAway, no_node_of, of_node
 from sagastream.broker.routes import Command, Reading
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
@@ -121,7 +121,7 @@ class Waits:
     def _begin(self, reading: Reading, slot: int, block_ms: int) -> "_Waiting | RedisError":
         node = self._node_of(slot)
         if node is None:
-            return NodeAway(f"slot {slot} of the cluster has no node", was_sent=False)
+            return no_node_of(slot)
         if reading.consumer is None:
             block_ms = max(block_ms, LOOK_MS)
         with self._lock:
