@@ -3,7 +3,9 @@
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -12,16 +14,21 @@ import pytest
 from sagastream.broker.connection import Broker
 from sagastream.broker.failures import NodeAway
 from sagastream.client.blocking import SagaClient
+from sagastream.core.filtering import Filter
+from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import layout
 from sagastream.store.keys import StoreKeys
+from sagastream_bridge.dashboard.finding import Search
 from sagastream_bridge.dashboard.reading import StoreReader
 from sagastream_bridge.dashboard.standing import notices
+from sagastream_bridge.inspection import figures, lookup
 from sagastream_bridge.inspection.doctor import Doctor
 from sagastream_bridge.inspection.findings import OK, PROBLEM, WARNING, Finding
 from support.clusters import Cluster, Node
 from support.processes import Commands
 from support.scenes import do
 from support.servers import KINDS
+from support.stores import divided, in_each
 from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
@@ -107,6 +114,47 @@ def test_a_cluster_without_a_store_wants_one_with_partitions(cluster: Cluster) -
     assert said == [f"{text}; sagastream init --partitions N, before any other process starts"]
     layout.check(broker)
     assert "store" not in [one.about for one in Doctor(broker).examine()]
+
+
+@contextmanager
+def denies(node: Node, command: str) -> Iterator[None]:
+    """Within this, a node lets nobody call a command."""
+    node.ask("ACL", "SETUSER", "default", f"-{command}")
+    try:
+        yield
+    finally:
+        node.ask("ACL", "SETUSER", "default", "+@all")
+
+
+def test_what_one_node_denies_is_left_out_and_named(cluster: Cluster, commands: Commands) -> None:
+    keys, broker = divided(cluster.broker(), 3), cluster.broker()
+    client, worker, ids = SagaClient(broker), Orchestrator(broker, threading.Event()), in_each(keys)
+    for saga_id in ids:
+        client.begin(saga_id, [do(1, "Fly", "nobody", compensation=None)])
+    until(lambda: worker.turn(1) >= 0 and all(map(client.get, ids)), what="all have begun")
+    node = cluster.node_of(keys.partitions[1].timers)
+    begins = f"the node 127.0.0.1:{node.port} of the cluster denies this to the user in REDIS_URL: "
+    ends = "; sagastream acl ROLE --cluster prints it for all nodes: partition 1 of 3 is left out"
+    for command in ("exists", "zcard"):
+        with denies(node, command):
+            (text,) = lookup.listing(broker, Filter(), 10, None).reach.told()
+            assert len(StoreReader(broker).find(Search()).sagas) == 2
+            away = figures.of_broker(broker, keys).partitions_away
+        assert away == (command == "exists")  # other figures that are refused count as none
+        assert text.startswith(begins)
+        assert text.endswith(f"'{command}' command{ends}")
+    with denies(node, "xlen"):
+        done = commands.run("list", "--json", REDIS_URL=cluster.url)
+        aside = commands.run("quarantine", "list", REDIS_URL=cluster.url)
+    *sagas, page = map(json.loads, done.stdout.splitlines())
+    assert ({saga["saga_id"] for saga in sagas}, page["partitions_away"]) == ({ids[0], ids[2]}, [1])
+    for told in (done, aside):
+        assert (told.returncode, told.stderr.startswith(begins), ends in told.stderr) == (0, True, True)
+    with denies(cluster.node_of(keys.alive), "zrange"):  # so who is alive cannot be read
+        found = lookup.listing(broker, Filter(), 10, None)
+        assert {state.saga_id for state in found.page.sagas} == {ids[1], ids[2]}
+        (note,) = lookup.saga(broker, ids[1]).notes
+        assert note.startswith("why it waits cannot be told: the node ")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -113,10 +113,12 @@ def _told(error: Exception) -> str:
 
 def tell_reach(found: "Reach") -> None:
     """Say on stderr what could not be reached of the store."""
+    from sagastream.broker.failures import brief
+
     for line in found.told():
         say(line, err=True)
     if found.shared is not None:
-        say(f"{found.shared}: what is known of the whole store cannot be read, such as who is at work", err=True)
+        say(f"{brief(found.shared)}: what is known of the whole store cannot be read, such as who is at work", err=True)
 
 
 def redis_cli(broker: "Broker", key: str | None = None) -> str:

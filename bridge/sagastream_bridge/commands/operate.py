@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -15,9 +15,12 @@ from sagastream_bridge.commands.given import finite
 from sagastream_bridge.commands.terminal import safe, width
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sagastream.broker.connection import Broker
     from sagastream.store.keys import StoreKeys
     from sagastream.store.quarantine import Quarantined
+    from sagastream.store.reach import Reach
 
 
 def _check(actor: str, reason: str | None) -> None:
@@ -41,24 +44,26 @@ def quarantine() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_quarantined(limit: int, as_json: bool) -> None:
     """List them, the newest first."""
-    from itertools import islice
-
     with opened(create=False) as broker:
         from sagastream.broker.exchange import run
         from sagastream.store import layout, reach
         from sagastream.store.quarantine import Quarantine
         from sagastream_bridge.inspection import message_views
 
-        found = run(broker.client, reach.look(layout.look(broker)))
+        def read(there: "Reach") -> "tuple[Reach, Iterator[Quarantined], int]":
+            messages = Quarantine(broker.client, there.keys)
+            newest = messages.newest_first()
+            first = list(islice(newest, 1))  # for this one, all streams are read
+            return there, chain(first, newest), len(messages)
+
+        there = run(broker.client, reach.look(layout.look(broker)))
+        found, messages, total = reach.despite_refusals(broker.client, there, read)
         tell_reach(found)
-        messages = Quarantine(broker.client, found.keys)
         shown = 0
-        for message in islice(messages.newest_first(), limit):
+        for message in islice(messages, limit):
             shown += 1
             click.echo(json.dumps(_as_json(message)) if as_json else message_views.quarantined(message))
-        click.echo(
-            f"{shown} shown of {len(messages)}" + (" (--limit shows more)" if shown < len(messages) else ""), err=True
-        )
+        click.echo(f"{shown} shown of {total}" + (" (--limit shows more)" if shown < total else ""), err=True)
 
 
 @quarantine.command("show")

@@ -196,4 +196,5 @@ class StoreReader:
         return heartbeat.processes(self.broker.client, self.keys(), services)
 
     def _run(self, exchange: Callable[[StoreKeys], Exchange[_T]]) -> _T:
-        return run(self.broker.client, exchange(self.keys()))
+        client = self.broker.client
+        return reach.despite_refusals(client, self.reach(), lambda there: run(client, exchange(there.keys)))

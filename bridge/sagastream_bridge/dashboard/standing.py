@@ -23,6 +23,7 @@ from sagastream.store import lineage, reach
 from sagastream.store.finding import find
 from sagastream.store.keys import StoreKeys
 from sagastream.store.losses import Loss
+from sagastream.store.reach import Reach
 from sagastream_bridge.inspection import figures
 from sagastream_bridge.inspection.figures import Figures, ServiceFigures
 
@@ -109,9 +110,13 @@ class Notice(Struct, frozen=True, kw_only=True):
 
 def read(broker: Broker, keys: StoreKeys) -> Standing:
     """How a store stands, as far as it can be reached."""
-    client, reached = broker.client, run(broker.client, reach.look(keys))
-    keys = reached.keys
-    found = figures.of_broker(broker, keys)
+    reached = run(broker.client, reach.look(keys))
+    return reach.despite_refusals(broker.client, reached, lambda there: _standing(broker, there))
+
+
+def _standing(broker: Broker, reached: Reach) -> Standing:
+    client, keys = broker.client, reached.keys
+    found = figures.of_reached(broker, reached)
     names = [service.name for service in found.services]
     evidence, (counts, full) = run(client, together(survey(keys, names), _indexed(keys)))
     return Standing(

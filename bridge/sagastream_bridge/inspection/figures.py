@@ -26,6 +26,7 @@ from sagastream.core.pauses import Pause
 from sagastream.store import heartbeat, layout, pauses, published, reach, running
 from sagastream.store.heartbeat import Kind
 from sagastream.store.keys import StoreKeys
+from sagastream.store.reach import Reach
 from sagastream_bridge.inspection import live_sagas
 from sagastream_bridge.inspection.live_sagas import LiveSagas, ParkedAt
 
@@ -105,13 +106,19 @@ def of_broker(broker: Broker, keys: StoreKeys) -> Figures:
     """The figures of what can be reached of a store. Raises redis.RedisError; also if what is known of the whole store
     cannot be read, such as who is at work."""
     found = run(broker.client, reach.look(keys))
+    return reach.despite_refusals(broker.client, found, lambda there: of_reached(broker, there))
+
+
+def of_reached(broker: Broker, found: Reach) -> Figures:
+    """See of_broker; what could be reached is known."""
+    keys = found.keys
     if found.shared is not None:
         raise found.shared
-    figures = run(broker.client, look(found.keys))
+    figures = run(broker.client, look(keys))
     if not broker.is_cluster:
         return figures
     used, most = max(_memory_of_nodes(broker), key=_fullness, default=(0, None))
-    away = len(keys.tags) - len(found.keys.partitions)
+    away = len(keys.tags) - len(keys.partitions)
     return replace(figures, partitions_away=away, memory_bytes=used, memory_limit_bytes=most)
 
 

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
+from sagastream.broker.failures import brief
 from sagastream.broker.wire import execute
 from sagastream.client.evidence import explain, explained, survey
 from sagastream.codecs.setting import codec_of
@@ -82,6 +83,10 @@ def saga(broker: Broker, saga_id: str) -> Found:
     environment names a codec that cannot be used."""
     client = broker.client
     found = run(client, reach.look(layout.look(broker)))
+    return reach.despite_refusals(client, found, lambda there: _saga(client, there, saga_id))
+
+
+def _saga(client: "redis.Redis", found: Reach, saga_id: str) -> Found:
     if found.shared is not None:
         return _unexplained(client, found, saga_id, found.shared)
     keys = found.keys
@@ -114,7 +119,7 @@ def _unexplained(client: "redis.Redis", found: Reach, saga_id: str, error: redis
     state = states[saga_id]
     if isinstance(state, UnreadableSaga):
         raise state
-    notes = [f"why it waits cannot be told: {error}"]
+    notes = [f"why it waits cannot be told: {brief(error)}"]
     if state is not None:
         notes = [] if state.ended else notes
         state, unopened = open_state(codec_of(None), state)
@@ -204,6 +209,10 @@ def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> L
     that is not of this search."""
     store = broker.client
     reached = run(store, damage.reached(layout.look(broker)))
+    return reach.despite_refusals(store, reached, lambda there: _listing(store, there, wanted, limit, cursor))
+
+
+def _listing(store: "redis.Redis", reached: Reach, wanted: Filter, limit: int, cursor: str | None) -> Listing:
     keys, is_known = reached.keys, reached.shared is None
     page = opened_page(codec_of(None), _page(store, keys, wanted, limit, cursor))
     pipeline = store.pipeline(transaction=False)

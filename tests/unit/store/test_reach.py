@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from redis.exceptions import ClusterDownError, ResponseError
+from redis.exceptions import ClusterDownError, NoPermissionError, ResponseError
 
-from sagastream.broker.failures import NodeAway
+from sagastream.broker.failures import NodeAway, name_node
 from sagastream.store import reach
 from sagastream.store.keys import StoreKeys
 from sagastream.store.reach import Reach
@@ -55,6 +55,16 @@ def test_if_all_of_it_is_away_that_is_an_outage_and_a_refusal_is_an_answer() -> 
     with pytest.raises(NodeAway):
         looked([away] * 5)
     assert looked([ResponseError("NOPERM no")] * 5).is_whole
+
+
+def test_what_one_node_denies_is_left_out_and_named() -> None:
+    denied = NoPermissionError("User x has no permissions to run the 'exists' command")
+    name_node(denied, "10.0.0.1:6379")
+    found = looked([1, 1, denied, 1, 1])
+    assert [one.number for one in found.keys.partitions] == [0, 2, 3]
+    (told,) = found.told()
+    assert told.startswith("the node 10.0.0.1:6379 of the cluster denies this to the user in REDIS_URL: User x has no")
+    assert told.endswith(": partition 1 of 4 is left out")
 
 
 @pytest.mark.parametrize(("numbers", "text"), [([], "none"), ([3], "3"), ([7, 0, 1, 2], "0-2, 7")])

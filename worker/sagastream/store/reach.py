@@ -1,14 +1,21 @@
-"""Which partitions of a store can be reached just now. On a cluster, a node may be away; the partitions that it has are
-then left out of what is looked at, and whoever looks says so."""
+"""Which partitions of a store can be reached just now. On a cluster, a node may be away, or deny this user what the
+others allow. The partitions that it has are then left out of what is looked at, and whoever looks says so."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 from redis.exceptions import RedisError
 
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import brief, is_outage
+from sagastream.broker.failures import brief, is_denied, is_outage, node_name, said_by
+from sagastream.broker.to_cluster import node_of
 from sagastream.store.keys import StoreKeys
+
+if TYPE_CHECKING:
+    import redis
+
+_T = TypeVar("_T")
 
 
 class Reach(Struct, frozen=True):
@@ -41,12 +48,42 @@ def look(keys: StoreKeys, *, scripts: bool = False) -> Exchange[Reach]:
         return Reach(keys, {}, None)
     # While a slot is on its way, what needs several keys is refused if one of them is not there: as that of no saga.
     asked = [[one.timers, one.saga("")] if scripts else [one.timers] for one in keys.partitions]
-    alive, *answers = yield [("EXISTS", keys.alive), *(("EXISTS", *those) for those in asked)]
+    alive, *answers = _unless_denied((yield [("EXISTS", keys.alive), *(("EXISTS", *those) for those in asked)]))
     errors = zip(keys.partitions, map(_away, answers), strict=True)
     away = {one.number: error for one, error in errors if error is not None}
     if len(away) == len(keys.partitions):
         raise next(iter(away.values()))
     return Reach(keys.only({one.number for one in keys.partitions} - away.keys()), away, _away(alive))
+
+
+def despite_refusals(client: "redis.Redis", found: Reach, read: Callable[[Reach], _T]) -> _T:
+    """What `read` returns, of what can be reached of a store. If a node of the cluster denies this user something that
+    it needs, it reads again, without what that node has. Raises the first such error if no node is left, or if that
+    does not help.
+
+    Rejected: to ask before which commands each node allows. What is read calls many, some only of certain stores.
+    """
+    first: RedisError | None = None
+    while True:
+        try:
+            return read(found)
+        except RedisError as error:
+            first = first or error
+            if (rest := _without(client, found, error)) is None:
+                raise first from None
+            found = rest
+
+
+def _without(client: "redis.Redis", found: Reach, error: RedisError) -> Reach | None:
+    """What is left without the node that has denied something; None: nothing is, or it is no such error."""
+    if not is_denied(error) or (node := said_by(error)) is None:
+        return None
+    keys, is_shared = found.keys, node_name(node_of(client, found.keys.alive)) == node
+    refusing = {one.number for one in keys.partitions if node_name(node_of(client, one.timers)) == node}
+    if len(refusing) == len(keys.partitions) or not (refusing or (is_shared and found.shared is None)):
+        return None
+    rest = keys.only({one.number for one in keys.partitions} - refusing)
+    return Reach(rest, {**found.away, **dict.fromkeys(refusing, error)}, error if is_shared else found.shared)
 
 
 def left_out(keys: StoreKeys, away: Mapping[int, RedisError]) -> list[str]:
@@ -69,7 +106,13 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def _away(answer: object) -> RedisError | None:
-    return answer if isinstance(answer, RedisError) and is_outage(answer) else None
+    return answer if isinstance(answer, RedisError) and (is_outage(answer) or is_denied(answer)) else None
+
+
+def _unless_denied(answers: Sequence[Any]) -> Sequence[Any]:
+    """The answers. If no node lets this user ask, they are as if all were there: then this tells nothing of a node."""
+    denied = [answer for answer in answers if isinstance(answer, RedisError) and is_denied(answer)]
+    return [1] * len(answers) if len(denied) == len(answers) else answers
 
 
 def _named(numbers: Collection[int], of: int) -> str:
