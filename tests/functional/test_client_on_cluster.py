@@ -2,6 +2,7 @@
 holds for the others while one node is away."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import pytest
 import redis
 
 from sagastream import Accepted, AsyncSagaClient, NotReplicated, SagaClient, SagaRequest, UnreadableSaga, Unsettled
+from sagastream.broker.cluster_map import slot_of
 from sagastream.broker.failures import NodeAway, is_outage, is_refusal
 from sagastream.broker.wire import Words, or_raise, round_trip
 from sagastream.client.beginning import BATCH
@@ -59,6 +61,20 @@ def requested(cluster: Cluster, keys: StoreKeys, number: int) -> int:
 
 def saga(saga_id: str) -> SagaRequest:
     return {"saga_id": saga_id, "steps": STEPS}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_client_knows_whose_clock_counts_in_one_loop_after_another(cluster: Cluster) -> None:
+    keys, client = divided(cluster.broker(), 3), AsyncSagaClient(cluster.broker())
+
+    async def use() -> int | None:
+        assert await client.get("nobody") is None
+        slot: int | None = client._pool.connection_kwargs["nodes"].map.time.slot
+        return slot
+
+    assert [asyncio.run(use()) for _ in range(2)] == [slot_of(keys.alive)] * 2
+    asyncio.run(client.close())
+    gc.collect()  # the connections of the loop that nobody closed
 
 
 # --- begin

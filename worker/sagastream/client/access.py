@@ -124,11 +124,17 @@ class AsyncAccess:
 
     def _connect(self) -> None:
         self._pool = connect_async(self._broker.url)
-        self._layout = Layout(self._broker.prefix, on_known=self._takes_time_at)
-        self._watcher = LoopWatcher(self._broker, self._pool, self._outage, self._layout, self._codec)
+        self._of_loop = Layout(self._broker.prefix, on_known=self._takes_time_at)
+        self._watcher = LoopWatcher(self._broker, self._pool, self._outage, self._of_loop, self._codec)
 
     def _takes_time_at(self, key: str) -> None:
         to_cluster.takes_time_at(self._pool.connection_kwargs, key)
+
+    @property
+    def _layout(self) -> Layout:
+        """How the store is laid out, as it was found by the connections of the loop in which this runs."""
+        self._enter_loop()
+        return self._of_loop
 
     def _enter_loop(self) -> None:
         """Before every call: connections and tasks belong to the loop in which they were made."""
