@@ -24,7 +24,7 @@ from support.rq_workers import JOBS, SHOP, Fleet, Stage
 from support.scenes import do
 from support.sentinels import SentinelSet
 from support.servers import OwnServer, Server, free_port, start_server
-from support.stores import ONLY
+from support.stores import ONLY, divided, in_each
 from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
@@ -333,6 +333,46 @@ def test_steps_of_sagas_on_a_cluster_run_on_a_server_of_rq(
         assert not any(key.startswith(b"rq:") for node in cluster.nodes for key in node.connect().scan_iter("*"))
         assert keys(jobs, "saga*") == []
         assert len(keys(jobs, "rq:job:*")) > 6
+
+
+def test_a_job_waits_for_a_node_that_denies_something(
+    cluster: Cluster, shared_valkey: Server, commands: Commands
+) -> None:
+    put(commands.folder)
+    shared_valkey.clear()
+    keys = divided(cluster.broker(), 3)
+    first, second = in_each(keys)[1], in_each(keys, "t")[1]
+    node, queue = cluster.node_of(keys.partitions[1].timers), Queue("steps", connection=shared_valkey.broker().client)
+    env = {"REDIS_URL": cluster.nodes[0].url, "RQ_URL": shared_valkey.url}
+    for arguments in (("worker",), ("service", "shop:service")):
+        commands.quiet(*arguments, env=env)
+    log = commands.folder / "log"
+    denies = f"the node 127.0.0.1:{node.port} of the cluster denies this to the user in REDIS_URL"
+    with SagaClient(env["REDIS_URL"]) as client, connect(env["REDIS_URL"]) as store, log.open("wb") as file:
+        client.begin(first, [do(2, timeout_ms=LONG_MS)])
+        until(lambda: queue.count == 1, what="its job is sent")
+        node.ask("ACL", "SETUSER", "default", "-xrange")
+        try:
+            commands.start("rq-worker", "shop:service", env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+            until(lambda: f"{denies}: " in log.read_text(), what="the job says why it waits")
+        finally:
+            node.ask("ACL", "SETUSER", "default", "+@all")
+        assert client.wait(first, 60).status == "COMPLETED"
+        # The node denies what the answer needs.
+        client.begin(second, [do("wait", timeout_ms=LONG_MS)])
+        until(lambda: store.llen("begun") == 2, what="its handler runs")
+        node.ask("ACL", "SETUSER", "default", "-evalsha", "-eval")
+        try:
+            store.rpush("go", 1)
+            until(lambda: store.llen("effects") == 2, what="its handler is done")
+            until(lambda: log.read_text().count(f"{denies}: ") == 2, what="the job says why it waits")
+        finally:
+            node.ask("ACL", "SETUSER", "default", "+@all")
+        assert client.wait(second, 60).status == "COMPLETED"
+        assert store.llen("effects") == 2
+        until(lambda: queue.finished_job_registry.count == 2, what="RQ has both as finished")
+    assert queue.failed_job_registry.count == 0
+    assert "Traceback" not in log.read_text()
 
 
 def test_stores_with_one_prefix_take_no_answer_of_each_other(

@@ -11,7 +11,15 @@ import redis
 
 from sagastream.broker import wire
 from sagastream.broker.embedded import EmbeddedServer
-from sagastream.broker.failures import NodeRefuses, is_exhausted, is_outage, no_tls, takes_no_writes, told
+from sagastream.broker.failures import (
+    NodeRefuses,
+    is_exhausted,
+    is_outage,
+    is_wrong_type,
+    no_tls,
+    takes_no_writes,
+    told,
+)
 from sagastream.broker.partial import is_partial
 from sagastream.core import backoff
 from sagastream.errors import BrokerError
@@ -49,14 +57,16 @@ class OutageReport:
         self._called = called
         self._observer = observer
         self._since = 0.0  # by time.monotonic
+        self._is_away = True  # or there is something that refuses what is needed
 
     def began(self, error: redis.RedisError) -> None:
         self._since = time.monotonic()
+        self._is_away = is_outage(error) and not isinstance(error, NodeRefuses)
         # Whether anything is lost, only the broker knows. What its crash would take is known to some processes.
         lost = self._broker.lost_by_crash
         if is_exhausted(error):
             self.log.warning(f"a stream takes no more entries ({error}); waiting. sagastream doctor --repair fixes it")
-        elif takes_no_writes(error):
+        elif takes_no_writes(error) or not self._is_away:
             self.log.warning(f"{told(error).replace(THE_BROKER, self._called)}; waiting")
         else:
             self.log.warning(
@@ -66,7 +76,7 @@ class OutageReport:
             self._observer.outage_began(error=error)
 
     def ended(self) -> None:
-        self.log.warning(f"{self._called} is back")
+        self.log.warning(f"{self._called} is back" if self._is_away else "goes on: nothing refuses that any more")
         if self._observer is not None:
             self._observer.outage_ended(duration_s=time.monotonic() - self._since)
 
@@ -86,13 +96,20 @@ class Outage:
         *,
         observer: Observer | None = None,
         called: str = THE_BROKER,
+        has_worked: bool = False,
     ) -> None:
-        """`who`: the name of the process, as its log records have it. `called`: what the server is called."""
+        """
+        Args:
+            who: the name of the process, as its log records have it.
+            called: what the server is called.
+            has_worked: whether it is known that this process can work there. Then it waits for a single node that
+                refuses something, too.
+        """
         self._broker = broker
         self._report = OutageReport(broker, who, observer, called=called)
         self._stop = stop
         self._lock = threading.Lock()
-        self._has_worked = False  # whether a turn has gone well
+        self._has_worked = has_worked
         self._tries: dict[int, int] = {}  # by thread, of those that cannot reach the broker
         self._said = ""
         self._said_at = 0.0
@@ -136,11 +153,11 @@ class Outage:
 
     def wait(self, error: redis.RedisError, *, at_most_s: float = math.inf) -> None:
         """After a failed call: wait until the next try, and forget the connections, so that the address is looked up
-        again. Raises the error if it is not an outage. If one node refuses something, only a process that has
-        already worked waits. All others get the error at once."""
+        again. Raises the error if it is not an outage. If one node refuses something, or a key is damaged, only a
+        process that has already worked waits. All others get the error at once."""
         if isinstance(error, NodeRefuses) or not is_outage(error):
-            one_node = isinstance(error, NodeRefuses) or is_partial(self._broker.client, error)
-            if not (self._has_worked and one_node):
+            is_part = isinstance(error, NodeRefuses) or is_wrong_type(error) or is_partial(self._broker.client, error)
+            if not (self._has_worked and is_part):
                 raise error
         wire.close_idle(self._broker.client)
         me = threading.get_ident()

@@ -87,7 +87,8 @@ def run_step(
     except BrokerError as error:
         raise JobRefused(str(error)) from None
     runner = ServiceRunner(broker, LOADED[service], threading.Event(), observer=SagaWorker.watching)
-    outage = Outage(broker, runner.name, threading.Event(), observer=SagaWorker.watching)
+    # Whoever has sent the job has read the command where it stands.
+    outage = Outage(broker, runner.name, threading.Event(), observer=SagaWorker.watching, has_worked=True)
     try:
         worked = outage.patiently(lambda: runner.work_on(entry_id.encode(), partition, again=bool(again)))
         if worked is Worked.LEFT and (job := get_current_job()) is not None:

@@ -93,6 +93,7 @@ class CommandInbox:
         )
         self.heard_s = time.monotonic()  # when the broker last answered a reading, by time.monotonic
         self.left = 0  # how many entries it has left to processes of another release
+        self.times_put_off = 0  # how often it has put off what it could do nothing about
         self._in_turn = InTurn()  # if not all partitions are read
         self._told: set[int] = set()  # the formats of newer releases that it has told of
 
@@ -197,6 +198,7 @@ class CommandInbox:
     def put_off(self, deliveries: Iterable[Delivery]) -> None:
         """Nothing can be done about these for now, since their node of a cluster is away: they are read again."""
         if streams := {delivery.entry.stream for delivery in deliveries}:
+            self.times_put_off += 1
             self.reader.renew_later(streams)
 
     def published(self) -> dict[str, str]:

@@ -17,7 +17,7 @@ import redis
 
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.embedded import leave_all
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import NodeAway, is_outage
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
 from sagastream.codecs.setting import codec_of, seals_with
@@ -208,7 +208,7 @@ class ServiceRunner:
         """
         again, self._worked = again or self._worked, True
         self._executor.send()
-        left = self._inbox.left
+        left, put_off = self._inbox.left, self._inbox.times_put_off
         entry = self._inbox.fetch(entry_id, partition, again=again)
         if entry is None:
             self._handing_over.let_go({(stream, entry_id) for stream in self._inbox.streams})
@@ -220,6 +220,10 @@ class ServiceRunner:
             if (held := self._next_or_send()) is not None:
                 self._executor.run(held)
             elif self._in_flight.is_empty:
+                if (away := self._inbox.outbox.away) is not None:
+                    raise away
+                if self._inbox.times_put_off > put_off:
+                    raise NodeAway(f"partition {partition} of the store cannot be reached", was_sent=False)
                 if self._inbox.left > left:
                     return Worked.LEFT
                 return Worked.ANSWERED_BEFORE if entry is None else Worked.DONE
