@@ -6,13 +6,28 @@ import pytest
 import redis
 from redis._parsers.base import BaseParser
 
-from sagastream.broker.failures import is_deleted, is_demoted, is_outage, is_refusal, may_be_former, told
+from sagastream.broker.failures import (
+    Called,
+    is_deleted,
+    is_demoted,
+    is_outage,
+    is_refusal,
+    may_be_former,
+    name_node,
+    told,
+)
 
 
 def answered(text: str) -> Exception:
     """The error that redis-py makes of an answer of the server."""
     parse: Any = BaseParser.parse_error
     error: Exception = parse(text)
+    return error
+
+
+def redis_error(text: str) -> redis.RedisError:
+    error = answered(text)
+    assert isinstance(error, redis.RedisError)
     return error
 
 
@@ -123,9 +138,22 @@ def test_what_says_that_a_server_is_a_replica_says_nothing_else(text: str) -> No
     ],
 )
 def test_a_person_is_told_what_is_the_case_and_what_helps(text: str, says: str) -> None:
-    error = answered(text)
-    assert isinstance(error, redis.RedisError)
-    assert says in told(error)
+    assert says in told(redis_error(text))
+
+
+def test_what_is_told_is_told_of_the_server_or_node_that_said_it() -> None:
+    server = Called("RQ's server", "RQ_URL")
+    for text, says in (
+        ("OOM command not allowed", "RQ's server is full: raise maxmemory"),
+        ("MISCONF no {space} left", "RQ's server cannot write to its disk, and takes no writes: look at its log"),
+        ("WRONGPASS no", "RQ's server refuses the login: no; look at the user and the password in RQ_URL"),
+        ("ERR DB index is out of range", "RQ's server has no database of that number: look at RQ_URL (DB index"),
+    ):
+        assert told(redis_error(text), server).startswith(says)
+    full = redis_error("OOM command not allowed")
+    assert isinstance(full, redis.ResponseError)
+    name_node(full, "n1:6379")
+    assert told(full).startswith("the node n1:6379 of the cluster is full: raise maxmemory")
 
 
 def test_after_a_lost_connection_nobody_knows_whether_it_was_done() -> None:

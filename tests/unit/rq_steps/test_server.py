@@ -6,8 +6,9 @@ import pytest
 import redis
 
 from sagastream.broker.connection import Broker
+from sagastream.broker.failures import THE_BROKER
 from sagastream.errors import BrokerError
-from sagastream.rq_steps.server import RqAway, RqServer, unusable
+from sagastream.rq_steps.server import RQS_SERVER, RqAway, RqServer, unusable
 
 BROKER = "redis://127.0.0.1:1"
 ASKED = "names a Sentinel: it is asked for the master with a url like redis+sentinel://HOST:26379/mymaster"
@@ -29,7 +30,7 @@ def test_it_is_the_broker_unless_rq_url_names_another(
     if named is not None:
         monkeypatch.setenv("RQ_URL", named)
     server = RqServer(broker)
-    assert (server.is_apart, server.client, server.called) == (False, broker.client, "the broker")
+    assert (server.is_apart, server.client, server.called) == (False, broker.client, THE_BROKER)
     server.close()  # which leaves the connections of the broker open
     for error in (redis.ConnectionError("away"), redis.exceptions.NoPermissionError("no")):
         with pytest.raises(type(error)), server.asking():
@@ -39,7 +40,7 @@ def test_it_is_the_broker_unless_rq_url_names_another(
 def test_an_error_of_a_server_of_its_own_is_none_of_the_broker(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RQ_URL", "redis://ann:secret@127.0.0.1:2")
     server = RqServer(broker)
-    assert (server.is_apart, server.called, server.shown) == (True, "RQ's server", "redis://ann:***@127.0.0.1:2")
+    assert (server.is_apart, server.called, server.shown) == (True, RQS_SERVER, "redis://ann:***@127.0.0.1:2")
     with pytest.raises(RqAway, match="it loads"), server.asking():
         raise redis.BusyLoadingError("it loads")
     with pytest.raises(BrokerError) as caught, server.asking():

@@ -7,7 +7,7 @@ import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 import redis
 
@@ -38,6 +38,14 @@ class NodeRefuses(NodeAway):
     waited for where a person waits: it lets nobody in until somebody has changed something there."""
 
 
+class Called(NamedTuple):
+    """What people know a server by."""
+
+    name: str
+    variable: str  # of the environment, which has its url
+
+
+THE_BROKER: Final = Called("the broker", "REDIS_URL")
 #: Errors that pass: the server is gone, loads its data, is a replica by now, has no master, is full …
 _AWAY: Final = (
     redis.ConnectionError,
@@ -66,20 +74,23 @@ _DENIED: Final = re.compile(
 _KEY_IS_GONE: Final = "UNBLOCKED the stream key no longer exists"
 #: … or the server has become a replica; the latter also ends transactions.
 _IS_REPLICA: Final = re.compile(r"^UNBLOCKED .*instance state changed|because of: (?:READONLY|MASTERDOWN) ")
-#: What a person is told of what a server answers, by the beginning of its text …
+
+#: What a person is told of what a server answers, by the beginning of its text. `who`: the server, or the node or slot
+#: that it is about; `url`: the variable that has its url; `said`: what it has answered …
 _MEANINGS: Final[Mapping[str, str]] = {
-    "OOM": "the store is full: raise maxmemory, or wait until sagas have expired",
-    "READONLY": "the broker is a replica: nothing can be written to it; name its master",
-    "MISCONF": "the broker cannot write to its disk, and takes no writes: look at its log and its disk ({})",
-    "NOREPLICAS": "the broker takes no writes without its replicas: look at them, or set min-replicas-to-write lower",
-    "NOPERM": "the user in REDIS_URL may not do this: {}; sagastream acl ROLE prints the user that a role needs",
-    "TRYAGAIN": "a slot of the cluster is on its way to another node, with a part of its keys there; if nothing moves "
-    "it any more: redis-cli --cluster fix HOST:PORT",
-    "WRONGTYPE": "{}; sagastream doctor tells which key it is",
-    "SELECT is not allowed in cluster mode": "a cluster has one database: name no number in REDIS_URL ({})",
-    "DB index is out of range": "the broker has no database of that number: look at REDIS_URL ({})",
+    "OOM": "{who} is full: raise maxmemory, or wait until sagas have expired",
+    "READONLY": "{who} is a replica: nothing can be written to it; name its master",
+    "MISCONF": "{who} cannot write to its disk, and takes no writes: look at its log and its disk ({said})",
+    "NOREPLICAS": "{who} takes no writes without its replicas: look at them, or set min-replicas-to-write lower",
+    "TRYAGAIN": "{who} is on its way to another node, with a part of its keys there; if nothing moves it any more: "
+    "redis-cli --cluster fix HOST:PORT",
+    "WRONGTYPE": "{said}; sagastream doctor tells which key it is",
+    "SELECT is not allowed in cluster mode": "a cluster has one database: name no number in {url} ({said})",
+    "DB index is out of range": "{who} has no database of that number: look at {url} ({said})",
 }
-#: … which redis-py has taken away from some of them.
+#: … who that is, if it is about something else of the broker …
+_WHO: Final[Mapping[str, str]] = {"OOM": "the store", "TRYAGAIN": "a slot of the cluster"}
+#: … and the class of the error: redis-py has taken the beginning away from some texts.
 _CLASSES: Final[Mapping[str, type[redis.RedisError]]] = {
     "OOM": redis.OutOfMemoryError,
     "READONLY": redis.ReadOnlyError,
@@ -91,10 +102,12 @@ _ENDED: Final = "If it ended by itself, look at its log and its disk: with appen
 SAYS: Final = " says: "
 #: What there is to do if one node does not let a process in.
 _ON_EACH_NODE: Final = "a cluster copies no users, so make this one there, too"
-_DENIED_BY: Final = "{} denies this to the user in REDIS_URL: {}; sagastream acl ROLE --cluster prints it for all nodes"
+#: What a person is told if the user may not do something; and if only one node says so.
+_MAY_NOT: Final = "the user in {url} may not do this: {said}; sagastream acl ROLE prints the user that a role needs"
+_DENIES: Final = "{who} denies this to the user in {url}: {said}; sagastream acl ROLE --cluster prints it for all nodes"
 #: What a server answers to a process that has not logged in.
 _NO_LOGIN: Final = ("HELLO must be called with the client already authenticated", "Authentication required")
-_REFUSED: Final = "the broker does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
+_REFUSED: Final = "{who} does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
 #: A connection that stood has ended, in the words of redis-py.
 _WAS_ENDED: Final = re.compile(r"while (?:reading|writing)|closed by server", re.IGNORECASE)
 #: What TLS begins with, in the words of the error if no answer to that comes.
@@ -113,10 +126,10 @@ _REASONS: Final[Mapping[str, str]] = {
         ),
         _REFUSED,
     ),
-    "WRONG_VERSION_NUMBER": "the broker speaks no TLS at this port: name it with redis://",
-    "UNSUPPORTED_PROTOCOL": "the broker speaks only versions of TLS that are not allowed here",
-    "TLSV1_ALERT_PROTOCOL_VERSION": "the broker allows only other versions of TLS",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the broker and this process have no cipher in common, or it wants a certificate",
+    "WRONG_VERSION_NUMBER": "{who} speaks no TLS at this port: name it with redis://",
+    "UNSUPPORTED_PROTOCOL": "{who} speaks only versions of TLS that are not allowed here",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "{who} allows only other versions of TLS",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "{who} and this process have no cipher in common, or it wants a certificate",
     "NO_CIPHERS_AVAILABLE": "there is no cipher of that name: see ssl_ciphers",
 }
 
@@ -265,36 +278,35 @@ def _told_of_refusal(node: object, error: redis.RedisError) -> str:
     return f"{name} refuses the login: {text.partition(SAYS)[2] or text.rstrip('.')}; {_ON_EACH_NODE}"
 
 
-def told(error: redis.RedisError) -> str:
-    """What a person is told of an error: what is the case, and what helps."""
+def told(error: redis.RedisError, called: Called = THE_BROKER) -> str:
+    """What a person is told of an error of this server: what is the case, and what helps."""
     node = said_by(error)
     text = plain(error) or type(error).__name__
     if isinstance(error, NodeRefuses):
         return text
-    if (why := untrusted(error)) is not None:
+    if (why := untrusted(error, called)) is not None:
         return why
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return _told_of_connection(error, text)
+        return _told_of_connection(error, text, called)
+    who, meaning = node or called.name, text
     if is_denied(error):
-        return _MEANINGS["NOPERM"].format(text) if node is None else _DENIED_BY.format(node, text)
-    for name, meaning in _MEANINGS.items():
-        if re.search(rf"(?:^|: ){name}(?: |$)", text) or isinstance(error, _CLASSES.get(name, ())):
-            meaning = meaning.format(text)  # noqa: PLW2901
-            return meaning if node is None else _of_node(node, meaning)
-    return f"{node or 'the broker'} is away for a while: {text}" if is_outage(error) else text
+        meaning = _MAY_NOT if node is None else _DENIES
+    elif name := next((one for one in _MEANINGS if _begins(error, text, one)), None):
+        meaning = _MEANINGS[name]
+        if node is None and called == THE_BROKER:
+            who = _WHO.get(name, who)
+    else:
+        return f"{who} is away for a while: {text}" if is_outage(error) else text
+    return meaning.format(who=who, url=called.variable, said=text)
+
+
+def _begins(error: redis.RedisError, text: str, name: str) -> bool:
+    return bool(re.search(rf"(?:^|: ){name}(?: |$)", text)) or isinstance(error, _CLASSES.get(name, ()))
 
 
 def brief(error: redis.RedisError) -> str:
     """Why a part of the store cannot be reached."""
     return str(error) if isinstance(error, NodeAway | redis.exceptions.ClusterDownError) else told(error)
-
-
-def _of_node(node: str, meaning: str) -> str:
-    """What is told of the broker, told of one node."""
-    for broker in ("the broker", "a slot of the cluster"):
-        if broker in meaning:
-            return meaning.replace(broker, node, 1)
-    return f"{node}: {meaning}"
 
 
 def reason(error: redis.RedisError) -> str:
@@ -309,24 +321,25 @@ def takes_no_writes(error: BaseException) -> bool:
     return is_outage(error) and isinstance(error, redis.ResponseError) and not is_demoted(error)
 
 
-def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text: str) -> str:
+def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text: str, called: Called) -> str:
+    silent, url = f"{called.name} does not answer", called.variable
     if isinstance(error, Unreached):
-        return f"the broker does not answer: {text}"
+        return f"{silent}: {text}"
     if isinstance(error, NodeAway):
         return f"{text}: what it holds waits until it is back, or until a replica has taken its place"
     if isinstance(error, redis.AuthenticationError) and any(one in text for one in _NO_LOGIN):
         node, says, _ = text.partition(SAYS)
-        return f"{node if says else 'the broker'} wants a password, and REDIS_URL has none: redis://user:password@host"
+        return f"{node if says else called.name} wants a password, and {url} has none: redis://user:password@host"
     if isinstance(error, redis.AuthenticationError):
         node, says, rest = text.partition(SAYS)
-        who, why = (node, rest) if says else ("the broker", text)
-        return f"{who} refuses the login: {why.rstrip('.')}; look at the user and the password in REDIS_URL"
+        who, why = (node, rest) if says else (called.name, text)
+        return f"{who} refuses the login: {why.rstrip('.')}; look at the user and the password in {url}"
     if _is_unreached(error):
-        what = f"the broker does not answer, since nobody listens there: {text.rstrip('.')}"
-        return f"{what}; start it, or look at REDIS_URL. {_ENDED}"
+        what = f"{silent}, since nobody listens there: {text.rstrip('.')}"
+        return f"{what}; start it, or look at {url}. {_ENDED}"
     if isinstance(error, redis.TimeoutError):
-        return f"the broker does not answer: it hangs, was stopped, or is too busy ({text}){no_tls(error)}"
-    return f"the broker does not answer: {text}"
+        return f"{silent}: it hangs, was stopped, or is too busy ({text}){no_tls(error)}"
+    return f"{silent}: {text}"
 
 
 def _is_unreached(error: BaseException) -> bool:
@@ -335,15 +348,15 @@ def _is_unreached(error: BaseException) -> bool:
     return isinstance(error, Unreached) or isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
 
 
-def untrusted(error: BaseException) -> str | None:
+def untrusted(error: BaseException, called: Called = THE_BROKER) -> str | None:
     """Why this error means that the two sides do not trust each other, or speak no TLS to each other: waiting mends
     neither. None: it means something else."""
     seen: BaseException | None = error
     for _ in range(10):
         if isinstance(seen, ssl.SSLCertVerificationError):
-            return f"the certificate of the broker cannot be trusted: {seen.verify_message}"
+            return f"the certificate of {called.name} cannot be trusted: {seen.verify_message}"
         name = str(getattr(seen, "reason", "")) if isinstance(seen, ssl.SSLError) else ""  # some have none
         if name in _REASONS:
-            return f"{_REASONS[name]} ({name})"
+            return f"{_REASONS[name].format(who=called.name)} ({name})"
         seen = None if seen is None else seen.__cause__ or seen.__context__
     return None

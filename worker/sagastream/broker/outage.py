@@ -12,6 +12,8 @@ import redis
 from sagastream.broker import wire
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.failures import (
+    THE_BROKER,
+    Called,
     NodeRefuses,
     is_exhausted,
     is_outage,
@@ -29,8 +31,6 @@ _T = TypeVar("_T")
 
 #: How often the same is said of an embedded server that does not start, in seconds.
 _SAY_AGAIN_S: Final = 60.0
-#: What the server is called that is waited for, if it is no other one.
-THE_BROKER: Final = "the broker"
 
 
 class Waited(Protocol):
@@ -50,7 +50,7 @@ class OutageReport:
     Both are warnings: a person who reads only warnings must see the second one too.
     """
 
-    def __init__(self, broker: Waited, who: str, observer: Observer | None, *, called: str = THE_BROKER) -> None:
+    def __init__(self, broker: Waited, who: str, observer: Observer | None, *, called: Called = THE_BROKER) -> None:
         """`who`: the name of the process, as its log records have it. `called`: what the server is called."""
         self.log = Log("broker", who)
         self._broker = broker
@@ -67,16 +67,16 @@ class OutageReport:
         if is_exhausted(error):
             self.log.warning(f"a stream takes no more entries ({error}); waiting. sagastream doctor --repair fixes it")
         elif takes_no_writes(error) or not self._is_away:
-            self.log.warning(f"{told(error).replace(THE_BROKER, self._called)}; waiting")
+            self.log.warning(f"{told(error, self._called)}; waiting")
         else:
             self.log.warning(
-                f"{self._called} is away ({error}{no_tls(error)}); waiting" + (f". Its {lost}" if lost else "")
+                f"{self._called.name} is away ({error}{no_tls(error)}); waiting" + (f". Its {lost}" if lost else "")
             )
         if self._observer is not None:
             self._observer.outage_began(error=error)
 
     def ended(self) -> None:
-        self.log.warning(f"{self._called} is back" if self._is_away else "goes on: nothing refuses that any more")
+        self.log.warning(f"{self._called.name} is back" if self._is_away else "goes on: nothing refuses that any more")
         if self._observer is not None:
             self._observer.outage_ended(duration_s=time.monotonic() - self._since)
 
@@ -95,7 +95,7 @@ class Outage:
         stop: threading.Event,
         *,
         observer: Observer | None = None,
-        called: str = THE_BROKER,
+        called: Called = THE_BROKER,
         has_worked: bool = False,
     ) -> None:
         """

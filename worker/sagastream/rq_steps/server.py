@@ -22,12 +22,14 @@ from redis.retry import Retry
 
 from sagastream.broker import sentinel, server, urls, wire
 from sagastream.broker.connection import Broker
-from sagastream.broker.failures import is_outage, told
+from sagastream.broker.failures import THE_BROKER, Called, is_outage, told
 from sagastream.broker.wire import or_raise
 from sagastream.errors import BrokerError
 
 #: The variable that names the server.
 RQ_VARIABLE: Final = "RQ_URL"
+#: The server, if it is not the broker.
+RQS_SERVER: Final = Called("RQ's server", RQ_VARIABLE)
 #: How long a server of RQ that is not the broker may take to accept a connection, and to answer, in seconds. Steps that
 #: do not run on RQ wait for it meanwhile.
 _ANSWER_S: Final = 2.0
@@ -58,9 +60,9 @@ class RqServer:
         self.embedded = None if self.is_apart else broker.embedded
 
     @property
-    def called(self) -> str:
-        """What it is called in a sentence."""
-        return "RQ's server" if self.is_apart else "the broker"
+    def called(self) -> Called:
+        """What people know it by."""
+        return RQS_SERVER if self.is_apart else THE_BROKER
 
     @property
     def shown(self) -> str:
@@ -77,7 +79,7 @@ class RqServer:
 
     def told(self, error: redis.RedisError) -> str:
         """What a person is told of an error of this server."""
-        return as_rq(told(error)) if self.is_apart else told(error)
+        return told(error, self.called)
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -138,8 +140,3 @@ def connected(url: str, **options: Any) -> "redis.Redis":
         return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
     except ValueError as error:
         raise BrokerError(f"{RQ_VARIABLE} is not usable: {error}") from None
-
-
-def as_rq(text: str) -> str:
-    """What is said of the broker, said of RQ's server."""
-    return text.replace("the broker", "RQ's server").replace("REDIS_URL", RQ_VARIABLE)
