@@ -13,7 +13,6 @@ from redis.exceptions import RedisError
 from sagastream.broker import partial, scripting, wire
 from sagastream.broker.entries import BATCH, Entry, entries_of, report_deleted
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.portions import Portion
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
@@ -149,7 +148,7 @@ class Leases:
         """The entries that are this consumer's now. Raises redis.ResponseError if an answer is one."""
         entries: list[Entry] = []
         for stream, answer in zip(self._claiming, answers, strict=True):
-            if partial.is_partial(self._client, answer) or is_wrong_type(answer):
+            if partial.is_partial(self._client, answer, or_damaged=True):
                 del self._abandoned[stream]  # the next look is soon; and the next reading tells of another type
                 continue
             following, page, *deleted = or_raise(answer)

@@ -17,7 +17,6 @@ from sagastream.broker.failures import (
     NodeRefuses,
     is_exhausted,
     is_outage,
-    is_wrong_type,
     no_tls,
     takes_no_writes,
     told,
@@ -156,7 +155,7 @@ class Outage:
         again. Raises the error if it is not an outage. If one node refuses something, or a key is damaged, only a
         process that has already worked waits. All others get the error at once."""
         if isinstance(error, NodeRefuses) or not is_outage(error):
-            is_part = isinstance(error, NodeRefuses) or is_wrong_type(error) or is_partial(self._broker.client, error)
+            is_part = isinstance(error, NodeRefuses) or is_partial(self._broker.client, error, or_damaged=True)
             if not (self._has_worked and is_part):
                 raise error
         wire.close_idle(self._broker.client)

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 from sagastream.broker import exchange
 from sagastream.broker.cluster_map import slot_of
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import NodeAway, is_denied, is_outage, said_by
+from sagastream.broker.failures import NodeAway, is_denied, is_outage, is_wrong_type, said_by
 from sagastream.broker.to_cluster import nodes_of
 
 if TYPE_CHECKING:
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-def is_partial(client: "redis.Redis", error: object) -> TypeGuard[RedisError]:
+def is_partial(client: "redis.Redis", error: object, *, or_damaged: bool = False) -> TypeGuard[RedisError]:
     """Whether this error concerns one node only, so that work on the other nodes can go on. It may be an outage of that
-    node, or that node may deny this user what others allow."""
+    node, or that node may deny this user what others allow. `or_damaged`: or it concerns one key only, which has
+    another type, also on a single server."""
+    if or_damaged and is_wrong_type(error):
+        return True
     nodes = nodes_of(client)
     if nodes is None or not isinstance(error, RedisError):
         return False

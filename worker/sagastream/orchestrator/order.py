@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import redis
 
 from sagastream.broker import wire
-from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.group_reader import GroupReader
 from sagastream.broker.partial import is_partial
 from sagastream.broker.wire import or_raise
@@ -53,7 +52,7 @@ class Order:
         away = {
             words[1]
             for words, found in zip(asked, answers, strict=True)
-            if is_partial(self._client, found) or is_wrong_type(found)
+            if is_partial(self._client, found, or_damaged=True)
         }
         answers = [[] if words[1] in away else or_raise(found) for words, found in zip(asked, answers, strict=True)]
         put_off = [entry for stream, (entry, _) in zip(requests, early, strict=True) if stream in away]

@@ -17,7 +17,6 @@ from msgspec import Struct
 
 from sagastream.broker import wire
 from sagastream.broker.entries import BATCH, Entry, entries_of
-from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.partial import is_partial
 from sagastream.broker.portions import Portion
 from sagastream.broker.wire import or_raise
@@ -132,7 +131,7 @@ class Overdue:
         )
         seen: list[Entry] = []
         for (partition, look, span), answer in zip(asked, answers, strict=True):
-            if is_partial(self._client, answer) or is_wrong_type(answer):
+            if is_partial(self._client, answer, or_damaged=True):
                 self._looks.pop(partition, None)  # its sagas are due again when their leases are over
                 self._waiting.pop(partition, None)
                 continue

@@ -90,7 +90,7 @@ class Upkeep:
         try:
             yield
         except redis.RedisError as error:
-            if not (is_partial(self._client, error) or is_wrong_type(error)):
+            if not is_partial(self._client, error, or_damaged=True):
                 raise
 
 
