@@ -16,7 +16,7 @@ import redis
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.client import looking, requests
 from sagastream.client.answers import opened
 from sagastream.client.answers import unread as as_unread
@@ -282,7 +282,7 @@ class StdinBridge:
             try:
                 return read()
             except redis.RedisError as error:
-                if not is_partial(self._broker.client, error):
+                if not passes_over(self._broker.client, error):
                     raise
                 raise BadLine(f"{error}: ask again later", line.caller, Code.UNAVAILABLE) from None
 
@@ -354,7 +354,7 @@ def _worker_is_alive(client: redis.Redis, keys: StoreKeys) -> bool:
     try:
         return heartbeat.worker_is_alive(client, keys)
     except redis.RedisError as error:
-        if not is_partial(client, error):
+        if not passes_over(client, error):
             raise
         return False
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.broker.scripting import added_even_if_full
 from sagastream.broker.wire import or_raise, round_trip
 from sagastream.core import service_rules
@@ -97,7 +97,7 @@ class ServedService:
                 keys = self._keys or layout.check(self._broker)
                 adding = added_even_if_full(keys.of(reply.saga_id).replies(self.name), reply.fields())
                 (answer,) = round_trip(self._client, [adding])
-                if not is_partial(self._client, answer):  # else it is sent with the next turn
+                if not passes_over(self._client, answer):  # else it is sent with the next turn
                     or_raise(answer)
                     self._unasked.remove(reply)
 

@@ -13,7 +13,7 @@ import redis
 
 from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.failures import is_outage
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.client import requests
 from sagastream.client.durability import Replicas
 from sagastream.core.messages import Begin, ToSaga
@@ -85,7 +85,7 @@ class Unsent:
                     saga_id = one.request.saga_id
                     self._tell_durable(one.durable, saga_id, None if saga_id in sure else replicas.missing(saga_id))
         failed = [error for error in errors if error is not None]
-        if failed and (len(failed) > most or not all(is_partial(self._client, one) for one in failed)):
+        if failed and (len(failed) > most or not all(passes_over(self._client, one) for one in failed)):
             raise failed[0]
 
 

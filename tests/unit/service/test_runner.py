@@ -316,7 +316,7 @@ def test_whether_a_command_may_begin_is_looked_up_anew_after_an_outage() -> None
     class Cut(Post):
         cuts = 1
 
-        def is_partial(self, error: redis.RedisError) -> bool:
+        def passes_over(self, error: redis.RedisError) -> bool:
             return False
 
         def count(self, delivery: Delivery, what: Count, by: int = 1) -> int:

@@ -201,16 +201,18 @@ class ClusterMap:
         if (where := said_by(error)) is None:
             return False
         denying = self.troubles.refusing(error) | {where}
-        if all(node in self._away or node_name(node) in denying for node in self._nodes):
-            return False
-        self.troubles.met(where, error, matters=True)
-        return True
+        return not all(node in self._away or node_name(node) in denying for node in self._nodes)
+
+    def matters(self, error: RedisError) -> None:
+        """Something waits because of this error. If a node or a slot refuses something, that is told if it lasts."""
+        if (where := said_by(error)) is not None:
+            self.troubles.met(where, error, matters=True)
 
     def unread(self, slot: int, error: RedisError) -> None:
         """The streams of a slot cannot be read."""
         is_of_node = is_denied(error)
-        if is_of_node:
-            self.denies(error)  # so it is told of the node
+        if is_of_node and self.denies(error):
+            self.matters(error)  # so it is told of the node
         self.troubles.met(slot_name(slot), error, matters=not is_of_node)
 
     def why_unread(self, slot: int) -> RedisError | None:

@@ -187,7 +187,7 @@ class GroupReader:
         if streams := list(self.mine):  # none: another thread is joining, or it prefers none
             asking = _plainly([self._reading(dict.fromkeys(streams, _AFTER_ALL), 1)])
             (answer,) = exchange.run(self._client, self._heard.along(asking))
-            if not partial.is_partial(self._client, answer):
+            if not partial.passes_over(self._client, answer):
                 or_raise(answer)
         elif self._joined:
             exchange.run(self._client, self._heard.alone())
@@ -206,7 +206,7 @@ class GroupReader:
             reading = self._read_new(self._ahead.portion.of(counts), self.mine)
             self._ahead.has((yield from self._heard.along(reading)))
         except (redis.ResponseError, NodeAway) as error:
-            if not partial.is_partial(self._client, error):  # else the next reading meets it, too
+            if not partial.passes_over(self._client, error):  # else the next reading meets it, too
                 self._deleted(error)
 
     def _join(self) -> None:
@@ -252,7 +252,7 @@ class GroupReader:
         ]
         answers = wire.round_trip(self._client, making)
         for stream, answer in zip(streams, answers, strict=True):
-            if partial.is_partial(self._client, answer):
+            if partial.passes_over(self._client, answer):
                 self._unusable.add(stream)
                 continue
             if isinstance(answer, redis.RedisError) and not str(answer).startswith("BUSYGROUP"):
@@ -335,7 +335,7 @@ class GroupReader:
         *answers, clock = yield [*readings, ("TIME",)]
         if not all(isinstance(answer, redis.RedisError) for answer in answers):
             # What others have given must not be lost because some nodes are away.
-            answers = [None if partial.is_partial(self._client, answer) else answer for answer in answers]
+            answers = [None if partial.passes_over(self._client, answer) else answer for answer in answers]
         entries = [entry for answer in answers for entry in entries_of(or_raise(answer))]
         self.now_ms, self.between_s = wire.milliseconds(or_raise(clock)), (asked_s, own_s())
         if before is not None:

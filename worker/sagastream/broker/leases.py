@@ -148,7 +148,7 @@ class Leases:
         """The entries that are this consumer's now. Raises redis.ResponseError if an answer is one."""
         entries: list[Entry] = []
         for stream, answer in zip(self._claiming, answers, strict=True):
-            if partial.is_partial(self._client, answer, or_damaged=True):
+            if partial.passes_over(self._client, answer, or_damaged=True):
                 del self._abandoned[stream]  # the next look is soon; and the next reading tells of another type
                 continue
             following, page, *deleted = or_raise(answer)

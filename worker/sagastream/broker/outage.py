@@ -21,7 +21,7 @@ from sagastream.broker.failures import (
     takes_no_writes,
     told,
 )
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.core import backoff
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log, Observer
@@ -155,7 +155,7 @@ class Outage:
         again. Raises the error if it is not an outage. If one node refuses something, or a key is damaged, only a
         process that has already worked waits. All others get the error at once."""
         if isinstance(error, NodeRefuses) or not is_outage(error):
-            is_part = isinstance(error, NodeRefuses) or is_partial(self._broker.client, error, or_damaged=True)
+            is_part = isinstance(error, NodeRefuses) or passes_over(self._broker.client, error, or_damaged=True)
             if not (self._has_worked and is_part):
                 raise error
         wire.close_idle(self._broker.client)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sagastream.broker import wire
 from sagastream.broker.entries import BATCH, Entry, entries_of, report_deleted
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.partial import by_slot, is_partial
+from sagastream.broker.partial import by_slot, passes_over
 from sagastream.broker.portions import Portion
 from sagastream.broker.wire import or_raise
 from sagastream.telemetry import Log
@@ -57,7 +57,7 @@ class OwnEntries:
         entries: list[Entry] = []
         deleted: list[wire.Words] = []
         for streams, answer in zip(asked, answers, strict=True):
-            if is_partial(self._client, answer):
+            if passes_over(self._client, answer):
                 self.again_later(streams)
                 answer = None  # noqa: PLW2901
             after = {name.decode(): page for name, page in or_raise(answer) or () if page}

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 from sagastream.broker import exchange
 from sagastream.broker.cluster_map import slot_of
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.failures import NodeAway, is_denied, is_outage, is_wrong_type, said_by
+from sagastream.broker.failures import NodeAway, is_denied, is_outage, is_wrong_type
 from sagastream.broker.to_cluster import nodes_of
 
 if TYPE_CHECKING:
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-def is_partial(client: "redis.Redis", error: object, *, or_damaged: bool = False) -> TypeGuard[RedisError]:
-    """Whether this error concerns one node only, so that work on the other nodes can go on. It may be an outage of that
-    node, or that node may deny this user what others allow. `or_damaged`: or it concerns one key only, which has
+def passes_over(client: "redis.Redis", error: object, *, or_damaged: bool = False) -> TypeGuard[RedisError]:
+    """Whether to pass over this error, since it concerns one node only, and work on the other nodes can go on. It may
+    be an outage of that node, or that node may deny this user what others allow. If it refuses something, this notes
+    that something waits for it, so that it is told if it lasts. `or_damaged`: or it concerns one key only, which has
     another type, also on a single server."""
     if or_damaged and is_wrong_type(error):
         return True
     nodes = nodes_of(client)
     if nodes is None or not isinstance(error, RedisError):
         return False
-    if is_outage(error):
-        if (where := said_by(error)) is not None:  # it is there, and refuses
-            nodes.map.troubles.met(where, error, matters=True)
-        return nodes.map.some_answer
-    return is_denied(error) and nodes.map.denies(error)
+    is_part = nodes.map.some_answer if is_outage(error) else is_denied(error) and nodes.map.denies(error)
+    if is_part:
+        nodes.map.matters(error)
+    return is_part
 
 
 def why_unread(client: "redis.Redis", stream: str) -> RedisError | None:
@@ -91,6 +91,6 @@ def _caught(one: Exchange[_T]) -> Exchange[_T | RedisError]:
 
 
 def _sorted_out(client: "redis.Redis", result: _T | RedisError) -> _T | RedisError:
-    if isinstance(result, RedisError) and not is_partial(client, result):
+    if isinstance(result, RedisError) and not passes_over(client, result):
         raise result
     return result

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import redis
 
 from sagastream.broker.exchange import run
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.orchestrator.ends import Ends
 from sagastream.orchestrator.services import KnownServices
 from sagastream.store.keys import Partition, StoreKeys
@@ -41,5 +41,5 @@ class Aftermath:
                 run(self._client, self._ends.keep(keys, self._since[0]))
                 del self._since[0]
         except redis.RedisError as error:
-            if not is_partial(self._client, error):
+            if not passes_over(self._client, error):
                 raise

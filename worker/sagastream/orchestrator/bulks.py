@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 from sagastream.broker.entries import Entry
 from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.failures import is_outage
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.broker.scripting import added_even_if_full
 from sagastream.broker.wire import or_raise
 from sagastream.core.bulks import (
@@ -130,7 +130,7 @@ class Bulks:
         try:
             run(self._client, part)
         except (redis.RedisError, MalformedMessage, ValueError) as error:
-            if is_partial(self._client, error):
+            if passes_over(self._client, error):
                 self._drop(bulk_id, _ELSEWHERE_S)  # it needs all partitions: it waits for those that are away
                 return
             if is_outage(error) or (isinstance(error, redis.RedisError) and not isinstance(error, ResponseError)):

@@ -13,7 +13,7 @@ import redis
 from sagastream.broker import wire
 from sagastream.broker.entries import is_possible, time_of
 from sagastream.broker.failures import is_wrong_type
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.store.keys import Partition, StoreKeys
 
 #: At about how many timers of a partition one look looks.
@@ -58,7 +58,7 @@ class WaitingSagas:
         ]
         found: list[tuple[Partition, str]] = []
         for partition, answer in zip(list(self._cursors), wire.round_trip(self._client, asked), strict=True):
-            if is_partial(self._client, answer):
+            if passes_over(self._client, answer):
                 continue  # its page comes when its node is back
             if is_wrong_type(answer):
                 del self._cursors[partition]  # the lease of what is due tells of it

@@ -129,7 +129,7 @@ class Store:
         """What these return. If a node does not answer, or a key has another type, the error is among them."""
         found = exchange.run(self._client, exchange.each_of(asked))
         for one in found:
-            if isinstance(one, redis.RedisError) and not partial.is_partial(self._client, one, or_damaged=True):
+            if isinstance(one, redis.RedisError) and not partial.passes_over(self._client, one, or_damaged=True):
                 raise one
         return found
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import redis
 
 from sagastream.broker.exchange import run
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.broker.wire import execute
 from sagastream.core.messages import is_id
 from sagastream.orchestrator.change import gone
@@ -108,7 +108,7 @@ class Mending:
         try:
             processes = heartbeat.processes(self._client, keys)
         except redis.RedisError as error:
-            if is_partial(self._client, error):
+            if passes_over(self._client, error):
                 return False  # the node is away that knows; an earlier release knows no cluster
             raise
         return any(

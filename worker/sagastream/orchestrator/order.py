@@ -9,7 +9,7 @@ import redis
 
 from sagastream.broker import wire
 from sagastream.broker.group_reader import GroupReader
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Begin, ToSaga
 from sagastream.core.saga import Found
@@ -52,7 +52,7 @@ class Order:
         away = {
             words[1]
             for words, found in zip(asked, answers, strict=True)
-            if is_partial(self._client, found, or_damaged=True)
+            if passes_over(self._client, found, or_damaged=True)
         }
         answers = [[] if words[1] in away else or_raise(found) for words, found in zip(asked, answers, strict=True)]
         put_off = [entry for stream, (entry, _) in zip(requests, early, strict=True) if stream in away]

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from sagastream.broker import wire
 from sagastream.broker.entries import BATCH, Entry, entries_of
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.broker.portions import Portion
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import Due, Signal
@@ -131,7 +131,7 @@ class Overdue:
         )
         seen: list[Entry] = []
         for (partition, look, span), answer in zip(asked, answers, strict=True):
-            if is_partial(self._client, answer, or_damaged=True):
+            if passes_over(self._client, answer, or_damaged=True):
                 self._looks.pop(partition, None)  # its sagas are due again when their leases are over
                 self._waiting.pop(partition, None)
                 continue

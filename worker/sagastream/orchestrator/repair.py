@@ -22,7 +22,7 @@ from msgspec import Struct, field
 from sagastream.broker import wire
 from sagastream.broker.exchange import run
 from sagastream.broker.failures import is_outage
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.broker.wire import or_raise
 from sagastream.core.messages import is_id
 from sagastream.errors import CorruptSaga
@@ -152,7 +152,7 @@ class Repair:
             self._tell()
 
     def _failed(self, one: _Round, error: redis.RedisError) -> None:
-        if is_partial(self._client, error):
+        if passes_over(self._client, error):
             self._owed |= dict.fromkeys(one.partitions, time.monotonic() + _TRY_AGAIN_S)
             return
         if is_outage(error) or not isinstance(error, redis.ResponseError):

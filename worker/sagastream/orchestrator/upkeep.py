@@ -12,7 +12,7 @@ from typing import Final
 import redis
 
 from sagastream.broker.failures import is_wrong_type
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.mending import Mending
 from sagastream.orchestrator.repair import Repair
@@ -90,7 +90,7 @@ class Upkeep:
         try:
             yield
         except redis.RedisError as error:
-            if not is_partial(self._client, error, or_damaged=True):
+            if not passes_over(self._client, error, or_damaged=True):
                 raise
 
 

@@ -182,7 +182,7 @@ class Orchestrator:
         try:
             return layout.check(self._broker, self._keys)
         except redis.RedisError as error:
-            if self._keys is None or not partial.is_partial(self._broker.client, error):
+            if self._keys is None or not partial.passes_over(self._broker.client, error):
                 raise
             return self._keys
 
@@ -222,7 +222,7 @@ class Orchestrator:
         try:
             self.turn()
         except redis.RedisError as error:
-            if not (self._inbox.is_joined and partial.is_partial(self._broker.client, error)):
+            if not (self._inbox.is_joined and partial.passes_over(self._broker.client, error)):
                 raise
             self._inbox.renew()
             self._cache.forget()
@@ -297,7 +297,7 @@ class Orchestrator:
     def _lost(self, partition: Partition, error: redis.RedisError) -> None:
         """Nothing can be done in a partition for now. What this worker holds of it is read again later. Raises the
         error if it is one of all."""
-        if not partial.is_partial(self._broker.client, error):
+        if not partial.passes_over(self._broker.client, error):
             raise error
         self._away.lost(partition, error)
         self._inbox.renew_later(self._read_streams.of(partition))

@@ -112,7 +112,7 @@ class Executor:
         try:
             step = self._before_call(held)
         except redis.RedisError as error:
-            if self._inbox.is_partial(error):  # it is read again once its node is back
+            if self._inbox.passes_over(error):  # it is read again once its node is back
                 self._in_flight.end(held)
                 self._inbox.put_off([held.delivery])
                 return

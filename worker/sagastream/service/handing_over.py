@@ -65,7 +65,7 @@ class HandingOver:
                 try:
                     self._inbox.count(held.delivery, held.counted, -1)
                 except redis.RedisError as error:
-                    if not self._inbox.is_partial(error):
+                    if not self._inbox.passes_over(error):
                         raise  # else it stays counted: nobody waits for one node
                 held.counted = None
 

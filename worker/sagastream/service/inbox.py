@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from sagastream.broker.entries import BATCH, Entry
 from sagastream.broker.group_reader import GroupReader
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.broker.portions import InTurn, in_all
 from sagastream.broker.wire import Words, execute, or_raise, round_trip
 from sagastream.core import service_records, service_rules
@@ -191,9 +191,9 @@ class CommandInbox:
             for delivery in deliveries:
                 self._observer.command_released(command=delivery.command)
 
-    def is_partial(self, error: redis.RedisError) -> bool:
+    def passes_over(self, error: redis.RedisError) -> bool:
         """Whether only some nodes of a cluster are away: commands of other partitions need not wait for them."""
-        return is_partial(self._client, error)
+        return passes_over(self._client, error)
 
     def put_off(self, deliveries: Iterable[Delivery]) -> None:
         """Nothing can be done about these for now, since their node of a cluster is away: they are read again."""
@@ -224,7 +224,7 @@ class CommandInbox:
         entries = [delivery.entry for delivery in deliveries]
         asked: list[Words] = [("XPENDING", one.stream, self._service, one.id, one.id, 1) for one in entries]
         answers = zip(entries, round_trip(self._client, asked), strict=True)
-        known = [(entry, found) for entry, found in answers if not is_partial(self._client, found)]
+        known = [(entry, found) for entry, found in answers if not passes_over(self._client, found)]
         return {entry.at for entry, found in known if not or_raise(found)}
 
     def show_up(self) -> None:

@@ -78,7 +78,7 @@ class Maintenance:
                 self.turn()
             except Exception as error:  # noqa: BLE001 - told to `fail`
                 # The threads that read wait for an outage, and say so. Any other fault ends the process.
-                if not (isinstance(error, redis.RedisError) and (is_outage(error) or self._inbox.is_partial(error))):
+                if not (isinstance(error, redis.RedisError) and (is_outage(error) or self._inbox.passes_over(error))):
                     self._fail(error)
             self._look_at_handlers()
             if self._stop.is_set():

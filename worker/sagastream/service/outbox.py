@@ -15,7 +15,7 @@ from sagastream.broker.entries import BATCH, REPLAYED, Entry
 from sagastream.broker.exchange import Exchange, run
 from sagastream.broker.failures import is_outage, is_wrong_type
 from sagastream.broker.group_reader import GroupReader
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.broker.portions import BYTES, in_all
 from sagastream.broker.wire import Words, or_raise, round_trip
 from sagastream.core import service_rules
@@ -144,7 +144,7 @@ class Outbox:
                     streams = {_entry(one).stream for one in ready}
                     if is_wrong_type(error):
                         self._is_damaged(streams, error)
-                    elif not is_partial(self._client, error):
+                    elif not passes_over(self._client, error):
                         raise
                     left |= streams
                     away = error

@@ -6,7 +6,7 @@ from typing import Final
 import redis
 
 from sagastream.broker.connection import Broker
-from sagastream.broker.partial import is_partial
+from sagastream.broker.partial import passes_over
 from sagastream.service.declaration import Service
 from sagastream.service.report import ServiceReport
 from sagastream.store import layout, published
@@ -62,7 +62,7 @@ class Publication:
                 compensations=self._service.compensations,
             )
         except redis.RedisError as error:
-            if not is_partial(self._broker.client, error):
+            if not passes_over(self._broker.client, error):
                 raise
             self._again_at_s = time.monotonic() + _TRY_AGAIN_S
             return False

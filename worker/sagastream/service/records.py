@@ -105,7 +105,7 @@ class Records:
         """For each key the highest of its counters in these fields; None: its node of a cluster is away."""
         found: list[int | None] = []
         for answer in round_trip(self._client, [("HMGET", key, *names) for key, names in fields]):
-            if partial.is_partial(self._client, answer):
+            if partial.passes_over(self._client, answer):
                 found.append(None)
             else:
                 found.append(0 if is_wrong_type(answer) else max(map(_number, or_raise(answer))))
