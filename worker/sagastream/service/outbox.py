@@ -88,7 +88,8 @@ class Outbox:
         self._sending = threading.Lock()  # so that no answer is sent twice
         self._ready: list[_Ready] = []  # until the broker has them
         self._ready_bytes = 0  # about how large they are
-        #: Why the last `send` has left some unsent: their node of a cluster is away; None: it has left none.
+        #: Why the last `send` has left some unsent: their node of a cluster is away, or a key is damaged; None: it has
+        #: left none.
         self.away: redis.RedisError | None = None
         #: The streams of commands whose answers cannot be written, since a key there is damaged, and when to try again.
         self.damaged: Mapping[str, float] = {}
@@ -133,6 +134,7 @@ class Outbox:
         """
         overruled: list[Delivery] = []
         if not self._ready:
+            self.away = None
             return overruled
         with self._sending:
             left = self._left_alone()  # the streams whose node of a cluster is away, or that are damaged
@@ -150,6 +152,7 @@ class Outbox:
                     away = error
             if left:
                 self._oldest_s = time.monotonic()
+                away = away or self.away  # it was found a moment ago
             self.away = away
         return overruled
 
