@@ -1,6 +1,7 @@
 """What a process asks to see whether the store has lost writes, and what it makes of the answers."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -92,6 +93,22 @@ def test_it_counts_how_often_the_store_has_another_history_or_has_lost_writes() 
         look(lineage, answers, beat_ms=beat_ms)
         counted.append(lineage.changes)
     assert counted == [0, 0, 1, 2, 3, 3]
+
+
+def test_a_look_at_a_single_server_that_another_one_has_overtaken_says_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As if a former master that had hung answered late."""
+    lineage = Lineage("worker w", area="worker", service="g")
+    look(lineage, [TIME, info(), None, GROUPS])
+    late = lineage.look(KEYS, b"me", T)
+    next(late)
+    taken_over = [TIME, info(NEW, before=OLD, taken_over=30), b"%d" % (T + 500), GROUPS]
+    assert look(lineage, taken_over, beat_ms=T + 500) == []
+    with pytest.raises(StopIteration):
+        late.send([TIME, info(offset=20), b"%d" % T, GROUPS])
+    assert look(lineage, taken_over, beat_ms=T + 500) == []
+    assert (lineage.changes, [one for one in caplog.records if one.levelname == "WARNING"]) == (1, [])
 
 
 NEWEST = [b"another", b"1700000000000"]
@@ -211,6 +228,7 @@ class Cluster:
         self.kept: dict[str, bytes] = {}
         self.asked: list[int] = []  # which partitions the last look has asked
         self.lineage = Lineage("w", area="worker", missing=self._missing)
+        self.groups: list[Any] = []
         self.gone: dict[int, list[str]] = {}
         self.looked_for: list[int] = []  # in which partitions all is looked for, since they have another history
 
@@ -227,12 +245,21 @@ class Cluster:
         """Have it look. Returns the numbers of the partitions that go on from another moment."""
         self.now_ms += 1000
         self.asked, before = [], self.lineage.changes
-        looking = self.lineage.look(self.keys, member, None)
-        with contextlib.suppress(StopIteration):
-            commands = next(looking)
-            while True:
-                commands = looking.send([self._answer(words) for words in commands])
+        self.begins_to_look(member)()
         return [one.number for one in self.lineage.changed_since(before, self.keys)]
+
+    def begins_to_look(self, member: bytes = b"w") -> Callable[[], None]:
+        """Have it look. It gets the first answers when it calls what this returns; they are of now."""
+        looking = self.lineage.look(self.keys, member, None)
+        answers = [self._answer(words) for words in next(looking)]
+
+        def goes_on() -> None:
+            nonlocal answers
+            with contextlib.suppress(StopIteration):
+                while True:
+                    answers = [self._answer(words) for words in looking.send(answers)]
+
+        return goes_on
 
     def _answer(self, words: Any) -> Any:
         partition = next((self.keys.partition_of(word) for word in words if str(word).startswith("saga:")), None)
@@ -251,7 +278,7 @@ class Cluster:
                     told,
                     node.name.encode(),
                     score and b"%d" % score,
-                    [],
+                    self.groups,
                     [b"%b" % one for one in _words(newest)],
                 ]
             case ("EVALSHA", _, 1, _, name, _, history):
@@ -314,6 +341,29 @@ def test_a_partition_that_moves_to_another_node_is_as_it_was() -> None:
     assert [cluster.look(), cluster.look()] == [[], []]
     cluster.node_of[2] = Node("another")
     assert [cluster.look(), cluster.look()] == [[], []]
+
+
+def test_a_look_that_another_one_has_overtaken_says_nothing() -> None:
+    """As that of a thread that waits for another node, which hangs. This node gets the first heartbeat meanwhile, and
+    the first entry is read."""
+    one = Node("one")
+    cluster = Cluster(1, [one])
+    cluster.look()
+    goes_on = cluster.begins_to_look()
+    cluster.groups = [[b"name", b"orchestrator", b"last-delivered-id", b"5-1"]]
+    assert [cluster.look() for _ in range(2)] == [[], []]
+    goes_on()
+    assert cluster.losses() == []
+    goes_on = cluster.begins_to_look()
+    one.before, one.history, one.taken_over = "one", "new", 11
+    assert cluster.look() == [0]
+    goes_on()
+    assert cluster.look() == []
+    assert (cluster.losses(), cluster.looked_for) == ([], [0])
+    goes_on = cluster.begins_to_look()
+    one.history, one.before = "another", ""
+    goes_on()  # nothing has overtaken it
+    assert cluster.look() == [0]
 
 
 def test_of_many_partitions_each_look_is_at_each_node_and_at_others_in_turn() -> None:

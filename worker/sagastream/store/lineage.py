@@ -7,8 +7,13 @@ streams were read, and its own heartbeat. If any of these goes back, the store h
 
 On a cluster each node has a history of its own, and a partition has that of the node that holds it. So each partition
 is looked at by itself, and has a heartbeat of its own, `seen`, which moves along with it.
+
+Two threads of a process may look at once: one waits for a node that hangs, the other shows meanwhile that the process
+is alive. Then nobody knows which of the two saw the store first, so only one of them counts. What is older would look
+like a store that has gone back.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -16,7 +21,7 @@ from typing import Any, Final
 import msgspec
 import redis
 
-from sagastream.broker.exchange import Exchange, each_of
+from sagastream.broker.exchange import Exchange, each_of, locked
 from sagastream.broker.failures import NodeAway, is_outage, is_wrong_type
 from sagastream.broker.scripting import even_if_full
 from sagastream.broker.wire import or_raise
@@ -43,6 +48,7 @@ class _Trace:
 
     def __init__(self, remembered: int) -> None:
         self.seen: deque[Sight] = deque(maxlen=remembered)
+        self.compared = 0  # how many looks were compared and remembered
         self.gone: list[str] = []  # what was missing when it was looked at last
         self.beat_ms: int | None = None  # the heartbeat of this process there, on a cluster
         self.heard: tuple[bytes, int] | None = None  # the newest heartbeat of others, if this process writes none
@@ -90,6 +96,7 @@ class Lineage:
         # it early.
         self._to_keep: dict[str, bytes] = {}
         self._refused = ""
+        self._lock = threading.Lock()  # of all that a look changes
 
     def has_changed(self, number: int | None = None, since_ms: int | None = None) -> None:
         """The partition with this number, or the whole store (None), goes on from another moment. What was written
@@ -120,6 +127,9 @@ class Lineage:
             member: of this process, in the heartbeat; empty: it writes none, and looks at the newest one of another.
             beat_ms: the time that its last heartbeat had, as it was acknowledged; None: it wrote none yet.
         """
+        yield from locked(self._look(keys, member, beat_ms), self._lock)
+
+    def _look(self, keys: StoreKeys, member: bytes, beat_ms: int | None) -> Exchange[None]:
         try:
             if keys.apart:
                 yield from self._look_at_partitions(keys, writes=bool(member))
@@ -129,7 +139,7 @@ class Lineage:
             for history, kept in list(self._to_keep.items()):
                 (answer,) = yield [even_if_full(keys.losses, "HSETNX", keys.losses, history, kept)]
                 or_raise(answer)  # a new master may refuse writes until it has a replica; the next look keeps it
-                del self._to_keep[history]
+                self._to_keep.pop(history, None)
         except (redis.ResponseError, NodeAway) as error:
             self._cannot(error)
 
@@ -141,15 +151,18 @@ class Lineage:
     def _look_at_all(self, keys: StoreKeys, member: bytes, beat_ms: int | None) -> Exchange[None]:
         trace = self._trace(None, _REMEMBERED)
         watched = member or (trace.heard or (b"", 0))[0]
+        before = trace.compared
         found = yield from looks.at_all(keys, watched, self._service, _AT_ONCE, is_own=bool(member))
         if found is None:
             return  # a replica: it may lag, and the process cannot work with it anyway
-        if member:
-            trace.beat_ms = beat_ms
         gone: list[str] = []
-        if trace.seen and self._missing:
+        if trace.seen and self._missing and trace.compared == before:
             is_another = found.sight.history != trace.seen[-1].history
             gone = yield from self._missing(found.sight.at_ms, None, is_another)
+        if trace.compared != before:
+            return  # another look was compared meanwhile, and this one may be older
+        if member:
+            trace.beat_ms = beat_ms
         if (told := self._compared(trace, None, found, gone)) is not None:
             self._tell(told, found.sight.history)
 
@@ -161,10 +174,11 @@ class Lineage:
         looked_at: set[Partition] = set()
         while asked:
             watched = {partition: self._watched(traces[partition], writes=writes) for partition in asked}
+            before = {partition: traces[partition].compared for partition in asked}
             found, errors = yield from looks.at_each(watched, self._service)
             for error in errors:
                 self._cannot(error)
-            changed = yield from self._look_through({one: (traces[one], look) for one, look in found.items()})
+            changed = yield from self._look_through({one: (traces[one], look) for one, look in found.items()}, before)
             looked_at.update(asked)
             asked = [one for one, trace in traces.items() if trace.node in changed and one not in looked_at]
 
@@ -174,18 +188,26 @@ class Lineage:
             return self._who.encode(), trace.seen[-1].history if trace.seen else ""
         return (trace.heard or (b"", 0))[0], None
 
-    def _look_through(self, found: Mapping[Partition, tuple[_Trace, Look]]) -> Exchange[set[str]]:
-        """Compare what was found of these partitions. Returns on which nodes those were that have changed."""
+    def _look_through(
+        self, found: Mapping[Partition, tuple[_Trace, Look]], before: Mapping[Partition, int]
+    ) -> Exchange[set[str]]:
+        """Compare what was found of these partitions. Returns on which nodes those were that have changed.
+
+        `before`: how many looks at each were compared when this one began. If there are more by now, this one may be
+        older than they are, and does not count.
+        """
         missing = {
             one: self._missing(look.sight.at_ms, one.number, look.sight.history != trace.seen[-1].history)
             for one, (trace, look) in found.items()
-            if trace.seen and self._missing
+            if trace.seen and self._missing and trace.compared == before[one]
         }
         gone = dict(zip(missing, (yield from each_of([*missing.values()])), strict=True))
         told: dict[str, dict[int, Loss | Switch]] = {}  # by replication id, which every node has for itself
         changed: set[str] = set()
         for partition, (trace, look) in found.items():
             answer, changes = gone.get(partition, []), self.changes
+            if trace.compared != before[partition]:
+                continue
             if isinstance(answer, redis.RedisError):
                 self._cannot(answer)
                 continue  # the next look sees both
@@ -230,6 +252,7 @@ class Lineage:
             if found is not None:
                 trace.seen.clear()
         trace.seen.append(now)
+        trace.compared += 1
         trace.heard = look.newest
         if not look.is_own:
             trace.beat_ms = None if look.newest is None else look.newest[1]
