@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from sagastream import Context, Service
-from sagastream.broker.entries import time_of
+from sagastream.broker.entries import Entry, time_of
 from sagastream.broker.group_reader import GroupReader
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.parsing import parse_intervene, parse_signal
@@ -147,6 +147,40 @@ def test_what_a_dead_process_held_is_taken_over_after_the_lease(
     until(takes, what="the command is taken over")
     turns_until(lambda: saga(scene).ended, scene.worker)
     assert saga(scene).status is SagaStatus.COMPLETED
+
+
+def test_a_command_that_was_sent_before_the_clock_went_forward_is_not_too_late(
+    scene: Scene, clock: ServerClock
+) -> None:
+    scene.runner.turn(block_ms=1)
+    scene.begin("s1", do(1))
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
+    clock.set_back(-HOUR_MS)
+    scene.runner.turn(block_ms=1)
+    assert scene.effects.done == ["s1/1/transaction"]
+    # What was late before still is.
+    fields: dict[Any, Any] = {"body": '{"type":"Do","saga_id":"s2","step":1}', "begun_ms": 1, "attempt": 1}
+    scene.redis.xadd(ONLY.commands("work"), fields | {"not_after_ms": now_ms(scene) - HOUR_MS - 5_000})
+    scene.runner.turn(block_ms=1)
+    assert scene.redis.xlen(ONLY.commands("work")) == 0
+    assert scene.effects.done == ["s1/1/transaction"]
+
+
+def test_a_command_that_was_sent_after_the_clock_was_set_back_is_not_too_late(scene: Scene, clock: ServerClock) -> None:
+    """What is taken over from others comes without the time."""
+    scene.runner.turn(block_ms=1)
+    clock.set_back(HOUR_MS)
+    scene.begin("s1", do(1))
+    stream = ONLY.commands("work")
+    turns_until(lambda: scene.redis.xlen(stream) == 1, scene.worker)
+    entries: Any = scene.redis.xrange(stream)
+    ((entry_id, fields),) = entries
+    scene.redis.xreadgroup("work", "victim", {stream: ">"})
+    assert scene.runner._inbox.now_ms > now_ms(scene) + HOUR_MS // 2
+    taken = scene.runner._inbox.take([Entry(stream=stream, id=entry_id, fields=fields, again=True)])
+    scene.runner._executor.hold(taken)
+    scene.runner.turn(block_ms=1)
+    assert scene.effects.done == ["s1/1/transaction"]
 
 
 def test_all_that_many_dead_processes_held_is_taken_over(scene: Scene, clock: ServerClock) -> None:

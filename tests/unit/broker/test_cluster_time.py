@@ -64,3 +64,32 @@ def test_a_clock_that_was_set_is_noticed_however_late_the_answer_is_read() -> No
         clocks.own_s += 0.25
         time.told(answer, asked_s)
         assert abs(in_s(time.now()) - (clocks.own_s + clocks.ahead_s)) <= 0.25
+
+
+def test_whoever_wants_news_has_the_node_asked_until_it_answers() -> None:
+    clocks = Clocks()
+    time = ClusterTime(clocks.own)
+    time.told(clocks.node(), clocks.own_s)
+    clocks.ahead_s -= 300
+    clocks.own_s += 0.1
+    time.asks()
+    assert time.asks() is None
+    time.wants_news()
+    first_s, second_s = time.asks(), time.asks()  # another thread may have taken the first
+    assert first_s == second_s == clocks.own_s
+    time.told(clocks.node(), first_s)
+    assert (time.asks(), in_s(time.now())) == (None, 1200.1)
+    time.wants_news()
+    clocks.own_s += 1.5  # the node is away: then it is asked once a second, as ever
+    assert time.asks() == clocks.own_s
+    assert time.asks() is None
+
+
+def test_an_answer_to_an_earlier_question_is_no_news() -> None:
+    clocks = Clocks()
+    time = ClusterTime(clocks.own)
+    asked_s, answer = clocks.own_s, clocks.node()
+    clocks.own_s += 0.1
+    time.wants_news()
+    time.told(answer, asked_s)
+    assert time.asks() == clocks.own_s

@@ -14,7 +14,7 @@ import pytest
 import redis
 from msgspec.structs import replace
 
-from sagastream.broker.clock import own_s
+from sagastream.broker.clock import BrokerClock, own_s
 from sagastream.broker.connection import Broker
 from sagastream.broker.entries import Entry
 from sagastream.core import backoff, service_rules
@@ -93,6 +93,8 @@ class Post(CommandInbox):
         self.sent = outbox.sent
         self._records = Records.__new__(Records)
         self._records._ahead_s = NOW_MS / 1000 - own_s()
+        self._records._clock = BrokerClock()
+        self._came_s = self._records._told_s = own_s()  # so the time is as new as the commands
         self.heard_s = time.monotonic()
         self.renewed: list[bytes] = []
         self.handed_back: list[bytes] = []

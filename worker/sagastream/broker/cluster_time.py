@@ -4,6 +4,9 @@ Each node has a clock of its own. If a process asked now one node for the time a
 be set back and forward all the time. So TIME is asked of that node, and about once a second. In between, and while the
 node is away, this process goes on from there by its own clock. As long as that node was never heard, any other node is
 asked. In a transaction, TIME goes to the node of the transaction.
+
+If that node's clock is set, this process learns it up to a second later than others may. Whoever would do harm by an
+old time says so (`wants_news`): then the node is asked at once.
 """
 
 from collections.abc import Callable
@@ -24,7 +27,8 @@ class ClusterTime:
         #: In which slot the keys of the whole store are; None: nobody has said it. Then any node is asked.
         self.slot: int | None = None
         self._ahead_s: float | None = None  # how far the node's clock is ahead of the process's own
-        self._asked_s = float("-inf")
+        self._asked_s = self._answered_s = float("-inf")  # when the node was asked last, and when so that it answered
+        self._wanted_s = float("-inf")  # what was asked before is of no use to somebody
 
     @property
     def is_known(self) -> bool:
@@ -33,15 +37,22 @@ class ClusterTime:
     def asks(self) -> float | None:
         """The time now by the process's clock, if the caller is to ask the node; None: do not ask."""
         now_s = self._clock()
-        if self.is_known and now_s - self._asked_s < _ASK_EVERY_S:
+        # Of several threads that want news, each asks until one has an answer. If the node is away, that ends soon.
+        is_old = self._answered_s < self._wanted_s and now_s - self._wanted_s < _ASK_EVERY_S
+        if self.is_known and not is_old and now_s - self._asked_s < _ASK_EVERY_S:
             return None
         self._asked_s = now_s
         return now_s
+
+    def wants_news(self) -> None:
+        """Have the node asked when the time is asked for next: what it told before is not new enough."""
+        self._wanted_s = self._clock()
 
     def told(self, answer: Any, asked_s: float) -> None:
         """The node has answered TIME, which was asked at `asked_s`. The answer may have arrived long before it is
         read."""
         seconds, micros = answer
+        self._answered_s = max(self._answered_s, asked_s)
         told_s = int(seconds) + int(micros) / 1e6
         self._ahead_s = ahead_s(self._ahead_s, told_s=told_s, asked_s=asked_s, answered_s=self._clock())
 

@@ -343,6 +343,13 @@ def takes_time_at(options: Mapping[str, Any], key: str) -> None:
         nodes.map.time.slot = slot_of(key)
 
 
+def wants_time(client: "redis.Redis") -> None:
+    """Have the node that says what time it is be asked at the next TIME, however short it is since it was asked. A
+    single server is asked anyway."""
+    if (nodes := nodes_of(client)) is not None:
+        nodes.map.time.wants_news()
+
+
 def node_of(client: "redis.Redis", key: str) -> Address | None:
     """The node of the cluster that has this key; None: nobody knows, or the client leads to a single server."""
     nodes = nodes_of(client)

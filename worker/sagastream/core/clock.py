@@ -59,6 +59,15 @@ def by_the_clock(state: SagaState, now_ms: int, watch: Watch) -> SagaState:
     return state
 
 
+def for_deadline(deadline_ms: int, now_ms: int, watch: Watch) -> int:
+    """The time by which to judge a deadline that somebody else has set, and that nobody has moved since: the clock may
+    have gone forward after that. A deadline that lies in what the clock has jumped over, or before it, was set earlier.
+    A later one counts as set by the clock as it is now.
+    """
+    jumped = sum(by_ms for until_ms, by_ms in watch.jumps if deadline_ms <= until_ms + by_ms) if watch.jumps else 0
+    return now_ms - jumped
+
+
 def _forward_ms(state: SagaState, watch: Watch) -> int:
     """By how much the clock went forward since the saga last changed, in ms, as far as it matters."""
     forward_ms = sum(by_ms for until_ms, by_ms in watch.jumps if state.updated_ms <= until_ms)

@@ -206,11 +206,16 @@ def before_call(
 def too_late(command: Command, todo: Run | Undo, *, not_begun: bool, now_ms: int) -> Answer | None:
     """The answer to a command that nobody waits for any more; None: it is in time, or is to be undone, which is never
     too late. `not_begun`: it is certain that no process has begun with it."""
-    if todo is not RUN or command.not_after_ms is None or now_ms <= command.not_after_ms:
+    if todo is not RUN or command.not_after_ms is None or not may_be_late(command, now_ms):
         return None
     text = f"{command.type} came {now_ms - command.not_after_ms} ms too late, and was not begun"
     reply = reply_to(command, failed(command.type), error=encode(text), unknown=True)
     return Answer(reply, "final") if not_begun else _answer(command, reply)
+
+
+def may_be_late(command: Command, now_ms: int) -> bool:
+    """Whether `too_late` may refuse a command at this time. So `now_ms` must be certain; see CommandInbox.now_for."""
+    return command.not_after_ms is not None and now_ms > command.not_after_ms
 
 
 def _begin_undo(command: Command, undo: Undo, *, again: bool, times: int | None) -> Undo | Count | SetAside:

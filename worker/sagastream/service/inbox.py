@@ -6,12 +6,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import redis
 from msgspec.structs import replace
 
+from sagastream.broker.clock import own_s
 from sagastream.broker.entries import BATCH, Entry
 from sagastream.broker.group_reader import GroupReader
 from sagastream.broker.partial import passes_over
 from sagastream.broker.portions import InTurn, in_all
 from sagastream.broker.wire import Words, execute, or_raise, round_trip
 from sagastream.core import service_records, service_rules
+from sagastream.core.clock import for_deadline
 from sagastream.core.commands import Command
 from sagastream.core.messages import Newer
 from sagastream.core.parsing import read_command
@@ -92,6 +94,7 @@ class CommandInbox:
             log=self._log,
         )
         self.heard_s = time.monotonic()  # when the broker last answered a reading, by time.monotonic
+        self._came_s = 0.0  # when commands came last, by `own_s`
         self.left = 0  # how many entries it has left to processes of another release
         self.times_put_off = 0  # how often it has put off what it could do nothing about
         self._in_turn = InTurn()  # if not all partitions are read
@@ -131,6 +134,21 @@ class CommandInbox:
         """The same in seconds."""
         return self._records.now_s
 
+    def now_for(self, command: Command) -> int:
+        """The time by which a command is judged, in ms by the broker's clock. Raises redis.RedisError.
+
+        A command is too late only by a time that was asked for since it came. If the clock was set back, the worker
+        that has sent the command may have heard of it before this process.
+        """
+        now_ms = self.now_ms
+        if not service_rules.may_be_late(command, now_ms):
+            return now_ms
+        if not self._records.has_asked_since(self._came_s):
+            self._records.ask()
+            now_ms = self.now_ms
+        assert command.not_after_ms is not None
+        return for_deadline(command.not_after_ms, now_ms, self._records.watch)
+
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
         """The commands that are to be done or undone now. An entry that is not a command is quarantined; a command that
         was done before is answered from its record."""
@@ -146,6 +164,8 @@ class CommandInbox:
         """As `read`, of entries that were read already."""
         deliveries: list[Delivery] = []
         newer: list[Entry] = []
+        if entries:
+            self._came_s = own_s()
         for entry in entries:
             command = read_command(self._service, entry.fields, entry.added_ms)
             if isinstance(command, Command):

@@ -4,16 +4,18 @@ The records stand in hashes that anybody may damage. A field that makes no sense
 holds something else, nothing can be recorded there, and its commands go into the quarantine.
 """
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import redis
 
-from sagastream.broker import partial, scripting
-from sagastream.broker.clock import ahead_s, own_s
+from sagastream.broker import partial, scripting, to_cluster, wire
+from sagastream.broker.clock import BrokerClock, ahead_s, own_s
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
 from sagastream.broker.wire import or_raise, round_trip
+from sagastream.core.clock import Watch
 from sagastream.service.delivery import Delivery
 from sagastream.store.keys import DONE_KEPT_S, StoreKeys
 
@@ -34,6 +36,8 @@ class Records:
         self._call_of: Mapping[int, int] = {}  # by the number of a partition: in which call its records are looked up
         self._ahead_s: float | None = None  # how far the broker's clock is ahead of `own_s`; None: it was never asked
         self._told_s = 0.0  # when the broker was asked that last, by `own_s`
+        self._clock = BrokerClock()
+        self._lock = threading.Lock()  # of these three
 
     @property
     def now_s(self) -> float:
@@ -45,13 +49,41 @@ class Records:
         """Whether `now_s` is right."""
         return self._ahead_s is not None
 
+    @property
+    def watch(self) -> Watch:
+        """What was seen of the broker's clock."""
+        return self._clock.watch
+
+    def has_asked_since(self, moment_s: float) -> bool:
+        """Whether the broker was asked for the time since this moment, by `own_s`."""
+        return self._told_s >= moment_s
+
+    def ask(self) -> None:
+        """Ask the broker what time it is: on a cluster the node that has the keys of the whole store. While that is
+        away, this process goes on by its own clock."""
+        to_cluster.wants_time(self._client)
+        asked_s = own_s()
+        self._answered(partial.ran(self._client, _time()), asked_s)
+
+    def _answered(self, time: Any, asked_s: float) -> None:
+        """The broker was asked for the time, and this came of it."""
+        if isinstance(time, redis.RedisError):
+            return
+        answered_s = own_s()
+        if not self.knows_time and answered_s - asked_s > _EXACT_S:
+            # Rather behind than ahead: so nothing counts as too late that is not.
+            asked_s = answered_s
+        self.set_clock(wire.milliseconds(time), asked_s, answered_s)
+
     def set_clock(self, now_ms: int, asked_s: float, answered_s: float) -> None:
         """The broker's clock was `now_ms` at some moment between the question and the answer, by `own_s`."""
         if self._ahead_s is None and answered_s - asked_s > _EXACT_S:
-            return  # a reading that has waited: a look-up tells it more exactly
-        if asked_s > self._told_s:
-            self._told_s = asked_s
-            self._ahead_s = ahead_s(self._ahead_s, told_s=now_ms / 1000, asked_s=asked_s, answered_s=answered_s)
+            return  # a reading that has waited: a look-up asks again
+        with self._lock:
+            if asked_s > self._told_s:
+                self._clock.is_now(now_ms, asked_s, answered_s)
+                self._ahead_s = ahead_s(self._ahead_s, told_s=now_ms / 1000, asked_s=asked_s, answered_s=answered_s)
+                self._told_s = asked_s
 
     def join(self, keys: StoreKeys) -> None:
         """Look up in this store from now on."""
@@ -65,16 +97,20 @@ class Records:
         for index, delivery in enumerate(deliveries, 1):
             calls.setdefault(self._call_of[delivery.partition.number], []).append(index)
         asked = [self._asked([deliveries[index - 1] for index in those]) for those in calls.values()]
+        # Usually a reading has told the time. Rejected: the time that recall.lua returns. Of a cluster, it is that of
+        # the node of the command.
+        asking = [] if self.knows_time else [_time()]
         known: dict[int, tuple[bytes | None, int]] = {}
         away: set[int] = set()
         asked_s = own_s()
-        for those, answer in zip(calls.values(), partial.run_all(self._client, asked), strict=True):
+        answers = partial.run_all(self._client, [*asked, *asking])
+        for time in answers[len(asked) :]:
+            self._answered(time, asked_s)
+        for those, answer in zip(calls.values(), answers, strict=False):
             if isinstance(answer, redis.RedisError):
                 away.update(those)
                 continue
-            now_ms, *found = answer
-            if not self.knows_time:  # else a reading tells it: of a cluster, from one node
-                self.set_clock(now_ms, asked_s, own_s())
+            _, *found = answer
             known |= {those[index - 1]: (record, tombstone) for index, record, tombstone in found}
         return known, away
 
@@ -123,6 +159,11 @@ class Records:
         asked = sorted(keys)
         kinds = map(or_raise, round_trip(self._client, [("TYPE", key) for key in asked]))
         return {key for key, kind in zip(asked, kinds, strict=True) if kind not in (b"hash", b"none")}
+
+
+def _time() -> Exchange[Any]:
+    (time,) = yield [("TIME",)]
+    return or_raise(time)
 
 
 def _number(counted: bytes | None) -> int:
