@@ -100,10 +100,18 @@ export class Inbox {
   /** What is recorded about a command, and the time. For a compensation it leaves a tombstone for the step. */
   async recall({ partition }, command) {
     const args = [DONE_KEPT_S, 1, command.record, command.tombstone, command.compensating ? 1 : 0]
-    const [nowMs, known] = await this.writer.script('recall', [partition.done(command)], args)
+    const recalled = this.writer.script('recall', [partition.done(command)], args)
+    // Of a cluster, recall.lua tells the time of the node of the partition, which may have another clock.
+    const [[ownMs, known], sharedMs] = await Promise.all([recalled, this.store.time?.now()])
+    const nowMs = sharedMs ?? ownMs
     this.#aheadMs = nowMs - performance.now()
     const [, record, tombstone] = known ?? [1, null, 0] // usually nothing is known
     return { nowMs, record, tombstone: tombstone === 1 }
+  }
+
+  /** The time before a command is refused for it, which had it looked up at `nowMs`. */
+  async certainly(nowMs) {
+    return (await this.store.time?.told()) ?? nowMs
   }
 
   /**

@@ -1,5 +1,6 @@
 // What a store keeps outside of its partitions: how it is laid out, and what a service publishes.
 
+import { ClusterTime } from './cluster_time.mjs'
 import { isId } from './messages.mjs'
 import { isOutage } from './outage.mjs'
 import { ServiceError } from './urls.mjs'
@@ -13,6 +14,8 @@ const AGAIN_MS = 1000
 
 export class Store {
   #services // the names of the keys of services begin so
+  #alive // the key of the heartbeat …
+  #time // … whose node says what time it is
   #published // what all releases publish, as last read
   #nextPublish = 0
   #joining // on a cluster: what is done beside all else
@@ -29,6 +32,12 @@ export class Store {
     this.layout = null // the tags of the partitions, with blanks between them, as last read
   }
 
+  /** The time of a cluster; undefined: a single server tells it. */
+  get time() {
+    if (!this.broker.isCluster) return undefined
+    return (this.#time ??= new ClusterTime(() => this.broker.writer.time(this.#alive)))
+  }
+
   /** The tags of the partitions; null: there is no store yet. */
   async tags() {
     const store = `${this.prefix}:store`
@@ -40,7 +49,9 @@ export class Store {
     }
     this.layout = tags
     // Only on a cluster, the keys of the whole store have a hash tag.
-    this.#services = `${this.prefix}${shared === null ? '' : `:{${shared}}`}:services`
+    const base = `${this.prefix}${shared === null ? '' : `:{${shared}}`}`
+    this.#services = `${base}:services`
+    this.#alive = `${base}:alive`
     return tags.split(' ')
   }
 
