@@ -150,7 +150,7 @@ def test_what_a_dead_process_held_is_taken_over_after_the_lease(
 
 
 def test_a_command_that_was_sent_before_the_clock_went_forward_is_not_too_late(
-    scene: Scene, clock: ServerClock
+    scene: Scene, clock: ServerClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene.runner.turn(block_ms=1)
     scene.begin("s1", do(1))
@@ -158,9 +158,24 @@ def test_a_command_that_was_sent_before_the_clock_went_forward_is_not_too_late(
     clock.set_back(-HOUR_MS)
     scene.runner.turn(block_ms=1)
     assert scene.effects.done == ["s1/1/transaction"]
+    # Nor is a handler overdue that runs since then.
+    scene.begin("s3", do(1))
+    scene.turns_until(lambda: scene.redis.xlen(ONLY.commands("work")) == 1)
+    assert scene.hold_more() == 1
+    held = scene.runner._in_flight.begin(time.monotonic())
+    assert held is not None
+    clock.set_back(-HOUR_MS)
+    assert scene.runner._inbox.read(1) == []
+    assert scene.runner._in_flight.to_renew(time.monotonic(), scene.runner._inbox.time_for) == [held]
+    scene.runner._hangs.look(time.monotonic())
+    assert "deadline" not in caplog.text
+    assert scene.runner._executor._clock_of(held.command)() < (held.not_after_ms or 0) / 1000
+    scene.runner._executor.run(held)
+    scene.runner.turn(block_ms=1)
+    assert scene.effects.done.pop() == "s3/1/transaction"
     # What was late before still is.
     fields: dict[Any, Any] = {"body": '{"type":"Do","saga_id":"s2","step":1}', "begun_ms": 1, "attempt": 1}
-    scene.redis.xadd(ONLY.commands("work"), fields | {"not_after_ms": now_ms(scene) - HOUR_MS - 5_000})
+    scene.redis.xadd(ONLY.commands("work"), fields | {"not_after_ms": now_ms(scene) - 2 * HOUR_MS - 5_000})
     scene.runner.turn(block_ms=1)
     assert scene.redis.xlen(ONLY.commands("work")) == 0
     assert scene.effects.done == ["s1/1/transaction"]

@@ -39,7 +39,11 @@ class Process:
         self._begun = 0
         self.now_s = NOW_S
         self.hangs = Hangs(
-            self._in_flight, slots=slots, now_ms=lambda: self.now_ms, report=ServiceReport("service payment p-1", None)
+            self._in_flight,
+            slots=slots,
+            now_ms=lambda: self.now_ms,
+            time_for=lambda _: self.now_ms,
+            report=ServiceReport("service payment p-1", None),
         )
 
     @property

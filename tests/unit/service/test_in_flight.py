@@ -151,7 +151,7 @@ def test_the_lease_of_what_was_begun_is_renewed_while_its_answer_is_waited_for_o
     for _ in range(4):
         in_flight.begin(NOW)
     in_flight.retry(backing_off, NOW + 1)
-    assert in_flight.to_renew(NOW, 20) == [in_time, without_deadline, backing_off]
+    assert in_flight.to_renew(NOW, lambda _: 20) == [in_time, without_deadline, backing_off]
 
 
 def test_one_whose_handler_was_not_called_waits_again_before_all_others() -> None:

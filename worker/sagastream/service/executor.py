@@ -242,7 +242,7 @@ class Executor:
         observed = self._report.is_observed
         began_s = self._report.handler_started(held.command, held.begins) if observed else 0.0
         try:
-            context = context_of(held.command, self._inbox.clock, held.key)
+            context = context_of(held.command, self._clock_of(held.command), held.key)
             outcome = self._unopened.sealed(
                 held.command, call(held.registration.handler, held.command, context, held.registration.model)
             )
@@ -260,7 +260,7 @@ class Executor:
         began_s = self._report.handler_started(held.command, held.begins)
         try:
             try:
-                context = context_of(held.command, self._inbox.clock, held.key)
+                context = context_of(held.command, self._clock_of(held.command), held.key)
                 reply = await call_async(held.registration.handler, held.command, context, held.registration.model)
                 outcome = self._unopened.sealed(held.command, reply)
             except BaseException as failure:  # noqa: BLE001 - a failure of the handler
@@ -270,6 +270,10 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - `fail` has it raised; it must not end the loop before
             self._fail(error)
         self._in_flight.wake()
+
+    def _clock_of(self, command: Command) -> Callable[[], float]:
+        """The clock by which its handler sees how much time is left, in seconds."""
+        return lambda: self._inbox.time_for(command) / 1000
 
     def _failed(self, held: Held, failure: BaseException) -> Answer | Retry | Release:
         """What the rules say of what a handler has raised."""

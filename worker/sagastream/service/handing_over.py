@@ -29,7 +29,7 @@ class HandingOver:
 
     def renew(self) -> None:
         """Renew the leases, and do not begin again what other processes have taken over meanwhile."""
-        to_renew = self._in_flight.to_renew(time.monotonic(), self._inbox.now_ms)
+        to_renew = self._in_flight.to_renew(time.monotonic(), self._inbox.time_for)
         self.let_go(self._inbox.renew([held.delivery for held in to_renew]))
 
     def look_up_again(self) -> None:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Final
 
 from sagastream.core import holding_rules
+from sagastream.core.commands import Command
 from sagastream.service.in_flight import Held, InFlight
 from sagastream.service.report import ServiceReport
 from sagastream.store.running import LONG_S, OLDEST, Busy, LongRun
@@ -25,11 +26,25 @@ _NOT_THE_USERS: Final = (os.path.dirname(threading.__file__) + os.sep, os.path.d
 class Hangs:
     """Looks at the handlers that one process runs. Safe for several threads."""
 
-    def __init__(self, in_flight: InFlight, *, slots: int, now_ms: Callable[[], int], report: ServiceReport) -> None:
-        """`slots`: how many handlers run at once, at most. `now_ms`: the time by the broker's clock."""
+    def __init__(
+        self,
+        in_flight: InFlight,
+        *,
+        slots: int,
+        now_ms: Callable[[], int],
+        time_for: Callable[[Command], int],
+        report: ServiceReport,
+    ) -> None:
+        """
+        Args:
+            slots: how many handlers run at once, at most.
+            now_ms: the time by the broker's clock.
+            time_for: the same, by which the deadline of a command comes.
+        """
         self._in_flight = in_flight
         self._slots = slots
         self._now_ms = now_ms
+        self._time_for = time_for
         self._report = report
         #: By where its entry stands: when the handler was called of which it was told. Ids repeat between partitions.
         self._told: dict[tuple[str, bytes], float] = {}
@@ -47,7 +62,7 @@ class Hangs:
         if not long:
             return None
         now_ms = self._now_ms()
-        overdue = [_is_overdue(held, now_s, now_ms) for held in long]
+        overdue = [self._is_overdue(held, now_s) for held in long]
         return Busy(
             slots=self._slots,
             long=len(long),
@@ -69,12 +84,12 @@ class Hangs:
 
     def look(self, now_s: float) -> None:
         """Tell of what is overdue by now, each once, and find out what has run for longer than its hard timeout."""
-        active, now_ms = self._in_flight.active(), self._now_ms()
-        overdue = [held for held in active if _is_overdue(held, now_s, now_ms)]
+        active = self._in_flight.active()
+        overdue = [held for held in active if self._is_overdue(held, now_s)]
         for held in active:
             late = held in overdue
             if late or (held.not_after_ms is None and now_s - held.begun_s >= _TELL_S):
-                late_ms = None if held.not_after_ms is None else now_ms - held.not_after_ms
+                late_ms = None if held.not_after_ms is None else self._time_for(held.command) - held.not_after_ms
                 self._tell(held, now_s, late_ms=late_ms if late_ms is not None and late_ms > 0 else None)
             hard_ms = held.registration.hard_timeout_ms
             if self.expired is None and hard_ms is not None and (now_s - held.begun_s) * 1000 > hard_ms:
@@ -90,8 +105,7 @@ class Hangs:
 
     def only_hangs(self, now_s: float) -> bool:
         """Whether all that runs should have ended by now: nothing is left to wait for."""
-        now_ms = self._now_ms()
-        return all(held is self.expired or _is_overdue(held, now_s, now_ms) for held in self._in_flight.active())
+        return all(held is self.expired or self._is_overdue(held, now_s) for held in self._in_flight.active())
 
     def _tell(self, held: Held, now_s: float, *, late_ms: int | None) -> None:
         if self._told.get(held.delivery.entry.at) == held.begun_s:
@@ -99,14 +113,13 @@ class Hangs:
         self._told[held.delivery.entry.at] = held.begun_s
         self._report.overdue(held.command, held.registration, now_s - held.begun_s, late_ms, _place(held))
 
-
-def _is_overdue(held: Held, now_s: float, now_ms: int) -> bool:
-    return holding_rules.is_overdue(
-        not_after_ms=held.not_after_ms,
-        now_ms=now_ms,
-        ran_ms=round((now_s - held.begun_s) * 1000),
-        hard_timeout_ms=held.registration.hard_timeout_ms,
-    )
+    def _is_overdue(self, held: Held, now_s: float) -> bool:
+        return holding_rules.is_overdue(
+            not_after_ms=held.not_after_ms,
+            now_ms=self._time_for(held.command),
+            ran_ms=round((now_s - held.begun_s) * 1000),
+            hard_timeout_ms=held.registration.hard_timeout_ms,
+        )
 
 
 def _place(held: Held) -> str | None:

@@ -167,10 +167,10 @@ class InFlight:
         with self._lock:
             return [held for held in (*self._running.values(), *self._backing_off.values()) if not held.undoes]
 
-    def to_renew(self, now_s: float, now_ms: int) -> list[Held]:
-        """Those whose lease is to be renewed; `now_ms`: by the broker's clock."""
+    def to_renew(self, now_s: float, time_for: Callable[[Command], int]) -> list[Held]:
+        """Those whose lease is to be renewed. `time_for`: the time by which the deadline of a command comes, in ms."""
         with self._lock:
-            return [held for held in self._all() if _is_renewed(held, now_s, now_ms)]
+            return [held for held in self._all() if _is_renewed(held, now_s, time_for(held.delivery.command))]
 
     def room(self) -> int:
         """How many more could begin at once. 0 if as many as could run wait for a limit of theirs, since other

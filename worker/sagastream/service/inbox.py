@@ -130,9 +130,10 @@ class CommandInbox:
         """The time by the broker's clock, as this process computes it since it was last told."""
         return round(self._records.now_s * 1000)
 
-    def clock(self) -> float:
-        """The same in seconds."""
-        return self._records.now_s
+    def time_for(self, command: Command) -> int:
+        """The same, by which the deadline of a command comes: if the clock has jumped over it, as if it had not."""
+        now_ms, deadline_ms = self.now_ms, command.not_after_ms
+        return now_ms if deadline_ms is None else for_deadline(deadline_ms, now_ms, self._records.watch)
 
     def now_for(self, command: Command) -> int:
         """The time by which a command is judged, in ms by the broker's clock. Raises redis.RedisError.
@@ -140,14 +141,11 @@ class CommandInbox:
         A command is too late only by a time that was asked for since it came. If the clock was set back, the worker
         that has sent the command may have heard of it before this process.
         """
-        now_ms = self.now_ms
-        if not service_rules.may_be_late(command, now_ms):
-            return now_ms
-        if not self._records.has_asked_since(self._came_s):
+        now_ms = self.time_for(command)
+        if service_rules.may_be_late(command, now_ms) and not self._records.has_asked_since(self._came_s):
             self._records.ask()
-            now_ms = self.now_ms
-        assert command.not_after_ms is not None
-        return for_deadline(command.not_after_ms, now_ms, self._records.watch)
+            now_ms = self.time_for(command)
+        return now_ms
 
     def read(self, block_ms: int, count: int = BATCH) -> list[Delivery]:
         """The commands that are to be done or undone now. An entry that is not a command is quarantined; a command that

@@ -95,7 +95,11 @@ class ServiceRunner:
         self._in_flight = InFlight(service.concurrency, service.lease_ms / 1000)
         self._signals = Signals()
         self._hangs = Hangs(
-            self._in_flight, slots=service.concurrency, now_ms=lambda: self._inbox.now_ms, report=self._report
+            self._in_flight,
+            slots=service.concurrency,
+            now_ms=lambda: self._inbox.now_ms,
+            time_for=lambda command: self._inbox.time_for(command),  # noqa: PLW0108 - there is no inbox yet
+            report=self._report,
         )
         self._inbox = CommandInbox(
             broker.client,
