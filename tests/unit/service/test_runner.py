@@ -30,7 +30,8 @@ from sagastream.service.declaration import Service
 from sagastream.service.delivery import Delivery
 from sagastream.service.handlers import Interrupted
 from sagastream.service.inbox import CommandInbox
-from sagastream.service.outbox import Outbox, _Quarantined
+from sagastream.service.outbox import Outbox
+from sagastream.service.packing import Quarantined
 from sagastream.service.records import Records
 from sagastream.service.runner import ServiceRunner
 from sagastream.store.lineage import Lineage
@@ -60,7 +61,7 @@ class Sent(Outbox):
     def send(self, ahead: int = 0) -> list[Delivery]:
         overruled = []
         for one in self._ready:
-            assert not isinstance(one, _Quarantined)
+            assert not isinstance(one, Quarantined)
             delivery, answer = one
             if delivery.entry.id in self._overrules:
                 self._overrules.discard(delivery.entry.id)

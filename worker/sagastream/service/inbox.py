@@ -276,7 +276,7 @@ class CommandInbox:
         """If there are more partitions than commands are wanted, it reads some of them at first, each time others: a
         process must not collect what others have the time for."""
 
-        damaged = self.reader.left_out = frozenset(self.outbox.damaged)
+        damaged = self.reader.left_out = frozenset(self.outbox.damaged.until_s)
 
         def whole(streams: Sequence[str]) -> Mapping[str, int]:
             left = [one for one in streams if one not in damaged] if damaged else streams

@@ -4,10 +4,8 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, NamedTuple
 
 import redis
-from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.broker import scripting
@@ -20,39 +18,14 @@ from sagastream.broker.portions import BYTES, in_all
 from sagastream.broker.wire import Words, or_raise, round_trip
 from sagastream.core import service_rules
 from sagastream.core.commands import Command
-from sagastream.core.messages import Fields
 from sagastream.core.service_actions import Answer, Requeue
-from sagastream.core.steps import STANDING
+from sagastream.service.damaged import DamagedStreams
 from sagastream.service.delivery import Delivery
+from sagastream.service.last_sent import LastSent
+from sagastream.service.packing import Quarantined, Ready, entry_of, packed, size_of
 from sagastream.service.records import Records
-from sagastream.store.keys import DONE_KEPT_S, Partition, StoreKeys
-from sagastream.store.reach import ranges
-from sagastream.store.written_since import WrittenSince
+from sagastream.store.keys import Partition, StoreKeys
 from sagastream.telemetry import Log, Observer, Observers, about, guarded
-
-#: How soon answers are tried again whose stream is damaged, in seconds.
-_DAMAGED_S: Final = 0.5
-#: How many answers of one call are remembered, to see whether the store has lost them: it loses whole calls.
-_OF_EACH: Final = 16
-
-
-class _Quarantined(Struct, frozen=True):
-    """An entry that is not a command, or that a person has to decide on."""
-
-    entry: Entry
-    reason: str
-
-
-class _Recorded(NamedTuple):
-    """The record of an answer that the broker has."""
-
-    done: str  # the key of its hash
-    record: str
-    at_ms: float  # when it was sent, by the broker's clock
-
-
-#: What is to be sent: an answer, or an entry that is set aside.
-_Ready = tuple[Delivery, Answer] | _Quarantined
 
 
 class Outbox:
@@ -86,15 +59,17 @@ class Outbox:
         self._calls: Sequence[Mapping[str, Partition]] = ()  # the same: those whose keys one call may touch
         self._lock = threading.Lock()  # of _ready: one thread may read while others answer
         self._sending = threading.Lock()  # so that no answer is sent twice
-        self._ready: list[_Ready] = []  # until the broker has them
+        self._ready: list[Ready] = []  # until the broker has them
         self._ready_bytes = 0  # about how large they are
         #: Why the last `send` has left some unsent: their node of a cluster is away, or a key is damaged; None: it has
         #: left none.
         self.away: redis.RedisError | None = None
-        #: The streams of commands whose answers cannot be written, since a key there is damaged, and when to try again.
-        self.damaged: Mapping[str, float] = {}
+        #: The streams of commands whose answers cannot be written, since a key there is damaged.
+        self.damaged = DamagedStreams(log)
         self._oldest_s = 0.0  # since when the first of them waits, by time.monotonic
-        self._sent: WrittenSince[_Recorded] = WrittenSince()
+        self._last_sent = LastSent()
+        #: Of the answers that were sent last, the records that the store no longer has. See lineage.Missing.
+        self.missing = self._last_sent.missing
 
     def join(self, keys: StoreKeys) -> None:
         """Answer the commands of this store from now on."""
@@ -114,7 +89,7 @@ class Outbox:
         """Have an entry quarantined with the next `send`."""
         entry_id = entry.id.decode()
         extra = {"service": self._service, "stream": entry.stream, "entry_id": entry_id}
-        self._add(_Quarantined(entry, reason))
+        self._add(Quarantined(entry, reason))
         self._log.warning(f"quarantined the entry {entry_id}: {reason}", extra=extra)
 
     def quarantine_unrecordable(self, delivery: Delivery) -> None:
@@ -137,15 +112,15 @@ class Outbox:
             self.away = None
             return overruled
         with self._sending:
-            left = self._left_alone()  # the streams whose node of a cluster is away, or that are damaged
+            left = self.damaged.left_alone()  # the streams whose node of a cluster is away, or that are damaged
             away: redis.RedisError | None = None
             while ready := self._for_a_call(self._of_others_than(left)):
                 try:
                     overruled += self._send(ready, ahead)
                 except redis.RedisError as error:
-                    streams = {_entry(one).stream for one in ready}
+                    streams = {entry_of(one).stream for one in ready}
                     if is_wrong_type(error):
-                        self._is_damaged(streams, error)
+                        self.damaged.found(streams & self._ready_streams(), self._partitions, error)
                     elif not passes_over(self._client, error):
                         raise
                     left |= streams
@@ -156,47 +131,20 @@ class Outbox:
             self.away = away
         return overruled
 
-    def _is_damaged(self, streams: set[str], error: redis.RedisError) -> None:
-        """Where the answers to commands of these streams go, something else has written. They are tried again later."""
-        again_s = time.monotonic() + _DAMAGED_S
-        for stream in streams & self._ready_streams():
-            if stream not in self.damaged:
-                text = f"{self._named([stream])} cannot be sent: {str(error).removeprefix('WRONGTYPE ')}"
-                todo = "rename that key or delete it" + (". The others go on" if len(self._partitions) > 1 else "")
-                self._log.error(f"{text}: something else has written there; {todo}")
-            self.damaged = {**self.damaged, stream: again_s}
-
-    def _left_alone(self) -> set[str]:
-        """The streams that were found damaged a moment ago."""
-        now_s = time.monotonic()
-        return {stream for stream, again_s in self.damaged.items() if again_s > now_s}
-
     def _ready_streams(self) -> set[str]:
         with self._lock:
-            return {_entry(one).stream for one in self._ready}
-
-    def _is_sent(self, sent: Sequence[_Ready]) -> None:
-        if not self.damaged:
-            return
-        if whole := self.damaged.keys() & {_entry(one).stream for one in sent}:
-            self.damaged = {stream: again_s for stream, again_s in self.damaged.items() if stream not in whole}
-            self._log.warning(f"{self._named(whole)} can be sent again")
-
-    def _named(self, streams: Iterable[str]) -> str:
-        if len(self._partitions) == 1:
-            return "answers"
-        return f"answers of partition {ranges(self._partitions[stream].number for stream in streams)}"
+            return {entry_of(one).stream for one in self._ready}
 
     def ready(self) -> set[tuple[str, bytes]]:
         """Where the entries stand that are ready to be sent away."""
         with self._lock:
-            return {_entry(one).at for one in self._ready}
+            return {entry_of(one).at for one in self._ready}
 
     @property
     def unsent(self) -> list[Command]:
         """The commands whose answers the broker does not have yet."""
         with self._lock:
-            return [one[0].command for one in self._ready if not isinstance(one, _Quarantined)]
+            return [one[0].command for one in self._ready if not isinstance(one, Quarantined)]
 
     @property
     def is_heavy(self) -> bool:
@@ -207,55 +155,36 @@ class Outbox:
         """Whether an answer has waited to be sent for so long."""
         return bool(self._ready) and time.monotonic() - self._oldest_s >= longest_s
 
-    def _note_sent(self, sent: Sequence[_Ready]) -> None:
-        """Remember what the broker has recorded of these. Another thread may read it."""
-        now_ms = self._records.now_s * 1000
-        for one in sent[-_OF_EACH:]:
-            # Whoever asks which effects stand deletes the record of the answer.
-            if isinstance(one, tuple) and one[1].is_last_word and one[0].command.type != STANDING:
-                recorded = _Recorded(one[0].done, one[0].record, now_ms)
-                self._sent.note(self._partitions[_entry(one).stream].number, [recorded])
-
-    def missing(self, now_ms: int, number: int | None, is_another: bool) -> Exchange[list[str]]:
-        """Of the answers that were sent last, the records that the store no longer has, as far as can be told. See
-        lineage.Missing."""
-        sent = self._sent.all(number) if is_another else self._sent.last(number)
-        asked = [one for one in sent if now_ms < one.at_ms + DONE_KEPT_S * 1000]  # the others may have expired
-        answers = (yield [("HEXISTS", one.done, one.record) for one in asked]) if asked else []
-        gone = [one.record for one, there in zip(asked, answers, strict=True) if not or_raise(there)]
-        self._sent.looked(number)
-        return [f"the record {record} is gone" for record in gone]
-
-    def _add(self, one: _Ready) -> None:
+    def _add(self, one: Ready) -> None:
         with self._lock:
             if not self._ready:
                 self._oldest_s = time.monotonic()
             self._ready.append(one)
-            self._ready_bytes += _size(one)
+            self._ready_bytes += size_of(one)
 
-    def _of_others_than(self, streams: Collection[str]) -> list[_Ready]:
+    def _of_others_than(self, streams: Collection[str]) -> list[Ready]:
         """The first that are ready, except those of these streams."""
         if not streams:
             return self._ready[:BATCH]
         with self._lock:
-            return [one for one in self._ready if _entry(one).stream not in streams][:BATCH]
+            return [one for one in self._ready if entry_of(one).stream not in streams][:BATCH]
 
-    def _for_a_call(self, ready: Sequence[_Ready]) -> list[_Ready]:
+    def _for_a_call(self, ready: Sequence[Ready]) -> list[Ready]:
         """Those that one script call can answer: of partitions whose keys it may touch, and not too large together."""
         if len(self._calls) > 1 and ready:
-            together = next(one for one in self._calls if _entry(ready[0]).stream in one)
-            ready = [one for one in ready if _entry(one).stream in together]
+            together = next(one for one in self._calls if entry_of(ready[0]).stream in one)
+            ready = [one for one in ready if entry_of(one).stream in together]
         if not self.is_heavy:
             return list(ready)
-        sizes = accumulate(map(_size, ready))
+        sizes = accumulate(map(size_of, ready))
         return list(ready[: max(1, sum(size <= BYTES for size in sizes))])
 
-    def _send(self, ready: Sequence[_Ready], ahead: int) -> list[Delivery]:
+    def _send(self, ready: Sequence[Ready], ahead: int) -> list[Delivery]:
         """Send these in one call. Returns the commands that were overruled and are to be undone here."""
         try:
             numbers = self._answer_all(ready, ahead)
         except redis.ResponseError as error:
-            if is_outage(error) or len(streams := {_entry(one).stream for one in ready}) == 1:
+            if is_outage(error) or len(streams := {entry_of(one).stream for one in ready}) == 1:
                 self._set_aside(ready, error)
                 return []
             return self._send_apart(ready, sorted(streams))
@@ -263,16 +192,16 @@ class Outbox:
         if numbers:
             overruled = self._overruled(ready, numbers)
         else:
-            self._note_sent(ready)
+            self._last_sent.note(ready, self._partitions, self._records.now_s)
         with self._lock:
             self._drop(ready)
             self._oldest_s = time.monotonic()
-        self._is_sent(ready)
+        self.damaged.went(ready, self._partitions)
         if self._observer is not None:
             _tell_sent(self._observer, ready, numbers)
         return overruled
 
-    def _send_apart(self, ready: Sequence[_Ready], streams: Sequence[str]) -> list[Delivery]:
+    def _send_apart(self, ready: Sequence[Ready], streams: Sequence[str]) -> list[Delivery]:
         """Send those of each partition by themselves: what is damaged in one holds up no other. Raises what is wrong
         with one of them when all are sent."""
         self._reader.renew()  # what came along with the answer is read again
@@ -280,65 +209,38 @@ class Outbox:
         refused: redis.ResponseError | None = None
         for stream in streams:
             try:
-                overruled += self._send([one for one in ready if _entry(one).stream == stream], 0)
+                overruled += self._send([one for one in ready if entry_of(one).stream == stream], 0)
             except redis.ResponseError as error:
                 refused = refused or error
         if refused is not None:
             raise refused
         return overruled
 
-    def _drop(self, sent: Sequence[_Ready]) -> None:
+    def _drop(self, sent: Sequence[Ready]) -> None:
         """They are no longer ready: they were sent."""
         if self._ready[len(sent) - 1] is sent[-1]:  # so they are the first: they stand in order
             del self._ready[: len(sent)]
         else:
             gone = {id(one) for one in sent}
             self._ready = [one for one in self._ready if id(one) not in gone]
-        self._ready_bytes = sum(map(_size, self._ready))
+        self._ready_bytes = sum(map(size_of, self._ready))
 
-    def _streams(self, ready: Sequence[_Ready]) -> dict[str, int]:
-        """The streams of the partitions of these, each with its place among the keys of the call."""
-        streams: dict[str, int] = {}
-        for commands in self._partitions if len(self._partitions) == 1 else {_entry(one).stream for one in ready}:
-            partition = self._partitions[commands]
-            for key in (commands, partition.replies(self._service), partition.quarantine_of(self._service)):
-                streams[key] = len(streams) + 1
-        return streams
-
-    def _answer_all(self, ready: Sequence[_Ready], ahead: int) -> list[int]:
+    def _answer_all(self, ready: Sequence[Ready], ahead: int) -> list[int]:
         """Send these. Returns the numbers, from 1, of those that were overruled, as answer.lua does."""
-        keys = self._streams(ready)
-        args: list[str | bytes | int] = [self._service, DONE_KEPT_S, self._holder]
-        for one in ready:
-            if isinstance(one, _Quarantined):
-                fields: Fields | dict[str, str | bytes | int] = one.entry.quarantined(one.reason, is_command=True)
-                args += (one.entry.id, keys[one.entry.stream] + 2, 0, "", "", "", "final", "", 2 * len(fields))
-            else:
-                delivery, answer = one
-                reply = answer.reply
-                fields = reply.fields()
-                if service_rules.names_process(delivery.command, reply):
-                    fields["process"] = self._process
-                done = keys.setdefault(delivery.done, len(keys) + 1)
-                tombstone = "" if delivery.command.compensating else delivery.tombstone
-                entry = delivery.entry
-                args += (entry.id, keys[entry.stream] + 1, done, delivery.record, tombstone, delivery.seen)
-                args += (answer.kind, reply.payload or "", 2 * len(fields))
-            for pair in fields.items():
-                args += pair
-        answering: Exchange[list[int]] = self._answer.call(keys=list(keys), args=args)
+        keys, args = packed(ready, self._partitions, self._service, holder=self._holder, process=self._process)
+        answering: Exchange[list[int]] = self._answer.call(keys=keys, args=args)
         if ahead:
             answering = self._reader.read_along(answering, in_all(ahead))
         return run(self._client, answering)
 
-    def _overruled(self, ready: Sequence[_Ready], numbers: Iterable[int]) -> list[Delivery]:
+    def _overruled(self, ready: Sequence[Ready], numbers: Iterable[int]) -> list[Delivery]:
         """Of the answers that were overruled: the commands that this process undoes. The others are added to their
         stream again, where they stay until a process has undone them."""
         undone_here: list[Delivery] = []
         requeued: list[tuple[Delivery, Requeue]] = []
         for number in numbers:
             one = ready[abs(number) - 1]
-            assert not isinstance(one, _Quarantined)  # it has no tombstone
+            assert not isinstance(one, Quarantined)  # it has no tombstone
             delivery, answer = one
             todo = service_rules.overruled(delivery.command, answer.reply, is_held=number > 0)
             if isinstance(todo, Requeue):
@@ -359,33 +261,25 @@ class Outbox:
                 self._log.warning(f"{text}, and others had answered it: sent again, to be undone", extra=about(command))
         return undone_here
 
-    def _set_aside(self, ready: Sequence[_Ready], error: redis.ResponseError) -> None:
+    def _set_aside(self, ready: Sequence[Ready], error: redis.ResponseError) -> None:
         """The answers could not be sent: quarantine the commands of those that cannot be recorded. Raises the error if
         that is not the reason."""
-        deliveries = [one[0] for one in ready if not isinstance(one, _Quarantined)]
+        deliveries = [one[0] for one in ready if not isinstance(one, Quarantined)]
         unusable = self._records.unusable(deliveries, error)
         with self._lock:
-            aside = [one[0] for one in self._ready if not isinstance(one, _Quarantined) and one[0].done in unusable]
-            self._ready = [one for one in self._ready if isinstance(one, _Quarantined) or one[0].done not in unusable]
+            aside = [one[0] for one in self._ready if not isinstance(one, Quarantined) and one[0].done in unusable]
+            self._ready = [one for one in self._ready if isinstance(one, Quarantined) or one[0].done not in unusable]
         for delivery in aside:
             self.quarantine_unrecordable(delivery)
         self._reader.renew()  # what came along with the answer is read again
 
 
-def _size(one: _Ready) -> int:
-    return one.entry.size if isinstance(one, _Quarantined) else len(one[1].reply.payload or b"")
-
-
-def _entry(one: _Ready) -> Entry:
-    return one.entry if isinstance(one, _Quarantined) else one[0].entry
-
-
-def _tell_sent(observer: Observers, sent: Sequence[_Ready], overruled: Collection[int]) -> None:
+def _tell_sent(observer: Observers, sent: Sequence[Ready], overruled: Collection[int]) -> None:
     """`overruled`: the numbers of those that were not accepted, as answer.lua returns them."""
     if not observer.watches("answer_sent"):
-        sent = [one for one in sent if isinstance(one, _Quarantined)]
+        sent = [one for one in sent if isinstance(one, Quarantined)]
     for number, one in enumerate(sent, 1):
-        if isinstance(one, _Quarantined):
+        if isinstance(one, Quarantined):
             entry = one.entry
             observer.entry_quarantined(stream=entry.stream, entry_id=entry.id.decode(), reason=one.reason)
         elif number not in overruled and -number not in overruled:
