@@ -19,6 +19,7 @@ from sagastream.broker.clock import BrokerClock, own_s
 from sagastream.broker.entries import Entry, entries_of
 from sagastream.broker.exchange import Exchange, together
 from sagastream.broker.failures import NodeAway, is_deleted, is_wrong_type
+from sagastream.broker.groups import Groups
 from sagastream.broker.heard import Heard, Heartbeat
 from sagastream.broker.leases import Leases
 from sagastream.broker.own_entries import OwnEntries
@@ -88,8 +89,7 @@ class GroupReader:
         self._heartbeat = heartbeat
         self._heard = Heard(heartbeat, self._log)
         self._leave = scripting.Script("leave")
-        self._unusable: set[str] = set()  # streams that are none, and are left out …
-        self._told: set[str] = set()  # … and those that this was told of
+        self._groups = Groups(client, group, self._log)
         #: Streams that `counts` leaves out for a while: a reading waits for the others.
         self.left_out: frozenset[str] = frozenset()
         self._own = OwnEntries(client, group=group, consumer=consumer, log=self._log)
@@ -171,7 +171,7 @@ class GroupReader:
     def follow(self, streams: Sequence[str]) -> None:
         """Read these streams too, from now on."""
         if more := [stream for stream in streams if stream not in self.streams]:
-            self._make_groups(more)
+            self.streams += self._groups.made(more)
 
     def read_along(self, first: Exchange[_T], counts: Counts) -> Exchange[_T]:
         """The exchange and, if the next reading will be of new entries, a reading ahead in its first round trip. The
@@ -214,8 +214,9 @@ class GroupReader:
         if self._heartbeat is not None:
             # Before it has a consumer: a consumer without a heartbeat is taken for a process of an earlier release.
             exchange.run(self._client, self._heard.beat(self._heartbeat))
-        self.streams, self._unusable = [], set()
-        self._make_groups(streams)
+        self.streams = []
+        self._groups.anew()
+        self.streams += self._groups.made(streams)
         self._preferred = PreferredStreams(self._prefers)
         self._preferred.choose(self.streams)
         if self._was_deleted:
@@ -239,33 +240,8 @@ class GroupReader:
 
     def _was_cut(self) -> None:
         """A node of the cluster was cut off, or is back. Read again what it may have given, and what is missing."""
-        self.follow(sorted(self._unusable))
+        self.follow(self._groups.left_out)
         self.renew()
-
-    def _make_groups(self, streams: Sequence[str]) -> None:
-        """Have the group on these streams, and read them. If the key of one holds something else, or its node is away,
-        it is left out for now: the others are read."""
-        # From 0: entries that were added before the group was created are for it too.
-        making = [
-            scripting.even_if_full(stream, "XGROUP", "CREATE", stream, self._group, "0", "MKSTREAM")
-            for stream in streams
-        ]
-        answers = wire.round_trip(self._client, making)
-        for stream, answer in zip(streams, answers, strict=True):
-            if partial.passes_over(self._client, answer):
-                self._unusable.add(stream)
-                continue
-            if isinstance(answer, redis.RedisError) and not str(answer).startswith("BUSYGROUP"):
-                if not is_wrong_type(answer):
-                    raise answer
-                if stream not in self._told:
-                    self._log.error(f"{stream} is not a stream: it is not read, until it is one or is gone")
-                self._told.add(stream)
-                self._unusable.add(stream)
-                continue
-            self.streams.append(stream)
-            self._unusable.discard(stream)
-            self._told.discard(stream)
 
     def _deleted(self, error: redis.RedisError) -> None:
         """If a stream or group was deleted, let the next read create it again. Raises any other error."""
@@ -290,7 +266,7 @@ class GroupReader:
         if self.leases.is_time_to_look:
             self.leases.look(self._preferred.and_others_in_turn() if self._helps else self.mine)
             self.show_up()
-            self.follow(sorted(self._unusable))
+            self.follow(self._groups.left_out)
         while self.leases.is_looking:
             claiming = _plainly(self.leases.claims(self._ahead.portion))
             if entries := self.leases.claimed(exchange.run(self._client, self._heard.along(claiming))):
