@@ -14,7 +14,8 @@ from redis.retry import Retry
 
 from sagastream.broker import exchange, sentinel, server, to_cluster, urls
 from sagastream.broker.embedded import EmbeddedServer
-from sagastream.broker.failures import greeting, is_outage
+from sagastream.broker.failures import is_outage
+from sagastream.broker.hello import Hello
 from sagastream.broker.home import (
     FORMER_IS_OPEN,
     HOME_VARIABLE,
@@ -98,9 +99,6 @@ class Broker:
         self._said: set[str] = set()
         #: What a crash of the server takes, as far as that is known; for the report of an outage.
         self.lost_by_crash: str | None = None
-        #: How many connections the client has opened so far. If the server restarts between two commands, nothing
-        #: fails: the client opens another connection, and only this number tells of it.
-        self.connections = 0
         if url and port is not None:
             raise BrokerError("a port is for the embedded Valkey, and the broker is another one, since there is a url")
         if not url:
@@ -115,7 +113,8 @@ class Broker:
             self.url = url
             named = _GIVEN if given else "REDIS_URL"
             limits = {"socket_timeout": BLOCK_MS / 1000 + answer_timeout_s, "socket_connect_timeout": answer_timeout_s}
-            self.client = _client(url, named, redis_connect_func=self._connected, **limits)
+            self._hello = Hello(url, lambda: self.is_cluster)
+            self.client = _client(url, named, redis_connect_func=self._hello.say, **limits)
         except BaseException:  # a signal, too, must not leave a server behind
             if self.embedded is not None:
                 self.embedded.leave()
@@ -136,18 +135,11 @@ class Broker:
         folder, home = above
         return f"this store is for the current folder; that of {folder} is another one: {HOME_VARIABLE}={home}"
 
-    def _connected(self, connection: Any) -> None:
-        with greeting(may_want_tls=self.url.startswith("redis:") and not self.connections):
-            connection.on_connect()  # as redis-py has it by default
-            connection.send_command("HELLO")
-            with suppress(redis.ResponseError):  # a user may not be allowed to ask
-                mode = server.mode_of(connection.read_response())
-                if isinstance(connection, to_cluster.ToBroker):
-                    connection.serves(mode)
-                if (why := server.unusable(mode, is_cluster=self.is_cluster)) is not None:
-                    connection.disconnect()
-                    raise BrokerError(f"{self.shown_url} {why}")
-        self.connections += 1
+    @property
+    def connections(self) -> int:
+        """How many connections the client has opened so far. If the server restarts between two commands, nothing
+        fails: the client opens another connection, and only this number tells of it."""
+        return self._hello.connections
 
     @property
     def is_cluster(self) -> bool:
@@ -288,26 +280,12 @@ def connect_async(url: str) -> "ConnectionPool":
 
     from sagastream.broker import in_loop, to_cluster_in_loop
 
-    has_answered = False
-
     def is_cluster() -> bool:
         return "nodes" in options and bool(options["nodes"].map.is_cluster)
 
-    async def connected(connection: Any) -> None:
-        nonlocal has_answered
-        with greeting(may_want_tls=url.startswith("redis:") and not has_answered):
-            await connection.on_connect()
-            await connection.send_command("HELLO")
-            with suppress(redis.ResponseError):
-                mode = server.mode_of(await connection.read_response())
-                if isinstance(connection, to_cluster_in_loop.ToBrokerInLoop):
-                    connection.serves(mode)
-                if (why := server.unusable(mode, is_cluster=is_cluster())) is not None:
-                    await connection.disconnect()
-                    raise BrokerError(f"{urls.shown(url)} {why}")
-        has_answered = True
-
-    options: dict[str, Any] = {"redis_connect_func": connected, "max_connections": 16, "timeout": None, **_OPTIONS}
+    hello = Hello(url, is_cluster)
+    options: dict[str, Any] = {"redis_connect_func": hello.say_in_loop, "max_connections": 16, "timeout": None}
+    options |= _OPTIONS
     # Not from_url: it would put its own class of connections in the place of that of `options_in_loop`.
     if urls.names_sentinels(url):
         options |= in_loop.parsed(urls.sentinels(url).server) | sentinel.options_in_loop(url)

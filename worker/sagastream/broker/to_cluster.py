@@ -5,7 +5,6 @@ What the url names, only the server knows: so the first connection asks it, and 
 
 import threading
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 import redis
@@ -29,10 +28,10 @@ from sagastream.broker.bundle import (
     reached,
 )
 from sagastream.broker.cluster_map import ClusterMap, slot_of
-from sagastream.broker.failures import greeting, of_node
+from sagastream.broker.failures import of_node
+from sagastream.broker.hello import MayLeadToCluster, say_hello
 from sagastream.broker.pool import Pool
 from sagastream.broker.probes import Probes
-from sagastream.broker.server import mode_of
 from sagastream.broker.urls import Address
 from sagastream.broker.waits import Waits
 
@@ -124,7 +123,7 @@ class _SSLToNode(_ToNode, SSLConnection):
     pass
 
 
-class ToBroker(Connection):
+class ToBroker(MayLeadToCluster, Connection):
     """A connection to a server, or to a cluster."""
 
     def __init__(self, *, nodes: Nodes, **options: Any) -> None:
@@ -133,10 +132,6 @@ class ToBroker(Connection):
         self._bundle: Bundle | None = None
         self._by_node: dict[Address, Any] = {}
         super().__init__(**options)  # type: ignore[no-untyped-call]  # redis-py has no type for it
-
-    def serves(self, mode: str) -> None:
-        """The server says that it works in this mode."""
-        self._nodes.map.is_cluster = mode == "cluster"
 
     def connect(self) -> None:
         if not self._nodes.map.is_cluster:
@@ -302,18 +297,8 @@ def options(url: str) -> dict[str, Any]:
     return {
         "connection_class": SSLToBroker if is_secure else ToBroker,
         "nodes": Nodes(seeds_of(url), is_secure=is_secure),
-        "redis_connect_func": _greet,
+        "redis_connect_func": say_hello,
     }
-
-
-def _greet(connection: Any) -> None:
-    """Begin a connection of a client that does not ask by itself what the server is."""
-    with greeting(may_want_tls=isinstance(connection, ToBroker) and not isinstance(connection, SSLConnection)):
-        connection.on_connect()
-        if isinstance(connection, ToBroker):
-            connection.send_command("HELLO")
-            with suppress(redis.ResponseError):  # a user may not be allowed to ask
-                connection.serves(mode_of(connection.read_response()))
 
 
 def clients(client: "redis.Redis", *, answering: bool = False) -> dict[str, "redis.Redis"]:

@@ -28,6 +28,7 @@ from sagastream.broker.bundle import (
 )
 from sagastream.broker.cluster_map import ClusterMap
 from sagastream.broker.failures import no_node_of, of_node
+from sagastream.broker.hello import MayLeadToCluster
 from sagastream.broker.in_loop import Connection, SSLConnection
 from sagastream.broker.probes import Probes
 from sagastream.broker.routes import Command, Reading
@@ -77,7 +78,7 @@ class _Waiting(NamedTuple):
     answer: "asyncio.Task[Any]"
 
 
-class ToBrokerInLoop(Connection):
+class ToBrokerInLoop(MayLeadToCluster, Connection):
     """A connection to a server, or to a cluster."""
 
     def __init__(self, *, nodes: NodesInLoop, **options: Any) -> None:
@@ -88,10 +89,6 @@ class ToBrokerInLoop(Connection):
         self._waiting: dict[int, _Waiting] = {}  # by slot
         self._idle: dict[Address, list[Any]] = {}  # connections on which nothing waits
         super().__init__(**options)
-
-    def serves(self, mode: str) -> None:
-        """The server says that it works in this mode."""
-        self._nodes.map.is_cluster = mode == "cluster"
 
     async def connect(self) -> None:
         if not self._nodes.map.is_cluster:
