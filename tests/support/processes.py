@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sagastream.broker.home import home_of
+from sagastream.broker.which_home import home_of
 from support.prepared import SCRIPT, popen
 from support.waiting import until
 

@@ -4,7 +4,7 @@ import sys
 
 if __name__ == "__main__":
     if not sys.flags.safe_path:
-        del sys.path[0]  # the current folder, which Python puts there for -m: see home.py for why it is not trusted
+        del sys.path[0]  # the current folder, which Python puts there for -m; which_home.py says why it is not trusted
     from importlib.metadata import distribution
 
     # Through its entry point: the command line is in the bridge, and the library imports nothing of that.

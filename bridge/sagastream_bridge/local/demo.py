@@ -10,7 +10,8 @@ from typing import Any, Final
 from sagastream.broker.connection import Broker
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.exchange import run
-from sagastream.broker.home import HOME_VARIABLE, default_home, named_home
+from sagastream.broker.home import HOME_VARIABLE
+from sagastream.broker.which_home import default_home, named_home
 from sagastream.client.blocking import SagaClient
 from sagastream.console import printable
 from sagastream.core.begin_parsing import parse_begin

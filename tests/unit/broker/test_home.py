@@ -8,8 +8,9 @@ import pytest
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.embedded import EmbeddedServer
-from sagastream.broker.home import Home, default_home, home_of, not_ours
+from sagastream.broker.home import Home, not_ours
 from sagastream.broker.launch import _quoted, _settings, most_memory
+from sagastream.broker.which_home import default_home, home_of
 from sagastream.errors import BrokerError
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,20 +11,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sagastream.broker import exchange, sentinel, server, to_cluster, urls
+from sagastream.broker import exchange, sentinel, server, to_cluster, urls, which_home
 from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.failures import is_outage
 from sagastream.broker.hello import Hello
-from sagastream.broker.home import (
-    FORMER_IS_OPEN,
-    HOME_VARIABLE,
-    Home,
-    default_home,
-    former_home,
-    home_above,
-    move,
-    named_home,
-)
+from sagastream.broker.home import HOME_VARIABLE
 from sagastream.broker.pool import Pool
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log
@@ -102,9 +92,9 @@ class Broker:
         if url and port is not None:
             raise BrokerError("a port is for the embedded Valkey, and the broker is another one, since there is a url")
         if not url:
-            self.embedded = EmbeddedServer(Path(home) if home else _home(create=create), port=port)
+            self.embedded = EmbeddedServer(Path(home) if home else which_home.chosen(create=create), port=port)
             if not create and not self.embedded.has_data:
-                raise BrokerError(_no_store(self.embedded.home))
+                raise BrokerError(which_home.no_store(self.embedded.home))
         try:
             if self.embedded is not None:
                 self.embedded.ensure()
@@ -130,7 +120,7 @@ class Broker:
     @property
     def also_above(self) -> str | None:
         """If the store is that of the current folder, and a folder above has one too: that, as a sentence."""
-        if self.embedded is None or (above := _above(self.embedded.home)) is None:
+        if self.embedded is None or (above := which_home.above(self.embedded.home)) is None:
             return None
         folder, home = above
         return f"this store is for the current folder; that of {folder} is another one: {HOME_VARIABLE}={home}"
@@ -294,36 +284,6 @@ def connect_async(url: str) -> "ConnectionPool":
     else:
         options |= in_loop.parsed(urls.servers(url)[0]) | to_cluster_in_loop.options_in_loop(url)
     return BlockingConnectionPool(**options, retry=Retry(NoBackoff(), 0))
-
-
-def _home(*, create: bool) -> Path:
-    """The home that the environment names, or that of the current folder. If that is made now, this tells of a store
-    where the home was in the past."""
-    if (named := named_home()) is not None:
-        return named
-    home = default_home()
-    if create and not home.exists() and (former := former_home()) is not None:
-        _log.warning(f"{former} is not used, since {FORMER_IS_OPEN}; if it is yours, set {HOME_VARIABLE}={former}")
-    return home
-
-
-def _above(home: Home) -> tuple[Path, Path] | None:
-    """The folder above the current one that has a home, and that home; None: there is none, or this home is not that of
-    the current folder."""
-    with suppress(BrokerError):  # the current folder cannot be read, so this home is not its own
-        if home.path == default_home():
-            return home_above()
-    return None
-
-
-def _no_store(home: Home) -> str:
-    where = "the folder in which sagastream runs"
-    if (above := _above(home)) is not None:
-        where += f" (there is a store for {above[0]})"
-    text = f"there is no store in {home}: go to {where}, or set {HOME_VARIABLE} or REDIS_URL"
-    if named_home() is None and (former := former_home()) is not None:
-        text += f"; {former} is not used, since {FORMER_IS_OPEN}; if it is yours: {move(former, home.path)}"
-    return text
 
 
 def _client(url: str, named: str, **options: Any) -> redis.Redis:

@@ -1,19 +1,15 @@
 """The home: the folder of an embedded server and of the processes that share it.
 
 Whoever can write into a home decides what the server loads and what our processes read. So a home is used only if no
-other user can write into it, or put another folder in its place. By default it is not in the current folder: that may
-come from somebody else.
+other user can write into it, or put another folder in its place.
 """
 
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
-import re
 import secrets
 import shlex
-import socket
 import stat
 from pathlib import Path
 from typing import Final
@@ -22,12 +18,6 @@ from sagastream.errors import BrokerError
 
 #: The environment variable that names the home.
 HOME_VARIABLE: Final = "SAGASTREAM_HOME"
-#: Where the home was in the past, below the current folder. It is not used any more.
-_FORMER: Final = ".sagastream"
-#: Why.
-FORMER_IS_OPEN: Final = "whoever gives you this folder may have put it there"
-#: How much of the name of a folder or of a machine is seen in the path of its home. The path of a socket is short.
-_SEEN: Final = 12
 
 
 class Home:
@@ -114,61 +104,6 @@ class Home:
         return None
 
 
-def named_home() -> Path | None:
-    """The home that the environment names."""
-    named = os.environ.get(HOME_VARIABLE)
-    return Path(named) if named else None
-
-
-def default_home() -> Path:
-    """The home for the current folder: in the state folder of this user, by machine and folder. Raises BrokerError if
-    there is no such folder."""
-    return home_of(*_here_and_state())
-
-
-def home_above() -> tuple[Path, Path] | None:
-    """The nearest folder above the current one in which sagastream has run, and its home; None: there is none. Raises
-    BrokerError as `default_home` does."""
-    here, state = _here_and_state()
-    homes = ((folder, home_of(folder, state)) for folder in here.parents)
-    return next(((folder, home) for folder, home in homes if os.path.lexists(home / "appendonlydir")), None)
-
-
-def _here_and_state() -> tuple[Path, Path]:
-    """The current folder, and the state folder of this user."""
-    try:
-        here = Path.cwd()
-        state = Path(os.environ.get("XDG_STATE_HOME") or "")
-        if not state.is_absolute():
-            state = Path.home() / ".local" / "state"
-    except OSError as error:
-        raise BrokerError(f"the current folder cannot be read: {error.strerror}; set {HOME_VARIABLE}") from None
-    except RuntimeError:  # there is neither HOME nor an entry for this user
-        raise BrokerError(f"it is not known where your home folder is; set {HOME_VARIABLE} or HOME") from None
-    return here, state
-
-
-def home_of(folder: Path, state: Path) -> Path:
-    """The home for work in a folder, on this machine. `state`: the state folder of this user."""
-    # The whole path counts, and a shorter hash of it could be met on purpose by a folder that is named for it.
-    unique = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return state / "sagastream" / (_slug(socket.gethostname()) or "here") / f"{_slug(folder.name) or 'root'}-{unique}"
-
-
-def former_home() -> Path | None:
-    """A folder in which the home was in the past, with a store in it. It is not used."""
-    with contextlib.suppress(OSError):
-        former = Path.cwd() / _FORMER
-        if stat.S_ISDIR(former.lstat().st_mode) and os.path.lexists(former / "appendonlydir"):
-            return former
-    return None
-
-
-def move(former: Path, home: Path) -> str:
-    """The line that moves a home to where it is looked for."""
-    return f"mkdir -p {shlex.quote(str(home.parent))} && mv {shlex.quote(str(former))} {shlex.quote(str(home))}"
-
-
 def open_private(path: Path, flags: int) -> int:
     """A descriptor of a file that is ours alone. Follows no link. Raises BrokerError if it is no such file."""
     # A pipe without a reader would hold up whoever opens it.
@@ -225,10 +160,6 @@ def _trusted(owner: int) -> bool:
         all_users = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
         return not all_users and owner == int(Path("/proc/sys/kernel/overflowuid").read_text())
     return False
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:_SEEN].strip("-")
 
 
 def try_lock(fd: int) -> bool:
