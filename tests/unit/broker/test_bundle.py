@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import redis
 
-from sagastream.broker.bundle import (
+from sagastream.broker.bundle import Bundle
+from sagastream.broker.cluster_map import SLOTS, ClusterMap, slot_of
+from sagastream.broker.failures import NodeAway, NodeRefuses, NoNode, is_outage, is_refusal, may_be_former, told
+from sagastream.broker.seeds import no_node, reached
+from sagastream.broker.to_do import (
     AskForMap,
-    Bundle,
     Collect,
     Login,
     Probe,
@@ -18,11 +21,7 @@ from sagastream.broker.bundle import (
     Send,
     Wait,
     half_sent,
-    no_node,
-    reached,
 )
-from sagastream.broker.cluster_map import SLOTS, ClusterMap, slot_of
-from sagastream.broker.failures import NodeAway, NodeRefuses, NoNode, is_outage, is_refusal, may_be_former, told
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
 from sagastream.errors import BrokerError

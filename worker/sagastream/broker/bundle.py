@@ -4,12 +4,12 @@ It sends the commands of a round trip to all nodes at once, and gives the answer
 follows slots that have moved. If a node is away, the answers to its commands are errors, and the others are there.
 
 Here is what it does, without the transport: each method is a generator that yields what to do next with one node, and
-is sent what has come of it. to_cluster.py does it for callers that block, to_cluster_in_loop.py in an event loop.
+is sent what has come of it; see to_do.py.
 """
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import redis
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
@@ -17,110 +17,23 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
 from sagastream.broker.cluster_map import NAMELESS, ClusterMap
 from sagastream.broker.failures import (
     NodeAway,
-    NoNode,
     is_deleted,
     is_denied,
-    is_outage,
     name_node,
     no_node_of,
     node_name,
     of_node,
-    reason,
     refusal,
     said_by,
 )
 from sagastream.broker.routes import READINGS, Command, Part, routed
+from sagastream.broker.to_do import AskForMap, Collect, Login, Probe, Read, Send, Steps, ToDo, Wait
+from sagastream.broker.trip_time import TripTime
 from sagastream.broker.urls import Address
 from sagastream.broker.wire import Words
-from sagastream.errors import BrokerError
 
 #: A slot that moves to and fro is followed so often.
 _MOST_MOVES: Final = 5
-
-
-class Send(NamedTuple):
-    """Send these commands to a node. What comes of it: None; or the error, which is NodeAway with `was_sent` if some of
-    them may have arrived."""
-
-    node: Address
-    commands: list[Words]
-
-
-class Read(NamedTuple):
-    """Read the next answer of a node. What comes of it: the answer, or the error."""
-
-    node: Address
-
-
-class AskForMap(NamedTuple):
-    """Ask this node for the map, over a connection of its own. What comes of it: the answer, or the error."""
-
-    node: Address
-
-
-class Reach(NamedTuple):
-    """Connect to this server, one of several that the url names. What comes of it: None; or the error, which is a
-    BrokerError if it is no node of a cluster."""
-
-    server: Address
-
-
-class Probe(NamedTuple):
-    """See whether a node that was away answers again, without waiting for it. What comes of it: None, or the error."""
-
-    node: Address
-
-
-class Login(NamedTuple):
-    """Connect to a node that answers again, before it is asked anything. What comes of it: None, or the error."""
-
-    node: Address
-
-
-class Wait(NamedTuple):
-    """Wait until one of the readings has something, at most for so long. What comes of it: the answers that there are,
-    errors among them."""
-
-    command: Command
-    block_ms: int
-
-
-class Collect(NamedTuple):
-    """Take what former readings of this consumer, which still wait, have got; of one that only looks, those with the
-    same words. What comes of it: the answers, by slot; and the slots that still wait with the same words."""
-
-    command: Command
-
-
-ToDo = Send | Read | AskForMap | Reach | Probe | Login | Wait | Collect
-Steps = Generator[ToDo, Any, Any]
-
-
-def reached(cluster: ClusterMap) -> Steps:
-    """Connect to the first that lets this process in, of the servers that the url names. Raises NoNode if none answers,
-    redis.AuthenticationError if those that answer refuse the login, and BrokerError if one is no node of a cluster:
-    each process might find another server then, with another store."""
-    silent: list[str] = []
-    refused: RedisError | None = None
-    for server in cluster.seeds:
-        error = yield Reach(server)
-        if error is None:
-            return
-        if isinstance(error, redis.AuthenticationError):
-            refused = refused or refusal(server, error)
-            continue
-        if not is_outage(error):
-            raise error
-        silent.append(f"{server} ({reason(error)})")
-    if refused is not None:
-        raise refused
-    raise NoNode(f"none of the nodes that the url names can be reached: {', '.join(silent)}")
-
-
-def no_node(server: Address) -> BrokerError:
-    """That a server is no node of a cluster, although the url names several."""
-    text = f"the url names several servers, so each must be a node of one cluster, and {server} is not"
-    return BrokerError(f"{text}: name a single server, or its Sentinels with redis+sentinel://")
 
 
 class Bundle:
@@ -129,7 +42,7 @@ class Bundle:
         self._commands: deque[Command] = deque()  # sent, and not read yet
         self._asked: dict[Address, deque[Part]] = {}  # by node: what it has not answered yet
         self._late: dict[int, list[Any]] = {}  # by command: what former readings have got
-        self._time_asked_s: dict[int, float] = {}  # by command: when TIME was asked, by the map's clock for that
+        self._time = TripTime(cluster.time)
         self._has_followed = False  # whether a slot has moved since all answers were read
 
     @property
@@ -156,7 +69,7 @@ class Bundle:
             if command.reading is not None:
                 yield from self._collect(command)
             elif command.name == "TIME":
-                self._ask_for_time(command)
+                self._time.ask(command)
         self._wait_once(these)
         self._commands.extend(these)
         parts = [part for command in these for part in command.parts if not part.is_answered]
@@ -167,8 +80,11 @@ class Bundle:
         command = self._commands.popleft()
         for part in command.parts:
             yield from self._answered(part)
-        if command.name == "TIME" and (yield from self._has_time(command)):
-            return self._map.time.now()
+        if command.name == "TIME":
+            if self._time.is_of_cluster(command):
+                return self._map.time.now()
+            if isinstance(command.parts[0].answer, NodeAway):
+                yield from self._what_time_is_it(command, None)  # any other node knows
         if command.name in READINGS:
             self._note_unread(command)
         answer = command.answer()
@@ -184,10 +100,7 @@ class Bundle:
             waited = yield Wait(command, reading.block_ms)
             nothing = [None] * (len(reading.by_slot) - len(waited))  # the other slots have given
             answer = reading.merged([*waited, *nothing])
-            if self._map.time.slot is None:
-                for later in [one for one in self._commands if one.name == "TIME"]:  # it was asked before the waiting
-                    yield from self._answered(later.parts[0])
-                    yield from self._what_time_is_it(later, later.parts[0].slot)
+            yield from self._has_waited()
         return answer
 
     def forget(self) -> None:
@@ -195,7 +108,7 @@ class Bundle:
         self._commands.clear()
         self._asked.clear()
         self._late.clear()
-        self._time_asked_s.clear()
+        self._time.forget()
 
     def _collect(self, command: Command) -> Steps:
         reading = command.reading
@@ -223,29 +136,12 @@ class Bundle:
                 asked = (self._map.node_of(slot), *command.parts[0].words)
                 command.parts = last.setdefault(asked, command.parts)
 
-    def _ask_for_time(self, command: Command) -> None:
-        """Have the node asked whose time is that of the cluster, if it is time to ask it."""
-        time, part = self._map.time, command.parts[0]
-        if time.slot is None or part.is_in_transaction:
-            return
-        if (asked_s := time.asks()) is None:
-            part.ends(None)
-        else:
-            part.slot, part.may_go_elsewhere = time.slot, False
-            self._time_asked_s[id(command)] = asked_s
-
-    def _has_time(self, command: Command) -> Generator[ToDo, Any, bool]:
-        """Whether the time of the cluster is the answer. If not, the answer of a node is used; this asks another node
-        if the first is away."""
-        time, part = self._map.time, command.parts[0]
-        asked_s = self._time_asked_s.pop(id(command), None)
-        if asked_s is not None and isinstance(part.answer, list):
-            time.told(part.answer, asked_s)
-        if time.slot is not None and time.is_known and not part.is_in_transaction:
-            return True
-        if isinstance(part.answer, NodeAway):
-            yield from self._what_time_is_it(command, None)  # any other node knows
-        return False
+    def _has_waited(self) -> Steps:
+        """What follows in the trip tells the time after the waiting, although it was asked before."""
+        if self._map.time.slot is None:
+            for later in [one for one in self._commands if one.name == "TIME"]:
+                yield from self._answered(later.parts[0])
+                yield from self._what_time_is_it(later, later.parts[0].slot)
 
     def _what_time_is_it(self, command: Command, slot: int | None) -> Steps:
         """Ask again: the node of this slot, or any (None)."""
@@ -371,10 +267,3 @@ class Bundle:
             error = refusal(node, answer)
         if must:
             raise error
-
-
-def half_sent(error: RedisError) -> NodeAway:
-    """The error with which a sending has ended: the node may have got some of the commands, and does them."""
-    away = NodeAway(str(error), was_sent=True)
-    away.__cause__ = error
-    return away

@@ -8,12 +8,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final
 
 import redis
-from redis.connection import Connection, SSLConnection, parse_url
+from redis.connection import Connection, SSLConnection
 
-from sagastream.broker import urls, wire
-from sagastream.broker.bundle import (
+from sagastream.broker import wire
+from sagastream.broker.bundle import Bundle
+from sagastream.broker.cluster_map import ClusterMap, slot_of
+from sagastream.broker.failures import of_node
+from sagastream.broker.hello import MayLeadToCluster, say_hello
+from sagastream.broker.pool import Pool
+from sagastream.broker.probes import Probes
+from sagastream.broker.seeds import no_node, reached, seeds_of
+from sagastream.broker.to_do import (
     AskForMap,
-    Bundle,
     Collect,
     Login,
     Probe,
@@ -24,14 +30,7 @@ from sagastream.broker.bundle import (
     ToDo,
     Wait,
     half_sent,
-    no_node,
-    reached,
 )
-from sagastream.broker.cluster_map import ClusterMap, slot_of
-from sagastream.broker.failures import of_node
-from sagastream.broker.hello import MayLeadToCluster, say_hello
-from sagastream.broker.pool import Pool
-from sagastream.broker.probes import Probes
 from sagastream.broker.urls import Address
 from sagastream.broker.waits import Waits
 
@@ -283,12 +282,6 @@ class ToBroker(MayLeadToCluster, Connection):
 
 class SSLToBroker(ToBroker, SSLConnection):
     pass
-
-
-def seeds_of(url: str) -> list[Address]:
-    """The address of each server that a usable url names."""
-    each: list[Any] = [parse_url(one) for one in urls.servers(url)]  # type: ignore[no-untyped-call]  # it has no type
-    return [Address(one.get("host", "localhost"), one.get("port", 6379)) for one in each]
 
 
 def options(url: str) -> dict[str, Any]:

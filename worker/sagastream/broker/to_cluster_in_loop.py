@@ -10,9 +10,17 @@ from typing import Any, NamedTuple
 import redis
 
 from sagastream.broker import wire
-from sagastream.broker.bundle import (
+from sagastream.broker.bundle import Bundle
+from sagastream.broker.cluster_map import ClusterMap
+from sagastream.broker.failures import no_node_of, of_node
+from sagastream.broker.hello import MayLeadToCluster
+from sagastream.broker.in_loop import Connection, SSLConnection
+from sagastream.broker.probes import Probes
+from sagastream.broker.routes import Command, Reading
+from sagastream.broker.seeds import no_node, reached, seeds_of
+from sagastream.broker.to_cluster import LONGEST_S, PATIENCE_S
+from sagastream.broker.to_do import (
     AskForMap,
-    Bundle,
     Collect,
     Login,
     Probe,
@@ -23,16 +31,7 @@ from sagastream.broker.bundle import (
     ToDo,
     Wait,
     half_sent,
-    no_node,
-    reached,
 )
-from sagastream.broker.cluster_map import ClusterMap
-from sagastream.broker.failures import no_node_of, of_node
-from sagastream.broker.hello import MayLeadToCluster
-from sagastream.broker.in_loop import Connection, SSLConnection
-from sagastream.broker.probes import Probes
-from sagastream.broker.routes import Command, Reading
-from sagastream.broker.to_cluster import LONGEST_S, PATIENCE_S, seeds_of
 from sagastream.broker.urls import Address
 from sagastream.broker.waits import LOOK_MS
 
