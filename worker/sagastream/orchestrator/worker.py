@@ -6,10 +6,9 @@ if another worker has changed the saga since. An entry is acknowledged in the co
 at any point: another worker claims what it held.
 """
 
-import random
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, get_args
 
 import redis
@@ -18,25 +17,21 @@ from sagastream.broker import exchange, partial
 from sagastream.broker.clock import own_s
 from sagastream.broker.connection import BLOCK_MS, Broker
 from sagastream.broker.entries import Entry
-from sagastream.broker.exchange import Exchange
 from sagastream.broker.group_reader import GroupReader, consumer_name
 from sagastream.broker.outage import Outage
-from sagastream.core.backoff import jitter
-from sagastream.core.journal import JOURNAL_BYTES, MAX_JOURNAL_BYTES
+from sagastream.core.journal import JOURNAL_BYTES
 from sagastream.core.messages import Begin, Due, ToSaga
 from sagastream.core.saga import Found
-from sagastream.core.transitions import Moment
 from sagastream.health import HealthFile
 from sagastream.orchestrator.aftermath import Aftermath
 from sagastream.orchestrator.bulks import Bulks
-from sagastream.orchestrator.change import Change
 from sagastream.orchestrator.clock import newest_time
-from sagastream.orchestrator.commit import Refused, Store
+from sagastream.orchestrator.commit import Store
 from sagastream.orchestrator.compensations import Compensations
 from sagastream.orchestrator.damaged import DamagedPartitions
+from sagastream.orchestrator.deciding import Deciding
 from sagastream.orchestrator.due_sagas import LOOK_EVERY_S, DueSagas
 from sagastream.orchestrator.ends import Ends
-from sagastream.orchestrator.folding import fold, parts_of
 from sagastream.orchestrator.gate import Gate
 from sagastream.orchestrator.last_written import LastWritten
 from sagastream.orchestrator.order import Order
@@ -46,12 +41,13 @@ from sagastream.orchestrator.pauses import Pauses
 from sagastream.orchestrator.report import TurnReport
 from sagastream.orchestrator.room import MOST_UNREAD, Room
 from sagastream.orchestrator.services import KnownServices
+from sagastream.orchestrator.setbacks import Setbacks
 from sagastream.orchestrator.state_cache import StateCache
 from sagastream.orchestrator.streams import Input, Streams
 from sagastream.orchestrator.upkeep import Upkeep
 from sagastream.store import layout, sagas
 from sagastream.store.heartbeat import Heartbeat, Kind
-from sagastream.store.keys import ENDED_KEPT_MS, ORCHESTRATOR_GROUP, Partition, StoreKeys
+from sagastream.store.keys import ENDED_KEPT_MS, ORCHESTRATOR_GROUP, StoreKeys
 from sagastream.store.lineage import Lineage
 from sagastream.telemetry import Log, Observer, guarded, runs
 
@@ -133,8 +129,23 @@ class Orchestrator:
         self._away = OutOfReach(self.name, self._observer)
         self._damaged = DamagedPartitions(broker.client)
         self._cache = StateCache()
-        self._journal_bytes = min(max(history_bytes, 0), MAX_JOURNAL_BYTES)
         self._ends = Ends()
+        self._setbacks = Setbacks(
+            broker.client, self._inbox, cache=self._cache, ends=self._ends, away=self._away, damaged=self._damaged
+        )
+        self._deciding = Deciding(
+            broker.client,
+            self._store,
+            self._inbox,
+            stop,
+            gate=self._gate,
+            services=self._services,
+            compensations=self._compensations,
+            pauses=self._pauses,
+            ends=self._ends,
+            setbacks=self._setbacks,
+            history_bytes=history_bytes,
+        )
         self._aftermath = Aftermath(broker.client, self._services, self._ends)
         self._upkeep = Upkeep(broker.client, self._store, self._report, self.name, lease_ms=LEASE_MS)
         self._due = DueSagas(
@@ -242,7 +253,7 @@ class Orchestrator:
             now_ms = self._load(inputs, states)
             if not (inputs := self._ready(inputs, states, now_ms)):
                 break
-            changes, lost, stuck = self._decide_and_commit(inputs, states, now_ms)
+            changes, lost, stuck = self._deciding.committed(inputs, states, now_ms, self._opened, self._read_streams)
             self._cache.keep(changes, [*lost, *stuck])
             self._ends.note(changes, [*lost, *stuck])
             if not (lost or stuck):
@@ -290,17 +301,9 @@ class Orchestrator:
         loaded, away, now_ms = exchange.run(self._broker.client, sagas.load_now(self._opened, asked))
         self._inbox.clock_says(now_ms, asked_s)
         for saga_id, error in away.items():
-            self._lost(self._opened.of(saga_id), error)
+            self._setbacks.lost(self._opened.of(saga_id), error, self._read_streams)
         states |= loaded
         return now_ms
-
-    def _lost(self, partition: Partition, error: redis.RedisError) -> None:
-        """Nothing can be done in a partition for now. What this worker holds of it is read again later. Raises the
-        error if it is one of all."""
-        if not partial.passes_over(self._broker.client, error):
-            raise error
-        self._away.lost(partition, error)
-        self._inbox.renew_later(self._read_streams.of(partition))
 
     def _read(self, block_ms: int) -> list[Entry]:
         """Read replies, and requests; few or none of those if the reads before brought many replies."""
@@ -317,91 +320,6 @@ class Orchestrator:
 
     def _wanted(self, streams: Sequence[str]) -> Mapping[str, int]:
         return self._read_streams.wanted(streams)  # the reader joins before it asks
-
-    def _decide_and_commit(
-        self, inputs: Sequence[Input], states: Mapping[str, Found], now_ms: int
-    ) -> tuple[list[Change], list[Change], list[Change]]:
-        """Decide and commit, part by part: while the broker works on one part, the next is decided on. The entries of
-        the next turn are read along with the last part. Returns all changes besides those of which nobody knows whether
-        they were written, since a node of a cluster is away; those of them that lost the comparison; and those that are
-        stuck, see `Store.commit`."""
-        sent: list[list[Change]] = []
-        left: list[Change] = []
-        streams = self._read_streams
-        published, unknown = self._compensations.needed(self._opened, inputs, states)
-        if unknown:
-            inputs = self._without(unknown, inputs)
-        parts = [part for those in streams.in_calls(inputs) for part in parts_of(those)]
-        closed = self._gate.closed(inputs)
-        moment = Moment(
-            now_ms=now_ms,
-            published=published,
-            watch=self._inbox.clock.watch,
-            jitter=jitter(random.getrandbits(32)),
-            closed=closed,
-            journal_bytes=self._journal_bytes,
-            paused=self._pauses.names,
-            pauses=self._pauses.all,
-            resumes=self._pauses.resumes,
-        )
-
-        refused: Refused = {}  # by partition: why its changes were not written
-
-        def commits() -> Iterator[Exchange[tuple[list[Change], list[Change]]]]:
-            for part in parts:
-                decided = fold(part, states, moment)
-                if leaving := [change for change in decided if change.left]:
-                    left.extend(leaving)
-                    decided = [change for change in decided if not change.is_empty]
-                if decided:
-                    sent.append(decided)
-                    self._services.add([command.service for change in decided for command in change.commands])
-                    committing = self._store.committing(decided, now_ms, refused)
-                    reads_on = part is parts[-1] and not self._stop.is_set()
-                    yield self._inbox.read_along(committing, streams.wanted) if reads_on else committing
-
-        try:
-            results = partial.run_each(self._broker.client, commits())
-        except redis.RedisError:
-            self._ends.note([change for those in sent for change in those])
-            raise
-        changes: list[Change] = []
-        lost: list[Change] = []
-        stuck: list[Change] = []
-        for decided, result in zip(sent, results, strict=True):
-            if isinstance(result, redis.RedisError):
-                self._unknown(decided, result)
-                continue
-            changes += decided
-            lost += result[0]
-            stuck += result[1]
-        if left:
-            self._gate.leave(left)
-        return self._without_damaged(changes, refused), lost, stuck
-
-    def _without(self, saga_ids: Collection[str], inputs: Sequence[Input]) -> Sequence[Input]:
-        """These inputs without those of some sagas, which are read again later."""
-        for partition in {self._opened.of(saga_id) for saga_id in saga_ids}:
-            self._inbox.renew_later(self._read_streams.of(partition))
-        return [item for item in inputs if item[1].saga_id not in saga_ids]
-
-    def _unknown(self, changes: Sequence[Change], error: redis.RedisError) -> None:
-        """Nobody knows whether these were written."""
-        self._cache.keep(changes, changes)
-        self._ends.note(changes)
-        for partition in {change.partition.number: change.partition for change in changes}.values():
-            self._lost(partition, error)
-
-    def _without_damaged(self, changes: list[Change], refused: Refused) -> list[Change]:
-        """These changes without those that were not written, since a key of their partition has another type."""
-        if not refused:
-            return changes
-        unwritten = [change for change in changes if change.partition in refused]
-        self._cache.keep(unwritten, unwritten)
-        for partition, error in refused.items():
-            self._away.lost(partition, self._damaged.found(partition, error))
-            self._inbox.renew_later(self._read_streams.of(partition))
-        return [change for change in changes if change.partition not in refused]
 
     def _ready(self, inputs: list[Input], states: Mapping[str, Found], now_ms: int) -> list[Input]:
         """The inputs that are to be decided on now."""
