@@ -1,0 +1,166 @@
+"""How long `begin` waits, and what it says meanwhile. It waits for the broker, for room in the store, for a worker and
+for the end of its saga.
+"""
+
+import math
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import click
+
+from sagastream_bridge.commands.terminal import safe, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sagastream.broker.connection import Broker
+    from sagastream.client.answers import Accepted
+    from sagastream.client.blocking import SagaClient
+    from sagastream.client.durability import Durable
+    from sagastream.core.messages import Begin
+    from sagastream.core.saga import SagaState
+    from sagastream.store.keys import StoreKeys
+
+_T = TypeVar("_T")
+
+#: How long `begin` waits for a worker to appear before it says that there is none, in seconds.
+_WORKER_GRACE_S: Final = 1.0
+#: How long `begin --wait` waits until it says why the saga has not ended, in seconds, and looks again.
+_SAY_WHY_AFTER_S: Final = 3.0
+
+
+class Patience:
+    """That of one `begin`. All of it is within one time limit, if there is one."""
+
+    def __init__(self, broker: "Broker", timeout_s: float | None) -> None:
+        """`timeout_s`: for all of it; None: without a limit."""
+        from sagastream.broker.outage import Outage
+
+        self._broker = broker
+        self._timeout_s = timeout_s
+        self._until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        self._outage = Outage(broker, "sagastream begin", threading.Event())
+
+    def read(self, read: "Callable[[], _T]") -> "_T":
+        """Have something read from the store, however long the broker is away."""
+        return self._outage.patiently(read, until=self._until)
+
+    def tell(self, noticed: "Callable[[], str | None]") -> None:
+        """Tell what was noticed in the store, if anything was. If it cannot be read, nothing is told: the saga begins
+        all the same."""
+        import redis
+
+        from sagastream.errors import SagastreamError
+
+        with suppress(redis.RedisError, SagastreamError):
+            if (text := self.read(noticed)) is not None:
+                say(text, err=True)
+
+    def begun(self, client: "SagaClient", request: "Begin", durable: "Durable | None") -> "Accepted":
+        """Have the request accepted, however long the broker is away. `durable`: as for SagaClient.begin."""
+        import redis
+
+        from sagastream.broker.failures import NodeRefuses, is_outage, is_refusal, told
+
+        saga_id, may_have_arrived = request.saga_id, False
+
+        def begin() -> "Accepted":
+            nonlocal may_have_arrived
+            try:
+                return client.begin_request(request, durable=durable)
+            except redis.RedisError as error:
+                may_have_arrived = may_have_arrived or not is_refusal(error)
+                raise
+
+        again = f"the request to begin saga {saga_id} may have arrived; begin it again, and nothing is done twice"
+        try:
+            return self._outage.patiently(lambda: self._once_there_is_room(begin), until=self._until)
+        except redis.RedisError as error:
+            if not is_outage(error) or isinstance(error, NodeRefuses):
+                raise
+            text = f"saga {saga_id} was not begun within {self._timeout_s:g} s: {told(error)}"
+            if may_have_arrived:
+                text = f"saga {saga_id} was not accepted within {self._timeout_s:g} s: {told(error)}; {again}"
+            raise click.ClickException(safe(text)) from None
+        except SystemExit:
+            click.echo(again if may_have_arrived else f"saga {saga_id} was not begun", err=True)
+            raise
+
+    def _once_there_is_room(self, begin: "Callable[[], Accepted]") -> "Accepted":
+        """What `begin` returns. While the store is full, it is called again if the time is limited: there may be no
+        room for days."""
+        from sagastream.errors import StoreFull
+
+        said = False
+        while True:
+            try:
+                return begin()
+            except StoreFull as error:
+                left_s = self._until - time.monotonic()
+                if self._timeout_s is None or left_s <= 0:
+                    raise
+                if not said:
+                    click.echo(safe(f"{error}; trying again for {self._timeout_s:g} s"), err=True)
+                    said = True
+                time.sleep(min(error.retry_after_s, left_s))
+
+    def is_workerless(self, keys: "StoreKeys") -> bool:
+        """Whether no worker shows up. If the broker is away until the time is up, that is not known."""
+        import redis
+
+        try:
+            return not self._outage.patiently(lambda: _worker_shows_up(self._broker, keys), until=self._until)
+        except redis.RedisError:
+            return False
+
+    def ended(self, client: "SagaClient", accepted: "Accepted") -> "SagaState":
+        """Wait for the end. If it takes long, say why, and again whenever that is something else."""
+        saga_id, said = accepted.saga_id, ""
+        try:
+            while True:
+                left_s = max(0.0, self._until - time.monotonic())
+                try:
+                    return client.wait(accepted, min(left_s, _SAY_WHY_AFTER_S))
+                except TimeoutError:
+                    kinds, lines = _why(client, saga_id)
+                if left_s <= _SAY_WHY_AFTER_S:
+                    helps = [] if kinds == said else lines[1:]  # what was said before still stands above
+                    text = f"saga {saga_id} has not ended within {self._timeout_s:g} s{lines[0]}"
+                    raise click.ClickException("\n".join([text, *helps]))
+                if kinds not in ("", said):
+                    said = kinds
+                    click.echo("\n".join([f"saga {saga_id} waits{lines[0]}", *lines[1:]]), err=True)
+        except SystemExit:
+            click.echo(f"saga {saga_id} goes on without this command: sagastream show {saga_id}", err=True)
+            raise
+
+
+def _why(client: "SagaClient", saga_id: str) -> tuple[str, list[str]]:
+    """Why a saga waits: the kinds of the causes; what they are, as the end of a sentence; and below it what helps."""
+    import redis
+
+    from sagastream.broker.failures import is_outage, told
+    from sagastream.core.why import headline
+    from sagastream.errors import UnknownSaga
+
+    try:
+        causes = client.why(saga_id)
+    except UnknownSaga as error:  # it is gone, or its request is: a person has deleted it, or the store lost writes
+        return "", [safe(f": {error}")]
+    except redis.RedisError as error:
+        if not is_outage(error):
+            raise
+        return "", [safe(f": {told(error)}")]
+    what = f": {headline(causes)}" if causes else ""
+    return " ".join(cause.kind for cause in causes), [safe(what), *(safe(line) for one in causes for line in one.do)]
+
+
+def _worker_shows_up(broker: "Broker", keys: "StoreKeys") -> bool:
+    from sagastream.store import heartbeat
+
+    deadline = time.monotonic() + _WORKER_GRACE_S
+    while not (alive := heartbeat.worker_is_alive(broker.client, keys)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return alive
