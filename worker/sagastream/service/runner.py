@@ -5,27 +5,21 @@ one thread reads at a time. So if there is one thread, a command never changes t
 loop. One more thread does what cannot wait for the end of a handler (see maintenance).
 """
 
-import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Final, NoReturn
-
-import redis
+from typing import Final
 
 from sagastream.broker.connection import BLOCK_MS, Broker
-from sagastream.broker.embedded import leave_all
-from sagastream.broker.failures import NodeAway, is_outage
+from sagastream.broker.failures import NodeAway
 from sagastream.broker.group_reader import consumer_name
 from sagastream.broker.outage import Outage
 from sagastream.codecs.setting import codec_of, seals_with
-from sagastream.console import summary
-from sagastream.core import backoff
 from sagastream.core.causes import GRACE_S
 from sagastream.health import HealthFile
 from sagastream.service.declaration import EXIT_HANGS, Service
+from sagastream.service.ending import Ending
 from sagastream.service.executor import Dispatcher, Executor
 from sagastream.service.handing_over import HandingOver
 from sagastream.service.hangs import Hangs
@@ -86,7 +80,6 @@ class ServiceRunner:
         self.name = f"service {service.name} {(consumer := consumer_name())}"
         self._service = service
         self._stop = stop
-        self._grace_s = grace_s
         self._observer = guarded(observer)
         self._report = ServiceReport(self.name, self._observer)
         self._publication = Publication(broker, service, self._report)
@@ -128,6 +121,19 @@ class ServiceRunner:
         self._reading = threading.Lock()  # one thread reads at a time
         self._worked = False  # whether `work_on` was called before
         self._error: BaseException | None = None
+        self._ending = Ending(
+            self._inbox,
+            self._in_flight,
+            self._executor,
+            self._handing_over,
+            self._hangs,
+            name=self.name,
+            outage=self._outage,
+            grace_s=grace_s,
+            report=self._report,
+            observer=self._observer,
+            error=lambda: self._error,
+        )
         self._maintenance = Maintenance(
             self._inbox,
             self._in_flight,
@@ -140,7 +146,7 @@ class ServiceRunner:
             health=health,
             chores=[self._publish_again, *([self._dispatcher.turn] if self._dispatcher else [])],
             fail=self._fail,
-            abandon=self._abandon,
+            abandon=self._ending.abandon,
         )
 
     def run(self) -> None:
@@ -173,10 +179,10 @@ class ServiceRunner:
         self._guarded(self._work)
         for thread in others:
             thread.join()
-        self._finish_async()
+        self._ending.finish_async()
         self._maintenance.end()
         maintenance.join()
-        self._send_the_last()
+        self._ending.send_the_last(self._maintenance.stopped_s or time.monotonic())
         self._outage.once(self._inbox.reader.leave)
         self._executor.close()
         if self._error is not None:
@@ -281,53 +287,6 @@ class ServiceRunner:
         """After an outage: what does not run is read and looked up again, since other processes may have it by now."""
         self._handing_over.look_up_again()
         self._inbox.reader.recover()
-
-    def _finish_async(self) -> None:
-        """Wait for the handlers in the event loop, and answer."""
-        while self._in_flight.running and self._error is None:
-            self._outage.once(self._executor.send)
-            self._in_flight.wait(self._in_flight.changes, LINGER_S)
-        self._outage.once(self._executor.send)
-
-    def _send_the_last(self) -> None:
-        """Send the answers that are left. If the broker is away, wait for it as long as handlers may run: what a
-        process owes may be known to nobody else."""
-        until_s = (self._maintenance.stopped_s or time.monotonic()) + self._grace_s
-        failures = 0
-        while True:
-            try:
-                self._handing_over.give_up(fatal=self._hangs.expired)
-                self._executor.send()
-                if (away := self._inbox.outbox.away) is None:
-                    return
-                raise away
-            except redis.RedisError as error:
-                if self._error is not None or not is_outage(error) or time.monotonic() >= until_s:
-                    if untold := [*self._inbox.outbox.unsent, *(held.command for held in self._in_flight.begun())]:
-                        self._report.not_sent(untold, error)
-                    return
-                self._outage.restore()
-                failures += 1
-                time.sleep(min(backoff.delay(failures), max(0.0, until_s - time.monotonic())))
-
-    def _abandon(self) -> NoReturn:
-        """End the process with the handlers that do not end: there is no other way to end a thread."""
-        since = "the signal"
-        if self._error is not None:  # which `run` will not come to raise
-            self._report.log.error(f"ends by {summary(self._error)}")
-            since = "that"
-        if self._hangs.expired is None:
-            running = self._in_flight.running
-            text = f"handlers: {running} still running {self._grace_s:g} s after {since}; ended, others take over"
-            self._report.log.error(text)
-        self._outage.once(lambda: self._handing_over.give_up(fatal=self._hangs.expired))
-        self._outage.once(self._executor.send)
-        self._outage.once(self._inbox.reader.leave)
-        if self._observer is not None:
-            self._observer.process_stopped(kind="service", name=self.name, error=self._error)
-        with contextlib.suppress(Exception):  # the last process to leave an embedded server stops it
-            leave_all()
-        os._exit(1 if self._hangs.expired is None else EXIT_HANGS)
 
     # --- what a turn consists of
 
