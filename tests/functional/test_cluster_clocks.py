@@ -136,7 +136,7 @@ def test_no_command_is_too_late_because_one_process_hears_sooner_that_the_clock_
     assert sender.is_done(back)
     clock.set_back(-300_000)
     sender.send(forth)
-    to_cluster.wants_time(sender.broker.client)  # now the service hears it first
+    nodes.wants_time(sender.broker.client)  # now the service hears it first
     assert sender.is_done(forth)
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import redis
 
-from sagastream.broker import exchange, scripting, to_cluster, wire
+from sagastream.broker import exchange, scripting, wire
 from sagastream.broker.cluster_map import SLOTS
 from sagastream.broker.connection import Broker, connect, connect_async
 from sagastream.broker.failures import NodeAway, NodeRefuses, NoNode, told
+from sagastream.broker.nodes import Nodes, give_up_waiting
 from sagastream.errors import BrokerError
 from support.clusters import Cluster, Node, free_ports
 from support.servers import Server, binary_of
@@ -269,7 +270,7 @@ def test_who_gives_up_waiting_finds_what_it_got_among_its_own(broker: Broker, st
     assert read(client, reading(*streams, block_ms=30_000)) == [ONE]
     client.xadd(TWO, {"n": 1})
     until(lambda: client.xpending(TWO, "g")["pending"] == 1, what="the reading that waits has it")
-    to_cluster.give_up_waiting(client, "g", "me")
+    give_up_waiting(client, "g", "me")
     assert read(client, reading(*streams)) == []
     own: wire.Words = ["XREADGROUP", "GROUP", "g", "me", "COUNT", 9, "STREAMS", *streams, "0", "0", "0"]
     (found,) = wire.round_trip(client, [own])
@@ -357,4 +358,4 @@ def test_the_options_of_a_client_can_be_sent_to_another_process(cluster: Cluster
     broker.client.ping()
     options = broker.client.get_connection_kwargs()
     nodes = pickle.loads(pickle.dumps(options["nodes"]))
-    assert isinstance(nodes, to_cluster.Nodes)
+    assert isinstance(nodes, Nodes)

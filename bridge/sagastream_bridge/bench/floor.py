@@ -16,7 +16,7 @@ import redis
 
 from sagastream.broker.cluster_map import slot_of
 from sagastream.broker.connection import Broker
-from sagastream.broker.to_cluster import nodes_of
+from sagastream.broker.nodes import nodes_of
 from sagastream.errors import BrokerError
 
 _STEP: Final = b'{"transaction":"BenchDo","service":"bench-1","params":{"sku":"abc123","quantity":1}}'

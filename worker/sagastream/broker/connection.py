@@ -16,6 +16,7 @@ from sagastream.broker.embedded import EmbeddedServer
 from sagastream.broker.failures import is_outage
 from sagastream.broker.hello import Hello
 from sagastream.broker.home import HOME_VARIABLE
+from sagastream.broker.nodes import clients, node_of, nodes_of, takes_time_at
 from sagastream.broker.pool import Pool
 from sagastream.errors import BrokerError
 from sagastream.telemetry import Log
@@ -134,26 +135,26 @@ class Broker:
     @property
     def is_cluster(self) -> bool:
         """Whether the url leads to a cluster. Only the server knows: before it has answered, this is False."""
-        return to_cluster.nodes_of(self.client) is not None
+        return nodes_of(self.client) is not None
 
     def node_of(self, key: str | None = None) -> urls.Address | None:
         """The node of the cluster that has this key; if that is away, or there is no key, one that answers. None: the
         broker is no cluster, as far as is known."""
-        if (nodes := to_cluster.nodes_of(self.client)) is None:
+        if (nodes := nodes_of(self.client)) is None:
             return None
-        owner = None if key is None else to_cluster.node_of(self.client, key)
+        owner = None if key is None else node_of(self.client, key)
         return nodes.map.anybody() if owner is None or nodes.map.is_away(owner) else owner
 
     def takes_time_at(self, key: str) -> None:
         """On a cluster, ask the node of this key for the time, whenever a process asks. `exchange` and all else that
         uses `client` do so then."""
-        to_cluster.takes_time_at(self.client.get_connection_kwargs(), key)
+        takes_time_at(self.client.get_connection_kwargs(), key)
 
     def servers(self, *, answering: bool = False) -> dict[str, redis.Redis]:
         """A client for each server, by its address: of each master of a cluster, or of the one server ("").
         `answering`: not of the nodes that are known to be away. Raises redis.RedisError if nobody says which there
         are."""
-        return to_cluster.clients(self.client, answering=answering)
+        return clients(self.client, answering=answering)
 
     @property
     def shown_url(self) -> str:
@@ -171,7 +172,7 @@ class Broker:
             if (problem := found.problem(is_cluster=self.is_cluster)) is not None:
                 raise BrokerError(f"{self.shown_url} {problem}")
             if found.is_replica:
-                if (nodes := to_cluster.nodes_of(self.client)) is not None:
+                if (nodes := nodes_of(self.client)) is not None:
                     nodes.map.is_out_of_date()
                     continue
                 raise redis.ReadOnlyError("this server is a replica: nothing can be written to it")
@@ -224,7 +225,7 @@ class Broker:
     def close(self) -> None:
         """Close the connections. The last process to leave an embedded server stops it."""
         self.client.close()
-        if (nodes := to_cluster.nodes_of(self.client)) is not None:
+        if (nodes := nodes_of(self.client)) is not None:
             nodes.close()
         if self.embedded is not None:
             self.embedded.leave()

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import redis
 
-from sagastream.broker import exchange, partial, scripting, to_cluster, wire
+from sagastream.broker import exchange, partial, scripting, wire
 from sagastream.broker.clock import BrokerClock, own_s
 from sagastream.broker.entries import Entry, entries_of
 from sagastream.broker.exchange import Exchange, together
@@ -22,6 +22,7 @@ from sagastream.broker.failures import NodeAway, is_deleted, is_wrong_type
 from sagastream.broker.groups import Groups
 from sagastream.broker.heard import Heard, Heartbeat
 from sagastream.broker.leases import Leases
+from sagastream.broker.nodes import give_up_waiting, nodes_of
 from sagastream.broker.own_entries import OwnEntries
 from sagastream.broker.portions import Counts, batches
 from sagastream.broker.preferred import PreferredStreams, Prefers
@@ -112,8 +113,8 @@ class GroupReader:
         self._ahead.forget()  # this is among it
         self._cuts = partial.cuts(self._client)
         self._own.again(self.streams)
-        if to_cluster.nodes_of(self._client) is not None:
-            to_cluster.give_up_waiting(self._client, self._group, self._consumer)  # what came there is among it, too, …
+        if nodes_of(self._client) is not None:
+            give_up_waiting(self._client, self._group, self._consumer)  # what came there is among it, too, …
             self._own.again_later(self.streams)  # … or comes at this moment
 
     def renew_later(self, streams: Iterable[str]) -> None:
@@ -195,7 +196,7 @@ class GroupReader:
     def leave(self) -> None:
         """Leave the group, and leave to others what this consumer still holds."""
         leaving = [self._leave.call([stream], [self._group, self._consumer]) for stream in self.streams]
-        to_cluster.give_up_waiting(self._client, self._group, self._consumer)
+        give_up_waiting(self._client, self._group, self._consumer)
         held = partial.run_all(self._client, leaving)  # an error counts as held: nobody knows
         if self._heartbeat is not None:
             partial.ran(self._client, self._heartbeat.end(holds=any(held)))

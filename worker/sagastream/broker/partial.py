@@ -13,7 +13,7 @@ from sagastream.broker import exchange
 from sagastream.broker.cluster_map import slot_of
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import NodeAway, is_denied, is_outage, is_wrong_type
-from sagastream.broker.to_cluster import nodes_of
+from sagastream.broker.nodes import nodes_of
 
 if TYPE_CHECKING:
     import redis

@@ -15,10 +15,11 @@ from sagastream.broker.cluster_map import ClusterMap
 from sagastream.broker.failures import no_node_of, of_node
 from sagastream.broker.hello import MayLeadToCluster
 from sagastream.broker.in_loop import Connection, SSLConnection
+from sagastream.broker.nodes import LONGEST_S
 from sagastream.broker.probes import Probes
 from sagastream.broker.routes import Command, Reading
 from sagastream.broker.seeds import no_node, reached, seeds_of
-from sagastream.broker.to_cluster import LONGEST_S, PATIENCE_S
+from sagastream.broker.to_cluster import PATIENCE_S
 from sagastream.broker.to_do import (
     AskForMap,
     Collect,

@@ -9,10 +9,10 @@ from typing import Final, Self, TypeVar
 
 import redis
 
-from sagastream.broker import to_cluster
 from sagastream.broker.connection import BLOCK_MS, Broker, broker_of, connect_async
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import NodeRefuses, is_outage
+from sagastream.broker.nodes import takes_time_at
 from sagastream.broker.outage import Outage, OutageReport
 from sagastream.client.loop_watcher import LoopWatcher
 from sagastream.client.waiting import Outcome, Settled
@@ -128,7 +128,7 @@ class AsyncAccess:
         self._watcher = LoopWatcher(self._broker, self._pool, self._outage, self._of_loop, self._codec)
 
     def _takes_time_at(self, key: str) -> None:
-        to_cluster.takes_time_at(self._pool.connection_kwargs, key)
+        takes_time_at(self._pool.connection_kwargs, key)
 
     @property
     def _layout(self) -> Layout:

@@ -8,9 +8,10 @@ from typing import Final, NamedTuple, TypeVar
 
 import redis
 
-from sagastream.broker import exchange, partial, scripting, to_cluster, wire
+from sagastream.broker import exchange, partial, scripting, wire
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
+from sagastream.broker.nodes import node_of
 from sagastream.broker.wire import execute, or_raise
 from sagastream.core.indexing import index_names
 from sagastream.core.messages import is_id
@@ -165,7 +166,7 @@ class Store:
         Returns how many, by stream. The rest follows with the next call, since the sizes are estimates. `maxmemory`: of
         a server, in bytes; 0: it has none."""
         # Each node of a cluster has memory of its own.
-        servers = {one.number: to_cluster.node_of(self._client, one.requests) for one in keys.partitions}
+        servers = {one.number: node_of(self._client, one.requests) for one in keys.partitions}
         together = Counter(servers.values())
         streams = {}
         for one in partitions:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import redis
 
-from sagastream.broker import partial, scripting, to_cluster, wire
+from sagastream.broker import nodes, partial, scripting, wire
 from sagastream.broker.clock import BrokerClock, ahead_s, own_s
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_wrong_type
@@ -61,7 +61,7 @@ class Records:
     def ask(self) -> None:
         """Ask the broker what time it is: on a cluster the node that has the keys of the whole store. While that is
         away, this process goes on by its own clock."""
-        to_cluster.wants_time(self._client)
+        nodes.wants_time(self._client)
         asked_s = own_s()
         self._answered(partial.ran(self._client, _time()), asked_s)
 
