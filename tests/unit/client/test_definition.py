@@ -10,7 +10,8 @@ import pydantic
 import pytest
 
 from sagastream import Definition, concat, default, exists, failure, index, item
-from sagastream.client.definition import deployable, requested, takes_long
+from sagastream.client.begun_with import requested, takes_long
+from sagastream.client.definition import deployable
 from sagastream.core import definition as reading
 from sagastream.core.strict_json import encode
 from sagastream.errors import MalformedMessage, SettingsError

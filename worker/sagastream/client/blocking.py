@@ -10,7 +10,8 @@ from typing import Any, Unpack, overload
 
 from sagastream.client import beginning, looking, requests
 from sagastream.client.answers import Accepted, Refused, Unsettled, granted, opened
-from sagastream.client.definition import Definition, requested
+from sagastream.client.begun_with import requested
+from sagastream.client.definition import Definition
 from sagastream.client.durability import Durable
 from sagastream.client.listing import Listing, ListStatus, Search
 from sagastream.client.requests import (

@@ -8,84 +8,29 @@
 They build the same JSON as a definition in a file. What is wrong is refused in the line in which it is written.
 """
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Final, Literal, Self, Unpack
 
 import orjson
 
 from sagastream.client import requests
-from sagastream.client.expressions import Condition, DefinedStep, Reference, condition_of, template_of
+from sagastream.client.expressions import DefinedStep, Reference, condition_of, template_of
 from sagastream.client.requests import SagaRequest
 from sagastream.client.schema import check_input, check_schema
+from sagastream.client.step_options import StepOptions, WaitOptions, spelt
 from sagastream.core.definition import SagaDefinition, parse, read
 from sagastream.core.expansion import expand, sketch
 from sagastream.core.json_values import plain
-from sagastream.core.members import checked_object
-from sagastream.core.messages import MAX_ACTOR_CHARS, Begin, DeadlineKind
+from sagastream.core.messages import MAX_ACTOR_CHARS, DeadlineKind
 from sagastream.core.parsing import operator_text
 from sagastream.core.pointers import kind_of
 from sagastream.core.strict_json import MAX_DEPTH, encode_payload, value_of
 from sagastream.core.typed_values import Model, is_model, model
 from sagastream.errors import MalformedMessage
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T", bound="Definition")
-
 #: What stands for the steps of a definition that has none yet.
 _ANY_STEP: Final = {"transaction": "any", "service": "any"}
-
-
-class StepOptions(TypedDict, total=False):
-    """What a step may say besides its transaction, service and params: docs/sagas.md and docs/graphs.md describe it,
-    docs/definitions.md describes `each`."""
-
-    id: str
-    after: "DefinedStep | str | int | Sequence[DefinedStep | str | int]"
-    when: "Condition | bool | Mapping[str, Any]"
-    each: Reference
-    compensation: str | None
-    compensation_params: Any
-    kind: Literal["compensatable", "pivot", "retriable"]
-    timeout_ms: int
-    attempts: int
-    compensation_attempts: int
-    backoff_ms: int
-    retry_failed: bool
-    retry_on: str
-    retry_within_ms: int
-
-
-class WaitOptions(TypedDict, total=False):
-    """What a wait or a pause may say besides its own members: docs/graphs.md describes it."""
-
-    id: str
-    after: "DefinedStep | str | int | Sequence[DefinedStep | str | int]"
-    when: "Condition | bool | Mapping[str, Any]"
-
-
-def _spelt(
-    options: type,
-) -> Callable[[Callable[Concatenate[_T, _P], DefinedStep]], Callable[Concatenate[_T, _P], DefinedStep]]:
-    """Gives a method that adds a step the check that its options have known names. Python would only miss the argument
-    that was misspelt."""
-
-    def checking(
-        method: Callable[Concatenate[_T, _P], DefinedStep],
-    ) -> Callable[Concatenate[_T, _P], DefinedStep]:
-        arguments = inspect.signature(method).parameters
-        known = {name for name in arguments if name not in ("self", "options")} | options.__annotations__.keys()
-
-        @functools.wraps(method)
-        def checked(self: _T, /, *args: _P.args, **named: _P.kwargs) -> DefinedStep:
-            checked_object(dict(named), f"step {len(self.steps) + 1}", known)
-            return method(self, *args, **named)
-
-        return checked
-
-    return checking
 
 
 class Definition:
@@ -203,7 +148,7 @@ class Definition:
             return attributes  # which is refused
         return {name: template_of(value, self, f"attributes/{name}") for name, value in attributes.items()}
 
-    @_spelt(StepOptions)
+    @spelt(StepOptions)
     def step(
         self, transaction: str, *, service: str, params: Any = None, **options: Unpack[StepOptions]
     ) -> DefinedStep:
@@ -221,7 +166,7 @@ class Definition:
         step = {"transaction": transaction, "service": service} | ({} if params is None else {"params": params})
         return self.add(step | options)
 
-    @_spelt(WaitOptions)
+    @spelt(WaitOptions)
     def wait(
         self,
         signal: str,
@@ -243,7 +188,7 @@ class Definition:
         more = {} if on_timeout == "fail" else {"on_timeout": on_timeout}
         return self.add({"wait": signal, "timeout_ms": timeout_ms} | more | options)
 
-    @_spelt(WaitOptions)
+    @spelt(WaitOptions)
     def pause(self, wait_ms: int, **options: Unpack[WaitOptions]) -> DefinedStep:
         """Add a pause of so many milliseconds. Raises as `step` does."""
         return self.add({"wait_ms": wait_ms} | options)
@@ -318,33 +263,6 @@ class Definition:
         if step.definition is not self:
             raise MalformedMessage(f"{where}: {step!r} is a step of {step.definition!r}, not of this definition")
         return step.name
-
-
-def requested(*args: Any, **named: Any) -> Begin:
-    """The request of `SagaClient.begin`, for its arguments: a definition and an input, or an id and steps. Raises
-    TypeError, which says how to begin, if they are mixed up."""
-    if "definition" in named:
-        args = (named.pop("definition"), *args)
-    if args and isinstance(args[0], Definition):
-        if "saga_id" not in named:
-            text = f"a saga needs an id of its own: begin({args[0].name}, …, saga_id=…)"
-            raise TypeError(f"{text}; with the same id, a begin that is repeated is done once")
-        return requests.to_begin(Definition.saga(*args, **named))
-    steps = args[1] if len(args) > 1 else named.get("steps")
-    if isinstance(steps, Definition):
-        raise TypeError("the definition comes first: begin(definition, input, saga_id=…)")
-    if args and (isinstance(steps, Mapping) or "saga_id" in named):
-        text = f"steps are a list: begin({args[0]!r:.80}, [step, …])"
-        raise TypeError(
-            f"{text}; for a saga of a definition in the store: begin(client.definition({args[0]!r:.80}), …, saga_id=…)"
-        )
-    return requests.to_begin(requests.saga(*args, **named))
-
-
-def takes_long(*args: Any, **named: Any) -> bool:
-    """Whether `requested` may take longer than an event loop can wait: a JSON Schema checks the input."""
-    definition = named.get("definition", args[0] if args else None)
-    return isinstance(definition, Definition) and definition.checks_by_schema
 
 
 def deployable(definition: Definition) -> SagaDefinition:

@@ -6,7 +6,8 @@ from typing import Any, Unpack, overload
 
 from sagastream.client import beginning, looking, requests
 from sagastream.client.answers import Accepted, Refused, Unsettled, granted, opened
-from sagastream.client.definition import Definition, requested, takes_long
+from sagastream.client.begun_with import requested, takes_long
+from sagastream.client.definition import Definition
 from sagastream.client.durability import Durable
 from sagastream.client.listing import Listing, ListStatus, Search, check_status
 from sagastream.client.requests import (
