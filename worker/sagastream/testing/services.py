@@ -1,35 +1,29 @@
 """The services of a test: their processes carry out `service_rules` without a broker, and what goes wrong."""
 
-import asyncio
-import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextvars import copy_context
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from sagastream.console import describe, printable
 from sagastream.core import service_rules
 from sagastream.core.commands import Command, Reply, failed, reply_to
 from sagastream.core.messages import Fields
 from sagastream.core.parsing import read_command, read_reply
-from sagastream.core.sealed_messages import open_command, sealed_reply
 from sagastream.core.sealing import Codec
-from sagastream.core.service_actions import RELEASE, RUN, Answer, Count, Next, Release, Retry, Run, SetAside, Undo
+from sagastream.core.service_actions import RELEASE, RUN, Answer, Count, Next, Release, Run, SetAside, Undo
 from sagastream.core.strict_json import encode
-from sagastream.errors import CannotOpen, MalformedMessage, ScenarioError, ServiceError
+from sagastream.errors import ScenarioError, ServiceError
 from sagastream.service.declaration import Service
-from sagastream.service.handlers import call, call_async, context_of
 from sagastream.service.registration import Registration
+from sagastream.testing.calls import Calls
 from sagastream.testing.clock import Clock
 from sagastream.testing.faults import Fault, Faults, Kind
 from sagastream.testing.orchestrator import InProcessOrchestrator
 from sagastream.testing.records import Records, answer, recall
 from sagastream.testing.story import Story
-from sagastream.tracing.context import within_saga
 
 #: The faults after which nobody answers.
 _NOT_ANSWERED: Final = (Kind.LOST, Kind.ANSWER_LOST, Kind.CRASHES, Kind.CRASHES_AFTER_EFFECT)
@@ -69,8 +63,9 @@ class InProcessServices:
         self._records: dict[str, Records] = {}
         self._counts: Counter[str] = Counter()  # of what the rules have counted
         self._entries = 0
-        self._loop: asyncio.Runner | None = None
-        self.called: list[Command] = []  # each time that a handler was called
+        self._calls = Calls(clock, told)
+        #: Each time that a handler was called.
+        self.called: Sequence[Command] = self._calls.made
 
     @property
     def codec(self) -> Codec | None:
@@ -96,8 +91,7 @@ class InProcessServices:
         self._records[service.name] = {}
 
     def close(self) -> None:
-        if self._loop is not None:
-            self._loop.close()
+        self._calls.close()
 
     def send(self, command: Command) -> None:
         """Send a command to a service: a process gets it as soon as all else of now has happened."""
@@ -152,7 +146,7 @@ class InProcessServices:
             return
         step = self._counted(delivery, self._before_call(delivery))
         if isinstance(step, Undo):
-            step, _ = self._try(registration, todo, call.command, key=call.key)
+            step, _ = self._called(registration, todo, call.command, key=call.key)
         self._carry_out(delivery, step)
 
     def _before_call(self, delivery: Delivery) -> Callable[..., Next]:
@@ -186,7 +180,7 @@ class InProcessServices:
         self._tell(command, f"as the test has it: {fault}")
         if fault.kind in _NOT_ANSWERED:
             if fault.kind in (Kind.ANSWER_LOST, Kind.CRASHES_AFTER_EFFECT):
-                self._try(self._registration(command), RUN, command)
+                self._called(self._registration(command), RUN, command)
             if fault.kind in (Kind.CRASHES, Kind.CRASHES_AFTER_EFFECT):
                 self._hand_over(delivery)
         elif fault.kind is Kind.REJECTED:
@@ -217,7 +211,7 @@ class InProcessServices:
 
     def _finish(self, delivery: Delivery, *, fault: Fault | None = None, delay_ms: int = 0, copies: int = 1) -> None:
         """Run a command now, and answer it as soon as all else of now has happened, or so much later."""
-        step, waited_ms = self._try(self._registration(delivery.command), RUN, delivery.command, fault=fault)
+        step, waited_ms = self._called(self._registration(delivery.command), RUN, delivery.command, fault=fault)
         self._clock.call_in(waited_ms + delay_ms, partial(self._carry_out, delivery, step, copies=copies))
 
     def _registration(self, command: Command) -> Registration:
@@ -226,72 +220,12 @@ class InProcessServices:
             raise ScenarioError(f"service {command.service} has no {command.type}")
         return registration
 
-    def _try(
-        self,
-        registration: Registration,
-        todo: Run | Undo,
-        called: Command,
-        *,
-        fault: Fault | None = None,
-        key: str | None = None,
+    def _called(
+        self, registration: Registration, todo: Run | Undo, command: Command, **more: Any
     ) -> tuple[Answer | Release, int]:
-        """Call a handler, more than once if the rules say so. Returns what they say in the end, and how long it took,
-        in milliseconds."""
-        waited_ms = tries = 0
-        while True:
-            tries += 1
-            try:
-                return service_rules.replied(todo, called, self._call(registration, called, fault, key)), waited_ms
-            except MalformedMessage as error:
-                why = service_rules.unusable(called, printable(f"{error} (handler {registration.handler_name})"))
-                return service_rules.in_doubt(todo, called, why), waited_ms
-            except ScenarioError:
-                raise
-            except BaseException as error:
-                if _is_of_the_test(error):
-                    raise
-                _raise_outage(error)
-                why = describe(error)
-                step = service_rules.raised(todo, called, why, tries=tries, limit=registration.tries)
-                text = f"step {called.step}: {called.type} raised {why} (try {tries} of {registration.tries})"
-                # There is nothing to learn from what the test itself raised; an error that is raised each time is shown
-                # once.
-                is_shown = not isinstance(step, Retry) and not (fault is not None and error is fault.raised)
-                self._tell(called, text, error if is_shown else None)
-                if not isinstance(step, Retry):
-                    return step, waited_ms
-                waited_ms += round(step.after_s * 1000)
-
-    def _call(self, registration: Registration, command: Command, fault: Fault | None, key: str | None) -> Reply:
-        if fault is not None and fault.kind is Kind.RAISES:
-            raise fault.raised.with_traceback(None)
+        """Call a handler; see Calls.tried."""
         codec = self._services[command.service].codec or self._codec
-        try:
-            command = open_command(codec, command)
-        except CannotOpen as error:
-            raise ScenarioError(f"service {command.service} cannot open {command.type}: {error}") from None
-        self.called.append(command)
-        context = context_of(command, lambda: self._clock.now_ms / 1000, key)
-        with within_saga(command):
-            if registration.is_async:
-                loop = self._event_loop(command)
-                calling = call_async(registration.handler, command, context, registration.model)
-                reply = loop.run(calling, context=copy_context())
-            else:
-                reply = call(registration.handler, command, context, registration.model)
-        if fault is not None and fault.kind is Kind.RAISES_AFTER_EFFECT:
-            raise fault.raised.with_traceback(None)
-        return sealed_reply(codec, command, reply)
-
-    def _event_loop(self, command: Command) -> asyncio.Runner:
-        """The one that all async handlers of a test run in, as those of a process do."""
-        if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the public function raises if no loop runs
-            raise ScenarioError(
-                f"{command.type} has an async handler, and the test itself runs in an event loop: "
-                "call sagas.run from a plain test, or in a thread: await asyncio.to_thread(sagas.run, steps)"
-            )
-        self._loop = self._loop or asyncio.Runner()
-        return self._loop
+        return self._calls.tried(registration, todo, command, codec=codec, **more)
 
     def _carry_out(self, delivery: Delivery, step: Next, *, copies: int = 1) -> None:
         """`copies`: how often the answer reaches the orchestrator."""
@@ -331,26 +265,10 @@ class InProcessServices:
         lease_ms = self._services[delivery.command.service].lease_ms
         self._clock.call_in(lease_ms, partial(self._deliver, replace(delivery, again=True)))
 
-    def _tell(self, command: Command, text: str, error: BaseException | None = None) -> None:
-        self._story.add(self._clock.elapsed_ms, command.saga_id, text, error)
+    def _tell(self, command: Command, text: str) -> None:
+        self._story.add(self._clock.elapsed_ms, command.saga_id, text)
 
 
 def _entry(fields: Fields) -> dict[bytes, bytes]:
     """A message as it is read from a stream."""
     return {name.encode(): value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()}
-
-
-def _is_of_the_test(error: BaseException) -> bool:
-    """Whether this ends the test: Ctrl-C, or what pytest.fail and pytest.skip raise. In production it would be a
-    failure of the handler, as everything else is here."""
-    outcomes = sys.modules.get("_pytest.outcomes")
-    return isinstance(error, KeyboardInterrupt if outcomes is None else KeyboardInterrupt | outcomes.OutcomeException)
-
-
-def _raise_outage(error: BaseException) -> None:
-    """Raise an outage, which is waited out in production: here nobody ends it."""
-    if isinstance(error, Exception) and "redis" in sys.modules:
-        from sagastream.broker.failures import is_outage
-
-        if isinstance(error, sys.modules["redis"].RedisError) and is_outage(error):
-            raise error
