@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from sagastream.broker import cluster_time, to_cluster
+from sagastream.broker import cluster_time, nodes
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
 from sagastream.orchestrator.worker import Orchestrator

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 import redis
 
@@ -17,13 +17,11 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.outage import Outage
 from sagastream.broker.partial import passes_over
-from sagastream.client import looking, requests
-from sagastream.client.answers import opened
-from sagastream.client.answers import unread as as_unread
+from sagastream.client import requests
 from sagastream.client.blocking import SagaClient
 from sagastream.codecs.setting import codec_of, seals_with
 from sagastream.core.begin_parsing import parse_begin
-from sagastream.core.messages import SIGNAL, Begin, Code, ToSaga, is_id
+from sagastream.core.messages import SIGNAL, Begin, Code, ToSaga
 from sagastream.core.parsing import VERBS, parse_intervene, parse_signal
 from sagastream.core.saga import SagaState
 from sagastream.errors import DefinitionError, MalformedMessage, NotReplicated, SettingsError, UnreadableSaga
@@ -46,10 +44,9 @@ from sagastream_bridge.stdin.lines import (
     told,
 )
 from sagastream_bridge.stdin.own_stack import OwnStack
+from sagastream_bridge.stdin.questions import Questions
 from sagastream_bridge.stdin.served import ServedService
 from sagastream_bridge.stdin.unsent import Asked, Unsent
-
-_T = TypeVar("_T")
 
 #: How long the threads may take to end, in seconds: longer than any answer of the broker. A thread that is stuck
 #: because nobody reads its output ends with the process.
@@ -96,6 +93,7 @@ class StdinBridge:
         self._follower = Follower(
             broker, self._out, outcomes=outcomes, served=serve, refused=self._refused, codec=self._codec
         )
+        self._questions = Questions(broker, self._client, self._follower, self._outage, self._codec)
         self._served = {name: ServedService(broker, name, self._out, self._outage, self._codec) for name in serve}
         self._lineage = Lineage(WHO, area="bridge", observer=self._observer)
         self._look_at = 0.0
@@ -241,52 +239,12 @@ class StdinBridge:
         if line.type == "init":
             self._out.answer(line.caller, "init_ok")
         elif line.type == "saga_status":
-            self._out.answer(line.caller, "saga_status_ok", told(self._look(line)))
+            self._out.answer(line.caller, "saga_status_ok", told(self._questions.look(line, self._keys)))
         elif line.type == "saga_await":
-            self._await(line)
+            self._questions.wait(line, self._keys)
         else:
             text = f"the orchestrator knows no {line.type[:128]!a}"
             raise BadLine(text, line.caller, Code.NOT_SUPPORTED)
-
-    def _await(self, line: Line) -> None:
-        saga_id = self._look(line).saga_id
-        self._follower.add(Asker(caller=line.caller, saga_id=saga_id))
-        # The saga may have ended, and no event may come for a while.
-        self._outage.patiently(lambda: self._follower.look(saga_id))
-
-    def _look(self, line: Line) -> SagaState:
-        """The saga that a line asks about."""
-        if line.caller.msg_id is None:
-            raise BadLine(f"{line.type} needs a msg_id, to be answered")
-        saga_id = line.body.get("saga_id")
-        if not is_id(saga_id):
-            raise MalformedMessage("saga_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
-        assert isinstance(saga_id, str)
-        # In this order: the sender waits for the saga until it was seen in the store.
-        begin = self._follower.begin_of(saga_id)
-        state = self._read_for(line, lambda: self._client.get(saga_id))
-        if state is not None:
-            return state
-        if begin is None:
-            unknown = self._read_for(line, lambda: run(self._broker.client, looking.unknown(self._keys, saga_id)))
-            raise BadLine(str(unknown), line.caller, unknown.code)
-        unread = opened(self._codec, as_unread(begin))
-        assert isinstance(unread, SagaState)
-        return unread
-
-    def _read_for(self, line: Line, read: Callable[[], _T]) -> _T:
-        """What is read for the answer to a line. If only a node of a cluster is away that has it, the line is refused:
-        the lines after it need not wait."""
-
-        def once() -> _T:
-            try:
-                return read()
-            except redis.RedisError as error:
-                if not passes_over(self._broker.client, error):
-                    raise
-                raise BadLine(f"{error}: ask again later", line.caller, Code.UNAVAILABLE) from None
-
-        return self._outage.patiently(once)
 
     def _complain(self, caller: Caller | None, code: int, text: str) -> None:
         self._bad_lines += 1
