@@ -156,11 +156,6 @@ def look(keys: StoreKeys) -> Exchange[Figures]:
     for at in range(0, len(held_at), _SERVICES_AT_ONCE):
         held_sagas |= yield from _held(keys, held_at[at : at + _SERVICES_AT_ONCE])
     alive = [process for process in processes if process.is_alive]
-    number = Counter(process.service for process in alive if process.kind != Kind.WORKER)
-    overdue: Counter[str | None] = Counter()
-    for process in alive:
-        if process.name in busy:
-            overdue[process.service] += busy[process.name].overdue
     return Figures(
         at_ms=central.now_ms,
         live=live,
@@ -169,19 +164,7 @@ def look(keys: StoreKeys) -> Exchange[Figures]:
         interventions=central.interventions,
         timer_lag_ms=central.timer_lag_ms,
         workers=sum(process.kind == Kind.WORKER for process in alive),
-        services=tuple(
-            ServiceFigures(
-                name=name,
-                processes=number[name],
-                unread=waiting.unread,
-                held=waiting.held,
-                oldest_command_ms=None if waiting.oldest is None else max(0, central.now_ms - waiting.oldest),
-                replies=waiting.replies,
-                overdue=overdue[name],
-                quarantined=waiting.quarantined,
-            )
-            for name, waiting in zip(names, streams, strict=True)
-        ),
+        services=tuple(_of_services(dict(zip(names, streams, strict=True)), alive, busy, central.now_ms)),
         pauses=tuple(paused),
         held_sagas=held_sagas,
         quarantined=central.quarantined,
@@ -189,6 +172,28 @@ def look(keys: StoreKeys) -> Exchange[Figures]:
         memory_bytes=central.memory_bytes,
         memory_limit_bytes=central.memory_limit_bytes or None,
     )
+
+
+def _of_services(
+    waiting: "Mapping[str, _Waiting]", alive: Sequence[heartbeat.Process], busy: Mapping[str, running.Busy], now_ms: int
+) -> Iterator[ServiceFigures]:
+    """Those of each service. `waiting`: what stands in its streams. `busy`: by the name of a process."""
+    number = Counter(process.service for process in alive if process.kind != Kind.WORKER)
+    overdue: Counter[str | None] = Counter()
+    for process in alive:
+        if process.name in busy:
+            overdue[process.service] += busy[process.name].overdue
+    for name, one in waiting.items():
+        yield ServiceFigures(
+            name=name,
+            processes=number[name],
+            unread=one.unread,
+            held=one.held,
+            oldest_command_ms=None if one.oldest is None else max(0, now_ms - one.oldest),
+            replies=one.replies,
+            overdue=overdue[name],
+            quarantined=one.quarantined,
+        )
 
 
 class _Central(NamedTuple):
