@@ -165,27 +165,11 @@ class Sagas:
         saga_id = saga_id or f"saga-{len(self._orchestrator.states) + 1}-{self._run_id}"
         # Imported here: it takes the client, with its broker, which a test of plain sagas does not need.
         from sagastream.client import requests
-        from sagastream.client.definition import Definition
         from sagastream.client.durability import check_durable
 
         check_durable(durable)
-        if isinstance(steps, Definition):
-            if deadline_ms is not None or deadline is not None:
-                raise ScenarioError("a definition says the deadline of its sagas: leave deadline_ms and deadline out")
-            body: Any = steps.saga(input, saga_id=saga_id, start_at=start_at, attributes=attributes)
-        elif isinstance(steps, Sequence) and all(isinstance(step, Mapping) for step in steps):
-            given: Any = [dict(step) for step in steps]
-            body = requests.saga(
-                saga_id,
-                given,
-                deadline_ms=deadline_ms,
-                deadline=deadline,
-                input=input,
-                start_at=start_at,
-                attributes=attributes,
-            )
-        else:
-            raise ScenarioError(f"steps is a list of steps, each a dict, as in sagas.run([step]); not {steps!r:.100}")
+        limits = {"deadline_ms": deadline_ms, "deadline": deadline}
+        body = _body(steps, input, limits, saga_id=saga_id, start_at=start_at, attributes=attributes)
         traceparent, tracestate = current_trace()
         request = parse_begin(body, request_id=self._request_id(), traceparent=traceparent, tracestate=tracestate)
         check_served(request, self._services.services, self._published)
@@ -359,3 +343,18 @@ class Sagas:
     def _request_id(self) -> str:
         self._requests += 1
         return f"request-{self._requests}"
+
+
+def _body(steps: "Sequence[Step] | Definition", data: Any, limits: Mapping[str, Any], **more: Any) -> Any:
+    """The body of a request to begin a saga. `limits`: how long it may take. Raises as `Sagas.begin` does."""
+    from sagastream.client import requests
+    from sagastream.client.definition import Definition
+
+    if isinstance(steps, Definition):
+        if any(limit is not None for limit in limits.values()):
+            raise ScenarioError("a definition says the deadline of its sagas: leave deadline_ms and deadline out")
+        return steps.saga(data, **more)
+    if isinstance(steps, Sequence) and all(isinstance(step, Mapping) for step in steps):
+        given: Any = [dict(step) for step in steps]
+        return requests.saga(steps=given, input=data, **limits, **more)
+    raise ScenarioError(f"steps is a list of steps, each a dict, as in sagas.run([step]); not {steps!r:.100}")
