@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import brief, is_denied, is_outage, node_name, said_by
-from sagastream.broker.to_cluster import node_of
+from sagastream.broker.nodes import node_of
 from sagastream.store.keys import StoreKeys
 
 if TYPE_CHECKING:
