@@ -8,7 +8,7 @@ import pytest
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.messages import Due
 from sagastream.orchestrator.folding import _PART, parts_of
-from sagastream.orchestrator.streams import Input
+from sagastream.orchestrator.streams import _QUIET, Input
 from sagastream.store import sagas
 from support.scenes import Scene, do
 from support.servers import Server
@@ -124,3 +124,26 @@ def test_messages_of_one_saga_are_in_one_part() -> None:
     assert len(parts) > 1
     assert sum(map(len, ids)) == len(set().union(*ids)) == 50
     assert sum(len(those) for part in parts for _, those in part) == 200
+
+
+def readings(scene: Scene) -> int:
+    found: Any = scene.redis.info("commandstats")
+    return int(found["cmdstat_xreadgroup"]["calls"])
+
+
+def test_if_one_message_comes_at_a_time_nothing_is_read_along(scene: Scene) -> None:
+    def turn(many: int) -> int:
+        """How many readings a turn has needed that read so many entries."""
+        before = readings(scene)
+        until(lambda: scene.worker.turn(block_ms=1) == many, what="the entries are read")
+        return readings(scene) - before
+
+    scene.begin("long", *[do(number) for number in range(_QUIET)])
+    scene.play("long")
+    scene.begin("alone", do(1))
+    scene.worker.turn(block_ms=500)
+    scene.runner.turn(block_ms=500)
+    assert turn(1) == 1
+    for saga_id in ("one", "two"):
+        scene.begin(saga_id, do(1))
+    assert turn(2) == 3  # now it reads along, in two readings: begins, and as many replies again

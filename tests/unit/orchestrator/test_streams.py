@@ -9,7 +9,7 @@ from sagastream.core.commands import Reply
 from sagastream.core.messages import Begin, Due, Intervene, Unreadable
 from sagastream.core.strict_json import encode
 from sagastream.orchestrator.room import Room
-from sagastream.orchestrator.streams import _A_FEW, _A_FEW_EVERY, _MANY_REPLIES, _REQUESTS, Streams
+from sagastream.orchestrator.streams import _A_FEW, _A_FEW_EVERY, _MANY_REPLIES, _QUIET, _REQUESTS, Streams
 from sagastream.store.keys import StoreKeys
 from support.stores import KEYS, ONLY, in_each
 
@@ -157,3 +157,17 @@ def test_a_stream_that_gave_all_that_was_asked_for_may_have_more(count: int, lef
     streams = Streams(KEYS, ["till"], Room("worker"))
     streams.read(replies(count), {ONLY.replies("till"): 4}, has_more=left)
     assert streams.has_more == has_more
+
+
+def test_the_streams_are_quiet_if_one_entry_came_at_a_time_lately() -> None:
+    streams = Streams(KEYS, ["till"], Room("worker"))
+    for _ in range(_QUIET):
+        assert not streams.are_quiet
+        streams.read(replies(1), {}, has_more=False)
+    streams.read([], {}, has_more=False)
+    assert streams.are_quiet
+    # One count for all: it is one call.
+    assert streams.wanted(streams.names) == dict.fromkeys(streams.names, _REQUESTS)
+    assert streams.with_services(["till", "hotel"]).are_quiet
+    streams.read(replies(2), {}, has_more=False)
+    assert not streams.are_quiet

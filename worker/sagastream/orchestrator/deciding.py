@@ -1,5 +1,5 @@
 """Decides on the inputs of a turn, and commits, part by part: while the broker works on one part, the next is decided
-on. The entries of the next turn are read along with the last part.
+on. The entries of the next turn are read along with the last part, unless the streams are quiet.
 """
 
 import random
@@ -91,7 +91,7 @@ class Deciding:
                     sent.append(decided)
                     self._services.add([command.service for change in decided for command in change.commands])
                     committing = self._store.committing(decided, now_ms, refused)
-                    reads_on = part is parts[-1] and not self._stop.is_set()
+                    reads_on = part is parts[-1] and not (streams.are_quiet or self._stop.is_set())
                     yield self._inbox.read_along(committing, streams.wanted) if reads_on else committing
 
         try:
