@@ -1,6 +1,7 @@
 """`sagastream bench`, as a user runs it, but small: every figure is there and plausible."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -39,15 +40,18 @@ def test_it_measures_against_the_floor(server: Server, commands: Commands) -> No
         assert 1 <= figures[f"{name}_batch_script"] <= 128
         assert 1 <= figures[f"{name}_batch_read"] <= 512
     for name in ("alone", "at_an_eighth", "at_a_third", "at_half", "64_at_once"):
-        assert 0 < figures[f"{name}_p50_ms"] <= figures[f"{name}_p99_ms"] <= figures[f"{name}_p99.9_ms"]
+        assert 0 < figures[f"{name}_p50_ms"] <= figures[f"{name}_p99_ms"]
+        assert f"{name}_p99.9_ms" not in figures  # of a hundred sagas, none is one of a thousand
     assert 200 < figures["bytes_an_ended_saga"] < 20_000
 
 
 @pytest.mark.both_in_soak
 def test_for_people_it_says_the_ratios(commands: Commands, server: Server) -> None:
-    done = commands.run("bench", "--sagas", "100", "--rounds", "1", REDIS_URL=server.url)
+    done = commands.run("bench", "--sagas", "100", "--rounds", "2", REDIS_URL=server.url)
     assert done.returncode == 0, done.stderr
-    assert "of the floor" in done.stdout
+    assert "medians of 2 rounds of 100 sagas" in done.stdout
+    ratio = r"of the floor: \d\.\d\d \(\d\.\d\d to \d\.\d\d in the rounds\)"
+    assert re.search(rf"completed +\d+ sagas/s, {ratio}", done.stdout)
     assert "CPU, us a saga" in done.stdout
     assert "at a third of what it can do" in done.stdout
 

@@ -24,6 +24,9 @@ _HEARS_WITHIN_S: Final = 2.0
 #: How much of what it can do it is asked to do, by the name of the figure: sagas begin at that rate.
 _LOADS: Final = {"at_an_eighth": 1 / 8, "at_a_third": 1 / 3, "at_half": 1 / 2}
 
+#: Of so many sagas at least it is told how long one of a thousand took.
+_FOR_A_THOUSANDTH: Final = 1000
+
 #: Is told how many more sagas have ended, for a progress bar.
 Tick = Callable[[int], object]
 
@@ -55,9 +58,18 @@ class Measurement:
 
     @property
     def total(self) -> int:
-        """About how many sagas it runs."""
+        """How many sagas it runs, besides those of the floor."""
         alone, crowd = self._few
-        return self._rounds * (2 * self._sagas + alone + (1 + len(_LOADS)) * crowd)
+        rounds = self._rounds * (2 * self._sagas + alone + (1 + len(_LOADS)) * crowd)
+        return self._to_warm_up + rounds + self._for_memory
+
+    @property
+    def _to_warm_up(self) -> int:
+        return min(self._sagas, 256)
+
+    @property
+    def _for_memory(self) -> int:
+        return max(500, self._sagas // 2)
 
     @property
     def _few(self) -> tuple[int, int]:
@@ -68,16 +80,16 @@ class Measurement:
         """All figures, as JSON values: seconds, bytes and counts, unless a name says otherwise."""
         loads = Loads(self._client, self._keys, tick, self._shape)
         with self._processes() as pids, Floor(self._broker, self._steps) as floor:
-            loads.throughput(min(self._sagas, 256))  # to warm up
+            loads.throughput(self._to_warm_up)
             found: dict[str, list[float]] = {}
             for _ in range(self._rounds):
                 for name, value in self._round(loads, floor, pids):
                     found.setdefault(name, []).append(value)
             figures = {name: statistics.median(values) for name, values in found.items()}
             figures |= self._memory(loads)
-        figures["ratio_completed"] = statistics.median(_ratios(found["completed_per_s"], found["floor_per_s"]))
-        figures["ratio_aborted"] = statistics.median(_ratios(found["aborted_per_s"], found["floor_per_s"]))
-        figures["ratio_alone"] = statistics.median(_ratios(found["alone_p50_ms"], found["floor_alone_p50_ms"]))
+        figures |= _ratio("completed", found["completed_per_s"], found["floor_per_s"])
+        figures |= _ratio("aborted", found["aborted_per_s"], found["floor_per_s"])
+        figures |= _ratio("alone", found["alone_p50_ms"], found["floor_alone_p50_ms"])
         return {"settings": self._settings(), "figures": {name: round(value, 3) for name, value in figures.items()}}
 
     @contextmanager
@@ -127,10 +139,9 @@ class Measurement:
 
     def _memory(self, loads: Loads) -> dict[str, float]:
         """The bytes of an ended saga, with the records of its services."""
-        count = max(500, self._sagas // 2)
         before = used_memory(self._servers)
-        loads.throughput(count)
-        return {"bytes_an_ended_saga": (used_memory(self._servers) - before) / count}
+        loads.throughput(self._for_memory)
+        return {"bytes_an_ended_saga": (used_memory(self._servers) - before) / self._for_memory}
 
     def _settings(self) -> dict[str, Any]:
         info: Any = self._servers[0].info("server")
@@ -163,12 +174,19 @@ def _cpu(name: str, run: Run, used: Account) -> Iterator[tuple[str, float]]:
 
 def _latencies(name: str, run: Run) -> Iterator[tuple[str, float]]:
     ordered = sorted(run.latencies_s)
-    for percent in (50, 99, 99.9):
+    for percent in (50, 99, 99.9) if len(ordered) >= _FOR_A_THOUSANDTH else (50, 99):
         yield f"{name}_p{percent:g}_ms", ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] * 1000
 
 
-def _ratios(ours: Sequence[float], bare: Sequence[float]) -> list[float]:
-    return [one / other for one, other in zip(ours, bare, strict=True)]
+def _ratio(name: str, ours: Sequence[float], bare: Sequence[float]) -> dict[str, float]:
+    """The median of the ratios of all rounds, and the least and the greatest of them. It differs from the ratio of the
+    medians: what disturbs a round disturbs both of its figures."""
+    each = [one / other for one, other in zip(ours, bare, strict=True)]
+    return {
+        f"ratio_{name}": statistics.median(each),
+        f"ratio_{name}_least": min(each),
+        f"ratio_{name}_most": max(each),
+    }
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -178,13 +196,12 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         f"{settings['server']}, nodes: {settings['nodes']}, appendfsync {settings['appendfsync']}, "
         f"workers: {settings['workers']}, "
         f"partitions: {settings['partitions']}; "
-        f"medians of {settings['rounds']} rounds of {settings['sagas']} sagas "
-        f"of {settings['steps']} steps ({settings['shape']})"
+        f"{_rounds(settings['rounds'])} of {settings['sagas']} sagas of {settings['steps']} steps ({settings['shape']})"
     )
     yield ""
     yield f"the floor      {f['floor_per_s']:>8.0f} sagas/s of bare stream traffic, in batches of {BATCH}"
-    yield f"completed      {f['completed_per_s']:>8.0f} sagas/s, {f['ratio_completed']:.2f} of the floor"
-    yield f"aborted        {f['aborted_per_s']:>8.0f} sagas/s, {f['ratio_aborted']:.2f} of the floor"
+    yield f"completed      {f['completed_per_s']:>8.0f} sagas/s, of the floor: {_compared(f, 'completed')}"
+    yield f"aborted        {f['aborted_per_s']:>8.0f} sagas/s, of the floor: {_compared(f, 'aborted')}"
     yield ""
     yield "latency, ms       p50      p99    p99.9"
     for name, what in (
@@ -193,9 +210,10 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         ("64_at_once", "64 at a time"),
     ):
         load = f"   {name.replace('_', ' ')} of what it can do" if name in _LOADS else ""
-        yield f"{what:<14} {f[f'{name}_p50_ms']:>6.2f} {f[f'{name}_p99_ms']:>8.2f} {f[f'{name}_p99.9_ms']:>8.2f}{load}"
-    bare = f"{f['floor_alone_p50_ms']:>6.2f}"
-    yield f"the floor      {bare}  for one saga, a round trip a message; ratio {f['ratio_alone']:.2f}"
+        rare = f"{f[f'{name}_p99.9_ms']:>8.2f}" if f"{name}_p99.9_ms" in f else f"{'-':>8}"
+        yield f"{what:<14} {f[f'{name}_p50_ms']:>6.2f} {f[f'{name}_p99_ms']:>8.2f} {rare}{load}"
+    bare, alone = f"{f['floor_alone_p50_ms']:>6.2f}", _compared(f, "alone")
+    yield f"the floor      {bare}   for one saga, a round trip a message; ratio {alone}"
     yield ""
     yield "CPU, us a saga  server  workers  services  begin   messages a reading  a script call"
     for name in ("completed", "aborted"):
@@ -203,3 +221,14 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         batches = f"{f[f'{name}_batch_read']:>20.1f} {f[f'{name}_batch_script']:>14.1f}"
         yield f"{name:<14} {used[0]:>7.0f} {used[1]:>8.0f} {used[2]:>9.0f} {used[3]:>6.0f} {batches}"
     yield f"memory of an ended saga, with what its services recorded: {f['bytes_an_ended_saga']:.0f} bytes"
+
+
+def _rounds(count: int) -> str:
+    return "one round" if count == 1 else f"medians of {count} rounds"
+
+
+def _compared(figures: Mapping[str, float], name: str) -> str:
+    """A ratio, and between what it lay in the rounds."""
+    least, most = figures[f"ratio_{name}_least"], figures[f"ratio_{name}_most"]
+    between = "" if least == most else f" ({least:.2f} to {most:.2f} in the rounds)"
+    return f"{figures[f'ratio_{name}']:.2f}{between}"
