@@ -208,10 +208,10 @@ def test_a_key_of_another_type_ends_no_process(stage: Stage, key: str, kind: str
 )
 def test_a_key_that_all_sagas_need_is_told_of_once_and_ends_no_process(stage: Stage, key: str, said: str) -> None:
     kept: Any = stage.redis.dump(key)
-    if key == ONLY.events:
-        stage.client.begin("begun", [do(1)])
     make(stage.redis, key, "string")
     stage.connect_again()
+    if key == ONLY.events:
+        stage.client.begin("begun", [do(1)])
     if key == ONLY.replies("work"):
         stage.redis.xadd(WORK, {"body": '{"type":"Do","saga_id":"s1","step":1,"params":1}', "begun_ms": 1})
     until(lambda: stage.times_said(said), what="it is told")
