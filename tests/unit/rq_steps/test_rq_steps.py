@@ -151,6 +151,29 @@ def test_a_time_limit_is_no_exception_that_a_handler_catches() -> None:
     assert _TimeLimit(1, HorseMonitorTimeoutException)._exception is HorseMonitorTimeoutException
 
 
+def test_a_job_that_is_ended_while_a_command_is_packed_does_not_crash() -> None:
+    """In a process of its own: else the crash would be that of the tests."""
+    source = """
+import signal, time
+from sagastream.broker.wire import pack
+from sagastream.rq_steps.worker import JobTimedOut, _TimeLimit
+limit = _TimeLimit(60, JobTimedOut)
+words, ended = ["X", *range(10**6, 10**6 + 2000)], 0
+with limit:
+    while ended < 100:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.00005)
+            while True:
+                pack([words])
+                sum(range(5000))
+                for _ in range(5000):
+                    pass
+        except JobTimedOut:
+            ended += 1
+"""
+    assert subprocess.run([sys.executable, "-c", source], check=False, timeout=60).returncode == 0
+
+
 def test_who_runs_no_step_on_rq_does_not_wait_for_its_import() -> None:
     ours = "sagastream.service.runner, sagastream.client.blocking"
     modules = f"{ours}, sagastream_bridge.commands.main, sagastream_bridge.local.stack"

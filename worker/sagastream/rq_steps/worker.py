@@ -8,8 +8,10 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, ClassVar, Final, TypeVar
 
 import redis
@@ -47,6 +49,8 @@ _BELIEVED: Final = frozenset(
     b"data created_at origin enqueued_at started_at ended_at timeout status description meta "
     b"failure_ttl result_ttl worker_name last_heartbeat".split()
 )
+#: How long what ends a job is put off at a time, in seconds. To pack a large command takes about as long.
+_A_MOMENT_S: Final = 0.001
 _WHO: Final = "rq worker"
 _LOG: Final = Log("rq", _WHO)
 
@@ -59,6 +63,16 @@ class _TimeLimit(UnixSignalDeathPenalty):
     def __init__(self, timeout: int, exception: type[BaseException], **options: Any) -> None:
         kind = JobTimedOut if exception is JobTimeoutException else exception
         super().__init__(timeout, kind, **options)  # type: ignore[no-untyped-call]
+
+    def handle_death_penalty(self, signum: int, frame: FrameType | None) -> None:
+        """Raise what ends the job. hiredis 3.5 crashes if that is raised while it packs a command with a number in it,
+        as our code and that of redis-py have it do. Then it is raised a moment later."""
+        while frame is not None and frame.f_code.co_name == self.handle_death_penalty.__name__:
+            frame = frame.f_back  # the signal has come again, in the midst of this
+        if frame is not None and "pack_command" in frame.f_code.co_names:
+            signal.setitimer(signal.ITIMER_REAL, _A_MOMENT_S)
+            return
+        super().handle_death_penalty(signum, frame)  # type: ignore[no-untyped-call]
 
 
 def run_step(
