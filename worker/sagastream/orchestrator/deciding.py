@@ -111,7 +111,8 @@ class Deciding:
             stuck += result[1]
         if left:
             self._gate.leave(left)
-        return Committed(self._setbacks.without_refused(changes, refused, streams), lost, stuck)
+        written = self._setbacks.without_refused(changes, refused, streams) if refused else changes
+        return Committed(written, lost, stuck)
 
     def _moment(self, now_ms: int, published: Published, closed: Mapping[int, str]) -> Moment:
         """When, and with what, the inputs are decided on."""

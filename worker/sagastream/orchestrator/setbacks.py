@@ -52,8 +52,6 @@ class Setbacks:
 
     def without_refused(self, changes: list[Change], refused: Refused, streams: Streams) -> list[Change]:
         """These changes without those that were not written, since a key of their partition has another type."""
-        if not refused:
-            return changes
         unwritten = [change for change in changes if change.partition in refused]
         self._cache.keep(unwritten, unwritten)
         for partition, error in refused.items():
