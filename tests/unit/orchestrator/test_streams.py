@@ -159,15 +159,17 @@ def test_a_stream_that_gave_all_that_was_asked_for_may_have_more(count: int, lef
     assert streams.has_more == has_more
 
 
-def test_the_streams_are_quiet_if_one_entry_came_at_a_time_lately() -> None:
-    streams = Streams(KEYS, ["till"], Room("worker"))
+@pytest.mark.parametrize("services", [1, 40])
+def test_the_streams_are_quiet_if_one_entry_came_at_a_time_lately(services: int) -> None:
+    names = [f"s{number}" for number in range(services)]
+    streams = Streams(KEYS, names, Room("worker"))
     for _ in range(_QUIET):
         assert not streams.are_quiet
-        streams.read(replies(1), {}, has_more=False)
+        streams.read(replies(1, "s0"), {}, has_more=False)
     streams.read([], {}, has_more=False)
     assert streams.are_quiet
     # One count for all: it is one call.
-    assert streams.wanted(streams.names) == dict.fromkeys(streams.names, _REQUESTS)
-    assert streams.with_services(["till", "hotel"]).are_quiet
-    streams.read(replies(2), {}, has_more=False)
+    assert streams.wanted(streams.names) == dict.fromkeys(streams.names, {1: _REQUESTS, 40: 1024 // 40}[services])
+    assert streams.with_services([*names, "hotel"]).are_quiet
+    streams.read(replies(2, "s0"), {}, has_more=False)
     assert not streams.are_quiet

@@ -112,13 +112,15 @@ class Streams:
         requests = _REQUESTS if not self._busy else 0 if self._busy % _A_FEW_EVERY else _A_FEW
         full = self._room.full
         in_full = _A_FEW if full and self._room.takes_a_few() else 0
-        most_replies = min(self._most_replies, _REQUESTS) if self.are_quiet else self._most_replies
-        asked = (most_replies, requests, in_full, full, self.stopped)
+        replies = self._most_replies
+        if self.are_quiet:
+            requests = replies = min(requests, replies)
+        asked = (replies, requests, in_full, full, self.stopped)
         if self._counted != streams:
             self._counted, self._counts = list(streams), {}
         if (counts := self._counts.get(asked)) is None:
             # Of operators' requests as many as of replies: streams with the same count are read in one call.
-            most = {"replies": most_replies, "requests": requests, "interventions": most_replies}
+            most = {"replies": replies, "requests": requests, "interventions": replies}
             places = {stream: self._places[stream] for stream in streams if stream in self._places}
             places = {stream: one for stream, one in places.items() if one.partition.number not in self.stopped}
             known = {
