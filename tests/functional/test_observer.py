@@ -200,7 +200,7 @@ def test_each_move_is_told_of_with_the_saga_before_and_after(scene: Scene, notes
     assert all(0 < told["duration_s"] < 20 for told in turns)
 
 
-def test_a_park_is_told_of_with_its_reason(scene: Scene, notes: Notes) -> None:
+def test_a_park_is_told_of_with_its_reason(scene: Scene, notes: Notes, caplog: pytest.LogCaptureFixture) -> None:
     def handle(params: Any, context: Context) -> None:
         raise ValueError("no")
 
@@ -209,6 +209,8 @@ def test_a_park_is_told_of_with_its_reason(scene: Scene, notes: Notes) -> None:
     state = scene.play("s1")
     assert state.parked is not None
     assert [told["saga"] for told in notes.of("saga_parked")] == [state]
+    (line,) = [record for record in caplog.records if record.name == "sagastream.worker"]
+    assert line.getMessage() == f"saga s1 is parked at work: {state.parked}; see sagastream show s1"
     assert notes.of("saga_ended") == []
 
 

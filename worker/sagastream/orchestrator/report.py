@@ -12,6 +12,7 @@ from sagastream.core.decision import Event
 from sagastream.core.messages import Begin
 from sagastream.core.saga import Found, SagaState
 from sagastream.orchestrator.change import Change
+from sagastream.orchestrator.parked import ParkedReport
 from sagastream.store.keys import StoreKeys
 from sagastream.telemetry import Log, Move, Observer, Observers, guarded
 
@@ -25,6 +26,7 @@ class TurnReport:
     def __init__(self, who: str, observer: Observer | None) -> None:
         """`who`: the name of the worker, as its log records have it."""
         self._log = Log("worker", who)
+        self.parked = ParkedReport(self._log)
         self._observer = guarded(observer)
         self._repeat_at: dict[str, float] = {}  # when to report each of them again, by time.monotonic
 
@@ -56,6 +58,7 @@ class TurnReport:
             self._tell(self._observer, written, lost, messages, duration_s)
         self._tell_stuck(stuck)
         self._tell_quarantined(written)
+        self.parked.committed(written)
         for change in written:
             if change.is_gone and change.after is None:
                 text = f"saga {change.saga_id} was due, and is gone: somebody has deleted its hash"

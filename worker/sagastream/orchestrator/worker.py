@@ -170,6 +170,7 @@ class Orchestrator:
         with runs("worker", self.name, self._observer):
             Log("worker", self.name).info("started")
             self._outage.keep(self._turn, self._inbox.recover)
+            self._report.parked.tell_rest()
             self._outage.once(self._bulks.leave)
             self._outage.once(self._inbox.leave)
 
@@ -267,6 +268,7 @@ class Orchestrator:
             states = {}
         if self._overdue:
             self._due.soon()
+        self._report.parked.look()
         return len(entries)
 
     def _looked(self, entries: Sequence[Entry]) -> list[Input]:
