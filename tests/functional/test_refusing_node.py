@@ -1,4 +1,5 @@
-"""One node of a cluster refuses what the others take: its partitions wait, and all else goes on."""
+"""One node of a cluster refuses what the others take: its partitions wait, and all else goes on. Without most of its
+masters a cluster takes nothing, and each process says that once."""
 
 import logging
 import threading
@@ -163,3 +164,25 @@ def test_a_slot_that_stays_half_moved_is_told(stage: Stage, caplog: pytest.LogCa
     assert said(caplog, "slot", "on its way")[0].startswith("slot ")
     stage.does("c", first, second, third)
     until(lambda: said(caplog, "partition 1 of the store can be reached again"), what="the worker says it")
+
+
+def test_without_most_of_its_masters_a_cluster_takes_nothing_and_each_process_says_so_once(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, *others = stage.at_work(caplog)
+    dead = [stage.node_of(one) for one in others]
+    takes_nothing = "the cluster takes nothing: too many of its masters are away"
+    for node in dead:
+        node.kill()
+    try:
+        until(lambda: len(said(caplog, takes_nothing)) == 2, what="the worker and the service say it")
+        assert not stage.takes("b", first)
+    finally:
+        for node in dead:
+            node.start()
+    stage.cluster.wait_ok()
+    until(lambda: len(said(caplog, "the cluster takes commands again")) == 2, what="each says that it is over")
+    stage.does("c", first, *others)
+    (line,) = set(said(caplog, takes_nothing))
+    assert all(f"127.0.0.1:{node.port}" in line for node in dead)
+    assert said(caplog, "slot") == said(caplog, "says that the cluster is down") == []

@@ -150,6 +150,10 @@ def test_what_is_told_is_told_of_the_server_or_node_that_said_it() -> None:
         ("ERR DB index is out of range", "RQ's server has no database of that number: look at RQ_URL (DB index"),
     ):
         assert told(redis_error(text), server).startswith(says)
+    down = redis_error("CLUSTERDOWN The cluster is down")
+    assert isinstance(down, redis.ResponseError)
+    name_node(down, "n1:6379")
+    assert told(down).startswith("the node n1:6379 of the cluster says that the cluster is down, so it takes nothing: ")
     full = redis_error("OOM command not allowed")
     assert isinstance(full, redis.ResponseError)
     name_node(full, "n1:6379")

@@ -3,7 +3,7 @@
 import pytest
 import redis
 
-from sagastream.broker.failures import NodeAway
+from sagastream.broker.failures import NodeAway, name_node
 from sagastream.orchestrator import out_of_reach
 from sagastream.orchestrator.out_of_reach import OutOfReach
 from sagastream.store.keys import StoreKeys
@@ -55,6 +55,16 @@ def test_it_is_said_once_which_are_away_and_once_that_they_are_back(
         "partitions 1-2 of the store can be reached again, after 0.0 s",
     ]
     assert (told.away, [*whole, those.is_empty]) == ([(1, 2), ()], [True, False, True])
+
+
+def test_no_others_go_on_if_the_cluster_is_down(told: Told, caplog: pytest.LogCaptureFixture) -> None:
+    those = made(told)
+    for number, one in enumerate((FIRST, SECOND)):  # the worker has no need of the third
+        down = redis.exceptions.ClusterDownError("The cluster is down")
+        name_node(down, f"10.0.0.{number}:1")
+        those.lost(one, down)
+    those.answered([])
+    assert caplog.messages == ["partitions 0-1 of the store cannot be reached: the cluster is down"]
 
 
 @pytest.mark.parametrize(("of", "what"), [(1, "the store"), (3, "partitions 0-2 of the store")])

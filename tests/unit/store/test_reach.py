@@ -47,7 +47,7 @@ def test_the_keys_of_the_whole_store_may_be_away() -> None:
     down = ClusterDownError("The cluster is down")
     found = looked([down, down, 1, 1, 1])
     assert found.shared is down
-    assert found.told() == ["The cluster is down: partition 0 of 4 is left out"]
+    assert found.told() == ["the cluster is down: partition 0 of 4 is left out"]
 
 
 def test_if_all_of_it_is_away_that_is_an_outage_and_a_refusal_is_an_answer() -> None:

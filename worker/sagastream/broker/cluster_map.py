@@ -101,7 +101,7 @@ class ClusterMap:
     def wants_asking(self) -> bool:
         """Whether it is time to ask for the map. It is asked for by whoever is told so."""
         if self.troubles:
-            self.troubles.look()
+            self.troubles.look(self._nodes, [node for node in self._nodes if node in self._away])
         if not self._is_stale:
             return False
         with self._lock:

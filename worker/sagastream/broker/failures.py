@@ -70,13 +70,15 @@ _EXHAUSTED: Final = "The stream has exhausted the last possible ID"
 _DENIED: Final = re.compile(
     r"(?:^|: )NOPERM |^(?:ERR )?(?:ACL failure in script: |The user executing the script can't )"
 )
+#: A node of a cluster takes nothing, says it. What else begins with CLUSTERDOWN is about single slots.
+_CLUSTER_DOWN: Final = re.compile(r"(?:^|: )(?:CLUSTERDOWN )?The cluster is down\b")
 #: Why a blocking read ended: its key is gone …
 _KEY_IS_GONE: Final = "UNBLOCKED the stream key no longer exists"
 #: … or the server has become a replica; the latter also ends transactions.
 _IS_REPLICA: Final = re.compile(r"^UNBLOCKED .*instance state changed|because of: (?:READONLY|MASTERDOWN) ")
 
-#: What a person is told of what a server answers, by the beginning of its text. `who`: the server, or the node or slot
-#: that it is about; `url`: the variable that has its url; `said`: what it has answered …
+#: What a person is told of what a server answers, by a pattern of how its text begins. `who`: the server, or the node
+#: or slot that it is about; `url`: the variable that has its url; `said`: what it has answered …
 _MEANINGS: Final[Mapping[str, str]] = {
     "OOM": "{who} is full: raise maxmemory, or wait until sagas have expired",
     "READONLY": "{who} is a replica: nothing can be written to it; name its master",
@@ -84,6 +86,8 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "NOREPLICAS": "{who} takes no writes without its replicas: look at them, or set min-replicas-to-write lower",
     "TRYAGAIN": "{who} is on its way to another node, with a part of its keys there; if nothing moves it any more: "
     "redis-cli --cluster fix HOST:PORT",
+    "(?:CLUSTERDOWN )?The cluster is down": "{who} says that the cluster is down, so it takes nothing: too many "
+    "masters are away, or one is and cluster-require-full-coverage is yes; sagastream doctor names them",
     "WRONGTYPE": "{said}; sagastream doctor tells which key it is",
     "SELECT is not allowed in cluster mode": "a cluster has one database: name no number in {url} ({said})",
     "DB index is out of range": "{who} has no database of that number: look at {url} ({said})",
@@ -185,6 +189,11 @@ def is_wrong_type(answer: object) -> bool:
 def is_exhausted(error: BaseException) -> bool:
     """Whether a stream takes no more entries."""
     return isinstance(error, redis.ResponseError) and _EXHAUSTED in str(error)
+
+
+def is_cluster_down(error: BaseException) -> bool:
+    """Whether a node says that the cluster is down: too many masters are away, or the node is cut off from them."""
+    return isinstance(error, redis.ResponseError) and bool(_CLUSTER_DOWN.search(plain(error)))
 
 
 def is_deleted(error: BaseException) -> bool:
@@ -306,6 +315,8 @@ def _begins(error: redis.RedisError, text: str, name: str) -> bool:
 
 def brief(error: redis.RedisError) -> str:
     """Why a part of the store cannot be reached."""
+    if is_cluster_down(error):
+        return "the cluster is down"
     return str(error) if isinstance(error, NodeAway | redis.exceptions.ClusterDownError) else told(error)
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import redis
 
-from sagastream.broker.failures import brief
+from sagastream.broker.failures import brief, is_cluster_down
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.reach import ranges
 from sagastream.telemetry import Log, Observer
@@ -37,7 +37,7 @@ class OutOfReach:
         self._of = 1  # how many partitions the store has
         self._away: dict[int, _Away] = {}  # by the number of the partition
         #: Those that are not told of yet: the error of one of them, and the numbers of all, by what is away.
-        self._new: dict[str, tuple[str, list[int]]] = {}
+        self._new: dict[str, tuple[redis.RedisError, list[int]]] = {}
 
     def join(self, keys: StoreKeys) -> None:
         """They are those of this store from now on."""
@@ -53,8 +53,7 @@ class OutOfReach:
         now_s = time.monotonic()
         if (away := self._away.get(partition.number)) is None:
             self._away[partition.number] = _Away(now_s)
-            text = brief(error)
-            self._new.setdefault(text.partition(" (")[0], (text, []))[1].append(partition.number)
+            self._new.setdefault(brief(error).partition(" (")[0], (error, []))[1].append(partition.number)
         else:
             away.failed_s = now_s
 
@@ -62,9 +61,10 @@ class OutOfReach:
         """These partitions answer. Says what has changed."""
         if not self._away:
             return
-        rest = ". The others go on" if len(self._away) < self._of else ""
-        for text, lost in self._new.values():
-            self._log.warning(f"{self._named(lost)} cannot be reached: {text}{rest}")
+        some_go_on = len(self._away) < self._of and not any(is_cluster_down(error) for error, _ in self._new.values())
+        rest = ". The others go on" if some_go_on else ""
+        for error, lost in self._new.values():
+            self._log.warning(f"{self._named(lost)} cannot be reached: {brief(error)}{rest}")
         now_s = time.monotonic()
         numbers = [one.number for one in partitions]
         back = {
@@ -93,8 +93,8 @@ class OutOfReach:
             text += "Another worker has it now" if is_one else "Other workers have them now"
             self._log.warning(f"{text}, so this one will not report when {'it is' if is_one else 'they are'} back")
         self._away = {number: away for number, away in self._away.items() if number in numbers}
-        left = {what: (text, [one for one in lost if one in numbers]) for what, (text, lost) in self._new.items()}
-        self._new = {what: (text, lost) for what, (text, lost) in left.items() if lost}
+        left = {what: (error, [one for one in lost if one in numbers]) for what, (error, lost) in self._new.items()}
+        self._new = {what: (error, lost) for what, (error, lost) in left.items() if lost}
         self._tell()
 
     def _named(self, numbers: Iterable[int]) -> str:
