@@ -15,6 +15,19 @@ from support.waiting import takes_less_than, until
 pytestmark = pytest.mark.both_in_soak
 
 SAGA: dict[str, Any] = {"saga_id": "s1", "steps": [do(1, "Fly", "airlnie")]}
+SHOP = """
+from sagastream import Service
+
+service = Service("till")
+
+@service.command("Do", compensation="Undo")
+def do(params, context):
+    return params
+
+@service.compensation("Undo")
+def undo(params, context):
+    pass
+"""
 WAITS = ("begin", "-", "--timeout", "1")
 FULL = (
     "the request to begin saga s1 was not taken, the store is full: all of maxmemory is used; "
@@ -108,6 +121,37 @@ def test_one_who_waits_is_told_why_and_that_the_saga_goes_on(server: Server, com
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert process.stderr.read().decode().endswith("saga s1 goes on without this command: sagastream show s1\n")
+
+
+def test_one_who_begins_is_told_of_misspelt_names_and_of_a_saga_that_was_begun_before(
+    server: Server, commands: Commands
+) -> None:
+    """It is accepted all the same: the service may come. And whoever begins an ended saga must not think that it runs
+    again."""
+    env = {"REDIS_URL": server.url}
+    (commands.folder / "shop.py").write_text(SHOP)
+    commands.quiet("up", "--service", "shop:service", env=env)
+    good = {"saga_id": "s1", "steps": [do(1, "Do", "till")]}
+    assert commands.run("begin", "-", "--wait", "--timeout", "60", given=json.dumps(good), **env).returncode == 0
+    misspelt = {
+        "saga_id": "s2",
+        "steps": [do(1, "Do", "till"), do(2, "Do", "tlil", compensation=None), do(3, "Doo", "till")],
+    }
+    done = commands.run("begin", "-", given=json.dumps(misspelt), **env)
+    assert (done.returncode, done.stdout) == (0, "s2 accepted\n")
+    assert done.stderr.splitlines() == [
+        "warning: no process of service tlil is listening, and none ever was; is it a misspelling of till?",
+        "warning: service till publishes no command Doo; is it a misspelling of Do?",
+        "         sagastream cancel s2 --now --reason TEXT  # takes it back; begin another with the right names",
+    ]
+    until(lambda: commands.run("show", "s2", **env).returncode == 0, what="a worker has begun it")
+    commands.run("cancel", "s2", "--now", "--reason", "wrong name", **env)
+    done = commands.run("begin", "-", "--wait", given=json.dumps(misspelt), **env)
+    assert (done.returncode, done.stdout) == (3, "s2 ABORTED: Cancelled: wrong name\n")
+    assert done.stderr.startswith("s2 was begun before: it is ")
+    done = commands.run("begin", "-", given=json.dumps(misspelt), **env)
+    before = "s2 was begun before: it is ABORTED: Cancelled: wrong name\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, before, "")
 
 
 def test_one_who_waits_for_some_time_is_told_once_what_helps(server: Server, commands: Commands) -> None:

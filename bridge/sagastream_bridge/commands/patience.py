@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: How long `begin` waits for a worker to appear before it says that there is none, in seconds.
-_WORKER_GRACE_S: Final = 1.0
+#: How long `begin` waits for a worker, and for services, to appear before it says that there is none, in seconds.
+_GRACE_S: Final = 1.0
 #: How long `begin --wait` waits until it says why the saga has not ended, in seconds, and looks again.
 _SAY_WHY_AFTER_S: Final = 3.0
 
@@ -42,21 +42,26 @@ class Patience:
         self._timeout_s = timeout_s
         self._until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         self._outage = Outage(broker, "sagastream begin", threading.Event())
+        self._grace_until = math.inf  # for processes that are just being started
 
     def read(self, read: "Callable[[], _T]") -> "_T":
         """Have something read from the store, however long the broker is away."""
         return self._outage.patiently(read, until=self._until)
 
     def tell(self, noticed: "Callable[[], str | None]") -> None:
-        """Tell what was noticed in the store, if anything was. If it cannot be read, nothing is told: the saga begins
-        all the same."""
+        """Tell what was noticed in the store, if anything was."""
+        if (text := self.look(noticed)) is not None:
+            say(text, err=True)
+
+    def look(self, read: "Callable[[], _T | None]") -> "_T | None":
+        """What is read from the store; None if it cannot be read: the saga begins all the same."""
         import redis
 
         from sagastream.errors import SagastreamError
 
         with suppress(redis.RedisError, SagastreamError):
-            if (text := self.read(noticed)) is not None:
-                say(text, err=True)
+            return self.read(read)
+        return None
 
     def begun(self, client: "SagaClient", request: "Begin", durable: "Durable | None") -> "Accepted":
         """Have the request accepted, however long the broker is away. `durable`: as for SagaClient.begin."""
@@ -110,10 +115,46 @@ class Patience:
         """Whether no worker shows up. If the broker is away until the time is up, that is not known."""
         import redis
 
+        from sagastream.store import heartbeat
+
         try:
-            return not self._outage.patiently(lambda: _worker_shows_up(self._broker, keys), until=self._until)
+            return not self._outage.patiently(
+                lambda: self._shows_up(lambda: heartbeat.worker_is_alive(self._broker.client, keys)), until=self._until
+            )
         except redis.RedisError:
             return False
+
+    def strangers(self, keys: "StoreKeys", request: "Begin", *, workerless: bool) -> list[str]:
+        """What the steps name that no service has: misspelt services and commands. Nothing in a store in which nothing
+        is at work yet, or if that cannot be read."""
+        import redis
+
+        from sagastream.broker.exchange import run
+        from sagastream.client.evidence import survey
+        from sagastream.core.steps import services_of
+        from sagastream.core.why_service import unheard_of
+
+        found: list[str] = []
+
+        def are_there() -> bool:
+            nonlocal found
+            evidence = run(self._broker.client, survey(keys, services_of(request.steps)))
+            is_new = workerless and not evidence.names
+            found = [] if is_new or not evidence.hears else unheard_of(request.steps, evidence)
+            return not found
+
+        try:
+            self._outage.patiently(lambda: self._shows_up(are_there), until=self._until)
+        except redis.RedisError:
+            return []
+        return found
+
+    def _shows_up(self, is_there: "Callable[[], bool]") -> bool:
+        """Whether something is there, or comes in the time that is left for all such questions."""
+        self._grace_until = min(self._grace_until, time.monotonic() + _GRACE_S)
+        while not (there := is_there()) and time.monotonic() < self._grace_until:
+            time.sleep(0.05)
+        return there
 
     def ended(self, client: "SagaClient", accepted: "Accepted") -> "SagaState":
         """Wait for the end. If it takes long, say why, and again whenever that is something else."""
@@ -155,12 +196,3 @@ def _why(client: "SagaClient", saga_id: str) -> tuple[str, list[str]]:
         return "", [safe(f": {told(error)}")]
     what = f": {headline(causes)}" if causes else ""
     return " ".join(cause.kind for cause in causes), [safe(what), *(safe(line) for one in causes for line in one.do)]
-
-
-def _worker_shows_up(broker: "Broker", keys: "StoreKeys") -> bool:
-    from sagastream.store import heartbeat
-
-    deadline = time.monotonic() + _WORKER_GRACE_S
-    while not (alive := heartbeat.worker_is_alive(broker.client, keys)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return alive

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
     from sagastream.client.durability import Durable
     from sagastream.core.messages import Begin
+    from sagastream.store.keys import StoreKeys
     from sagastream_bridge.inspection.lookup import Found
     from sagastream_bridge.inspection.screen import Canvas
 
 #: How often `show --watch` looks at a saga that has not changed, in seconds: why it waits may have.
 _LOOK_AGAIN_S: Final = 2.0
+#: Of so many names that no service has `begin` tells at most.
+_MOST_STRANGERS: Final = 5
 
 
 @click.command()
@@ -58,9 +61,10 @@ def begin(what: str, wait: bool, timeout: float | None, durable: "Durable | None
     of a definition that was deployed.
 
     Give a saga of a definition an --id if the command may have to be repeated: with the same id and input, nothing is
-    done twice.
+    done twice. It then says that the saga was begun before, and how it is. Names that no service has are told too; the
+    saga is accepted all the same.
     """
-    from sagastream_bridge.commands.to_begin import ToBegin, of_another_version
+    from sagastream_bridge.commands.to_begin import ToBegin, begun_before
 
     with orderly():
         asked = ToBegin(what, **options)
@@ -74,19 +78,37 @@ def begin(what: str, wait: bool, timeout: float | None, durable: "Durable | None
         request = _within_trace(asked.request(client, patience.read))
         patience.tell(lambda: asked.differs(client))
         accepted = patience.begun(client, request, durable)
-        patience.tell(lambda: of_another_version(client, request))
-        if patience.is_workerless(keys):
-            where = f"no worker is running in the store {broker.store}"
-            say(f"{where}; the saga waits for one: sagastream worker", err=True)
-            if (above := broker.also_above) is not None:
-                say(above, err=True)
+        there = patience.look(lambda: client.get(request.saga_id))
+        before = begun_before(request, there)
+        if there is None or not there.ended:
+            _tell_who_is_missing(broker, keys, patience, request)
         if not wait:
-            click.echo(f"{request.saga_id} accepted")
+            click.echo(safe(before or f"{request.saga_id} accepted"))
             return
+        if before is not None:
+            say(before, err=True)
         state = patience.ended(client, accepted)
         why = f"parked: {state.parked}" if state.parked else state.reason
         click.echo(f"{state.saga_id} {state.status}" + (f": {safe(why)}" if why else ""))
     sys.exit(0 if state.status == "COMPLETED" else 3)
+
+
+def _tell_who_is_missing(broker: "Broker", keys: "StoreKeys", patience: "Patience", request: "Begin") -> None:
+    """Say if nobody will take the saga on, or a step of it: it is accepted all the same, since they may come."""
+    workerless = patience.is_workerless(keys)
+    if workerless:
+        where = f"no worker is running in the store {broker.store}"
+        say(f"{where}; the saga waits for one: sagastream worker", err=True)
+        if (above := broker.also_above) is not None:
+            say(above, err=True)
+    strangers = patience.strangers(keys, request, workerless=workerless)
+    for text in strangers[:_MOST_STRANGERS]:
+        say(f"warning: {text}", err=True)
+    if len(strangers) > _MOST_STRANGERS:
+        say(f"warning: so it is with {len(strangers) - _MOST_STRANGERS} more", err=True)
+    if strangers:
+        do = f"sagastream cancel {request.saga_id} --now --reason TEXT"
+        click.echo(f"         {do}  # takes it back; begin another with the right names", err=True)
 
 
 def _within_trace(request: "Begin") -> "Begin":

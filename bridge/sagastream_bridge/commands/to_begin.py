@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sagastream.client.definition import Definition
     from sagastream.core.attributes import Attributes
     from sagastream.core.messages import Begin
+    from sagastream.core.saga import SagaState
 
 
 class ToBegin:
@@ -127,15 +128,17 @@ def _attributes(texts: "Sequence[str]") -> "Attributes | None":
         raise click.UsageError(safe(str(error))) from None
 
 
-def of_another_version(client: "SagaClient", request: "Begin") -> str | None:
-    """If a saga was begun before, with another version of its definition: that, for people. Raises redis.RedisError,
-    and UnreadableSaga."""
-    if (asked := request.definition) is None or (there := client.get(request.saga_id)) is None:
+def begun_before(request: "Begin", there: "SagaState | None") -> str | None:
+    """If another request has begun the saga: that, and how it is, for people. `there`: the saga that is there now."""
+    if there is None or there.request_id == request.request_id:
         return None
-    if (began := there.definition) is None or began.version == asked.version:
-        return None
-    text = f"saga {there.saga_id} began before, with version {began.version} of {began.name}, and stays with it"
-    return f"{text}; it is {there.status}"
+    text = f"{there.saga_id} was begun before: it is {there.status}"
+    if (why := f"parked: {there.parked}" if there.parked else there.reason) is not None:
+        text += f": {why}"
+    asked, began = request.definition, there.definition
+    if asked is not None and began is not None and began.version != asked.version:
+        text += f"; it began with version {began.version} of {began.name}, and stays with it"
+    return text
 
 
 def is_place(what: str) -> bool:

@@ -22,8 +22,9 @@ from sagastream.core.pauses import Pause
 from sagastream.core.phases import Phase
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.step_state import HELD_MS, Step
-from sagastream.core.steps import StepDefinition, StepKind
+from sagastream.core.steps import Shape, StepDefinition, StepKind
 from sagastream.core.why import headline, why, why_absent
+from sagastream.core.why_service import unheard_of
 from sagastream.core.why_waits import pauses_nothing
 
 NOW_MS = 1_700_000_000_000
@@ -529,3 +530,17 @@ def test_a_pause_of_what_has_not_published_anything_yet_may_hold() -> None:
     assert pauses_nothing(one, replace(at_work(), services={})) == ""
     reader = Reader(name=PID, is_alive=True, silent_ms=1)
     assert pauses_nothing(one, at_work(reader, published=None)) == ""
+
+
+def test_a_begin_is_told_once_of_each_thing_that_no_service_has() -> None:
+    def names(transaction: str, service: str, **members: Any) -> StepDefinition:
+        return StepDefinition(transaction=transaction, service=service, params=b"{}", **members)
+
+    pause = StepDefinition(transaction="", service="", params=b"null", shape=Shape(sends=False, wait_ms=5))
+    good = (names("Charge", "payment"), names("Charge", "payment", compensation="Refund"), pause)
+    assert unheard_of(good, at_work()) == []
+    bad = (names("Charge", "paymnt"), names("Refund", "paymnt"), names("Charge", "payment", compensation="Refnud"))
+    assert unheard_of((*good, *bad), at_work()) == [
+        "no process of service paymnt is listening, and none ever was; is it a misspelling of payment?",
+        "service payment publishes no command Refnud; is it a misspelling of Refund?",
+    ]

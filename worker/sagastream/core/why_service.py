@@ -1,11 +1,12 @@
 """What is wrong with the service that should answer a command: nobody runs it, it lacks the command, it hangs. Pure."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
-from sagastream.core.causes import GRACE_S, Cause, CauseKind, Handler, ServiceFacts
+from sagastream.core.causes import GRACE_S, Cause, CauseKind, Evidence, Handler, ServiceFacts
 from sagastream.core.durations import spoken
+from sagastream.core.steps import AS_PUBLISHED, StepDefinition
 
 #: How a process of a service is started, and where to look if that does not help.
 START: Final = "sagastream service MODULE:NAME  # starts one"
@@ -41,6 +42,34 @@ def no_command(service: ServiceFacts, command: str) -> Cause | None:
     text = f"service {service.name} publishes {command}, and no process at work has it; at work: {_first(names)}"
     do = (f"start a release of service {service.name} that has {command}",)
     return Cause(kind=CauseKind.NO_COMMAND, text=text, do=do, facts={"processes": names})
+
+
+def nobody_has(name: str, command: str | None, evidence: Evidence) -> str:
+    """If there never was a service of this name, or it has no such command, as far as is known: that; otherwise
+    nothing. `command`: None: any. `evidence`: about that service."""
+    facts = evidence.of(name)
+    if not facts.ever_was:
+        if name in evidence.names:
+            return ""
+        cause = nobody(facts, evidence.names, evidence.now_ms)
+        return "" if cause is None else cause.text
+    if command is None or facts.published is None or command in facts.published:
+        return ""
+    near = get_close_matches(command, sorted(facts.published), 1)
+    return f"service {name} publishes no command {command}{misspelt(near)}"
+
+
+def unheard_of(steps: Iterable[StepDefinition], evidence: Evidence) -> list[str]:
+    """What these steps name that no service has, as far as is known: misspelt services and commands. `evidence`: about
+    their services."""
+    named = [
+        (step.service, command)
+        for step in steps
+        if step.shape.sends
+        for command in (step.transaction, step.compensation)
+        if command and command != AS_PUBLISHED
+    ]
+    return list(dict.fromkeys(filter(None, (nobody_has(*one, evidence) for one in named))))
 
 
 def hangs(handler: Handler, now_ms: int) -> Cause:

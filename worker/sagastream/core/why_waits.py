@@ -4,7 +4,6 @@ why.py says the rest.
 """
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from msgspec.structs import replace
 
@@ -17,7 +16,7 @@ from sagastream.core.saga import SagaState
 from sagastream.core.step_state import Step
 from sagastream.core.steps import StepKind
 from sagastream.core.why_out import due_of, late
-from sagastream.core.why_service import misspelt, nobody
+from sagastream.core.why_service import nobody_has
 
 
 def not_started(state: SagaState, now_ms: int) -> Cause:
@@ -68,16 +67,7 @@ def pause_told(one: Pause, now_ms: int) -> str:
 def pauses_nothing(one: Pause, evidence: Evidence) -> str:
     """If what is paused is nothing that any service has, as far as is known: that; otherwise nothing. `evidence`: about
     that service."""
-    facts = evidence.of(one.service)
-    if not facts.ever_was:
-        if one.service in evidence.names:
-            return ""
-        cause = nobody(facts, evidence.names, evidence.now_ms)
-        return "" if cause is None else cause.text
-    if one.command is None or facts.published is None or one.command in facts.published:
-        return ""
-    near = get_close_matches(one.command, sorted(facts.published), 1)
-    return f"service {one.service} publishes no command {one.command}{misspelt(near)}"
+    return nobody_has(one.service, one.command, evidence)
 
 
 def awaits(state: SagaState, number: int, now_ms: int) -> Cause:
