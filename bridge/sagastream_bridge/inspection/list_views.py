@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from sagastream.console import printable
+from sagastream.core import not_undone
 from sagastream.core.causes import Cause
 from sagastream.core.durations import spoken
 from sagastream.core.filtering import Filter
@@ -47,7 +48,7 @@ def why_there(state: SagaState, causes: Sequence[Cause]) -> str:
     if state.parked:
         return state.parked
     if state.ended:
-        return state.reason or ""
+        return "; ".join(filter(None, (not_undone.told(state), state.reason)))
     return headline(causes) or f"waits for {state.waiting_for}"
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 import redis
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
@@ -22,6 +22,7 @@ from sagastream.core.durations import spoken
 from sagastream.core.filtering import Filter
 from sagastream.core.history import history
 from sagastream.core.indexing import PARKED
+from sagastream.core.not_undone import not_undone
 from sagastream.core.saga import SagaState, protocol_view
 from sagastream.core.sealed_messages import open_state
 from sagastream.core.step_state import Step
@@ -152,6 +153,7 @@ def as_json(found: Found, *, with_history: bool = False) -> str:
         "parked": state.parked,
         "parked_at": state.parked_at,
         "cancelling": state.cancelling,
+        "not_undone": list(map(asdict, not_undone(state))),
         "waiting_for": None if state.ended else state.waiting_for,
         "why": _causes(found.causes),
         "notes": found.notes,
@@ -188,6 +190,7 @@ def row_as_json(state: SagaState, causes: Sequence[Cause] = ()) -> str:
         "parked": state.parked,
         "parked_at": state.parked_at,
         "reason": state.reason,
+        "not_undone": list(map(asdict, not_undone(state))),
         "begun_at": iso(state.begun_ms),
         "updated_at": iso(state.updated_ms),
         "attributes": state.attributes or {},

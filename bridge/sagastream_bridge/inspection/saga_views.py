@@ -6,10 +6,11 @@ from typing import Final
 import orjson
 
 from sagastream.console import printable
+from sagastream.core import not_undone
 from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.history import history
 from sagastream.core.saga import SagaState
-from sagastream.core.step_state import HELD_MS, StepStatus
+from sagastream.core.step_state import HELD_MS, Step, StepStatus
 from sagastream.core.steps import PLAIN, StepKind
 from sagastream.store.columns import iso
 from sagastream_bridge.inspection import graph_views, history_views, screen
@@ -47,6 +48,8 @@ def _facts(
     yield f"  {'ended ' if state.ended else 'moved '}   {when(state.updated_ms, now_ms)}"
     if state.reason:
         yield f"  reason   {printable(state.reason)}"
+    if stays := not_undone.told(state):
+        yield f"  stays    {printable(stays)}"
     if state.attributes is not None:
         yield f"  attributes {attributes(state)}"
     if state.trace_id is not None:
@@ -154,14 +157,22 @@ def _step(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
         times = _times(
             step.compensation_sent_ms, step.compensation_answered_ms, step.compensation_attempt, now_ms, unknown=False
         )
-        how = "undone by" if step.status is StepStatus.COMPENSATED else "undo skipped:" if step.skipped else "undo by"
-        yield f"       {how} {printable(step.compensation)}  {times}"
+        yield f"       {_how_undone(step)} {printable(step.compensation)}  {times}"
         yield from graph_views.undo(step)
         if step.compensation_answered_ms is not None and step.status is not StepStatus.COMPENSATED:
             heard = clock(step.compensation_answered_ms, now_ms)
             yield f"       late   it was undone after all, as was heard at {heard}"
     if step.compensation_error is not None:
         yield f"       error of the undo  {as_json(orjson.loads(step.compensation_error))}"
+
+
+def _how_undone(step: Step) -> str:
+    """What became of its undo, before the name of its compensation."""
+    if step.status is StepStatus.COMPENSATED:
+        return "undone by"
+    if step.being_undone:
+        return "undo by"
+    return "undo skipped:" if step.skipped else "undo abandoned:"
 
 
 def _times(sent_ms: int | None, answered_ms: int | None, attempt: int, now_ms: int, *, unknown: bool) -> str:

@@ -1,5 +1,8 @@
 """How sagas look to a person. Text from outside cannot act on a terminal."""
 
+import json
+from typing import Any
+
 import click
 import pytest
 from hypothesis import given
@@ -7,11 +10,17 @@ from msgspec.structs import replace
 
 from sagastream.core.causes import Cause, CauseKind
 from sagastream.core.phases import Phase
-from sagastream.core.saga import SagaState, SagaStatus
+from sagastream.core.saga import Intervention, SagaState, SagaStatus
 from sagastream.core.strict_json import encode
-from sagastream_bridge.inspection import list_views, saga_views
+from sagastream_bridge.inspection import list_views, lookup, saga_views
 from support.shown import NASTY, NOW_MS, a_saga, a_step, harmful
 from support.values import TRACEPARENT
+
+
+def as_json(state: SagaState) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(lookup.as_json(lookup.Found(state=state, now_ms=NOW_MS, notes=[])))
+    assert json.loads(lookup.row_as_json(state))["not_undone"] == found["not_undone"]
+    return found
 
 
 def shown(state: SagaState, *notes: str) -> str:
@@ -104,6 +113,41 @@ def test_what_came_too_late_and_was_undone_is_said_to_be_undone() -> None:
     skipped = a_saga(a_step(phase=Phase.SKIPPED, late_ms=NOW_MS - 500), duplicates=1)
     assert "undone" not in shown(skipped)
     assert "undoes" not in shown(skipped)
+
+
+SKIP = Intervention(verb="skip", reason="by hand", at_ms=NOW_MS - 400, actor="ada")
+ABANDON = replace(SKIP, verb="abandon", actor="bob")
+REFUND: dict[str, Any] = {"compensation": "RefundPayment", "compensation_sent_ms": NOW_MS - 900}
+UNDO = REFUND | {"compensation_attempt": 3}
+
+
+def test_what_still_stands_after_a_skip_or_an_abandon_is_said() -> None:
+    """Otherwise it looks like a saga of which all was undone."""
+    skipped, done = a_step(phase=Phase.UNDO_SKIPPED, **UNDO), a_step(phase=Phase.COMPLETED, **UNDO)
+    late = replace(skipped, compensation_answered_ms=NOW_MS)
+    aborted: dict[str, Any] = {"status": SagaStatus.ABORTED, "reason": "Step 3 failed: no"}
+    saga = a_saga(
+        skipped, late, skipped, interventions=(replace(SKIP, actor=None), SKIP, replace(SKIP, actor="eve")), **aborted
+    )
+    stays = "not undone: ChargePayment of step 1, skipped by eve; ChargePayment of step 3, skipped"
+    assert f"\n  stays    {stays}\n" in shown(saga)
+    assert click.unstyle(list_views.row(saga, NOW_MS)).endswith(f"  saga42  {stays}; Step 3 failed: no")
+    assert [(one["step"], one["how"], one["actor"]) for one in as_json(saga)["not_undone"]] == [
+        (1, "skipped", "eve"),
+        (3, "skipped", None),
+    ]
+    doubt, undone = a_step(phase=Phase.IN_DOUBT, unknown=True), a_step(phase=Phase.COMPENSATED, **UNDO)
+    saga = a_saga(skipped, done, doubt, undone, interventions=(SKIP, ABANDON), **aborted)
+    text = shown(saga)
+    assert (
+        "  stays    not undone: ChargePayment of step 1, skipped by ada; ChargePayment of step 2, abandoned by bob; "
+        "ChargePayment of step 3, which may have been done, abandoned by bob\n"
+    ) in text
+    assert "       undo abandoned: RefundPayment  sent 22:13:19.100Z (attempt 3)" in text
+    assert "undo by" not in text
+    # A step that needs no undo is not said to stand.
+    assert "stays" not in shown(a_saga(a_step(phase=Phase.COMPLETED), undone, interventions=(SKIP,), **aborted))
+    assert "stays" not in shown(a_saga(done, interventions=(ABANDON,), status=SagaStatus.COMPLETED))
 
 
 @pytest.mark.parametrize(
