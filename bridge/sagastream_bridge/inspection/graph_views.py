@@ -7,6 +7,7 @@ import orjson
 
 from sagastream.console import printable
 from sagastream.core.durations import spoken
+from sagastream.core.erasure import ERASED, erasure
 from sagastream.core.graph import before
 from sagastream.core.phases import BACKING_OFF, IN_FLIGHT, Phase
 from sagastream.core.saga import KeptSignal, SagaState
@@ -82,7 +83,7 @@ def facts(state: SagaState, now_ms: int) -> Iterator[str]:
         start_ms = state.start_ms if never else max(state.start_ms, state.begun_ms)
         yield f"  {label:<8} {'start at ' if never else ''}{until(start_ms, now_ms)}"
     if state.input is not None:
-        yield f"  input    {payload(state.input)}"
+        yield f"  input    {_given(state, state.input)}"
 
 
 def kept(state: SagaState, now_ms: int) -> Iterator[str]:
@@ -126,7 +127,7 @@ def place(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
     if shape.after is not None:
         yield f"       after  {', '.join(printable(state.name_of(one)) for one in after) or 'none: it begins at once'}"
     if shape.when is not None:
-        yield f"       when   {payload(shape.when)}"
+        yield f"       when   {_given(state, shape.when)}"
     if (now := _now(state, number, now_ms)) is not None:
         yield f"       now    {now}"
 
@@ -153,13 +154,18 @@ def _now(state: SagaState, number: int, now_ms: int) -> str | None:
     return f"pauses until {ends}" if shape.wait is None else f"waits for signal {printable(shape.wait)} until {ends}"
 
 
-def params(step: Step) -> Iterator[str]:
+def params(state: SagaState, step: Step) -> Iterator[str]:
     """What its command gets."""
     shape = step.definition.shape
     if not shape.sends:
         return
-    unbuilt = "; not filled in yet" if shape.has_references and step.built is None else ""
-    yield f"       params {payload(step.params)}{unbuilt}"
+    is_unbuilt = shape.has_references and step.built is None and erasure(state) is None
+    yield f"       params {_given(state, step.params)}{'; not filled in yet' if is_unbuilt else ''}"
+
+
+def _given(state: SagaState, data: bytes) -> str:
+    """What somebody has given a saga, unless it was erased: what stands there then, nobody has given."""
+    return payload(data) if erasure(state) is None else ERASED
 
 
 def undo(step: Step) -> Iterator[str]:

@@ -144,7 +144,7 @@ def _step(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
         + (status(step.status, 12) + more if more else status(step.status))
     )
     yield from graph_views.place(state, number, now_ms)
-    yield from graph_views.params(step)
+    yield from graph_views.params(state, step)
     if step.result is not None:
         yield f"       result {payload(step.result)}"
     if step.error is not None:

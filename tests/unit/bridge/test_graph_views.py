@@ -8,11 +8,14 @@ from typing import Any
 import click
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sagastream.core.begin_parsing import parse_begin
 from sagastream.core.decision import decide
+from sagastream.core.erasure import ERASE, without_data
+from sagastream.core.history import history
 from sagastream.core.phases import Phase
-from sagastream.core.saga import SagaState
+from sagastream.core.saga import Intervention, SagaState
 from sagastream.core.transitions import Moment
 from sagastream.core.why import why
 from sagastream_bridge.inspection import lookup, saga_views
@@ -47,6 +50,22 @@ def test_each_step_says_its_id_what_it_comes_after_and_what_it_waits_for() -> No
     assert "approve                  (signal)" in text
     assert "pause                    (pause)" in text
     assert '       when   {"eq": [{"$ref": "/input/insured"}, true]}' in lines
+
+
+def test_what_was_erased_is_said_to_be_erased() -> None:
+    """It was filled in once, and there was a reason."""
+    saga = Played().ok(1, {"id": "f1"}).failed(2, "no room").ok(1).saga
+    assert saga.ended
+    done = Intervention(verb=ERASE, reason="law", at_ms=NOW_MS, actor="ada")
+    erased = replace(without_data(saga), interventions=(done,))
+    lines = click.unstyle("\n".join(saga_views.saga(erased, NOW_MS, []))).splitlines()
+    params = [line for line in lines if line.startswith("       params")]
+    assert set(params) == {"       params (erased)"}
+    assert "  input    (erased)" in lines
+    assert "       when   (erased)" in lines
+    texts = [event.text for event in history(erased)]
+    assert any(text.startswith("BookHotel failed") and text.endswith(": (erased)") for text in texts)
+    assert "no reason given" not in "".join(texts)
 
 
 def test_the_graph_is_drawn_with_the_state_of_each_step() -> None:

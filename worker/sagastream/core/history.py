@@ -9,6 +9,7 @@ from typing import Final
 
 from sagastream.core import graph
 from sagastream.core.bulks import bulk_of
+from sagastream.core.erasure import erasure
 from sagastream.core.history_events import HistoryEvent, HistoryKind
 from sagastream.core.journal import Note, notes
 from sagastream.core.saga import Intervention, SagaState
@@ -17,13 +18,15 @@ from sagastream.core.step_history import StepHistory, counted
 
 def history(state: SagaState) -> list[HistoryEvent]:
     """All events of a saga that are known, oldest first."""
-    noted = notes(state.journal)
+    noted, is_erased = notes(state.journal), erasure(state) is not None
     courses = [_of_saga(noted), [_asked(done) for done in state.interventions]]
     settled = _settled_times(state)
     for number, step in enumerate(state.steps, 1):
         of_step = [note for note in noted if note.step == number]
         is_whole = all(note.what != "left out" for note in noted)
-        course = StepHistory(step, number, of_step, is_whole=is_whole, settled_ms=settled[number - 1])
+        course = StepHistory(
+            step, number, of_step, is_whole=is_whole, settled_ms=settled[number - 1], is_erased=is_erased
+        )
         courses += (course.events() if step.definition.shape.sends else course.events_of_wait(), course.beside())
     begun = HistoryEvent(kind=HistoryKind.BEGUN, at_ms=state.begun_ms, text=_begun(state))
     if state.ended:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from sagastream.core.back import quote
 from sagastream.core.durations import spoken
+from sagastream.core.erasure import ERASED
 from sagastream.core.history_events import HistoryEvent, HistoryKind
 from sagastream.core.journal import Note, Said
 from sagastream.core.phases import Phase
@@ -14,13 +15,17 @@ from sagastream.core.step_state import Step, StepStatus
 class StepHistory:
     """The events of one step: those that follow each other, and those beside them."""
 
-    def __init__(self, step: Step, number: int, noted: Sequence[Note], *, is_whole: bool, settled_ms: int) -> None:
+    def __init__(
+        self, step: Step, number: int, noted: Sequence[Note], *, is_whole: bool, settled_ms: int, is_erased: bool
+    ) -> None:
         """
         Args:
             noted: the notes of this step.
             is_whole: whether the journal has left out nothing.
             settled_ms: when the step was bypassed, if it was.
+            is_erased: whether its saga was, so that there may have been an error.
         """
+        self._is_erased = is_erased
         self._number = number
         self._step = step
         self._settled_ms = settled_ms
@@ -49,7 +54,7 @@ class StepHistory:
             found.append(self._event(HistoryKind.AWAITED, step.sent_ms, f"waits for {what}"))
         if step.answered_ms is not None:
             if step.phase is Phase.FAILED:
-                text = f"failed: {quote(step.error)}"
+                text = f"failed: {self._quoted(step.error)}"
                 found.append(self._event(HistoryKind.FAILED, step.answered_ms, text, error=step.error))
             else:
                 text = f"{what} is over" if wait is None or step.result is None else f"{what} came"
@@ -103,7 +108,7 @@ class StepHistory:
         name, process = step.definition.transaction, None if step.late_ms is not None else step.done_by
         attempt, took = self._of_last_word(at_ms, undo=False)
         error = step.error if attempt is not None else None
-        why = f": {quote(step.error)}" if attempt is not None else ""
+        why = f": {self._quoted(step.error)}" if attempt is not None else ""
         kind = HistoryKind.DONE
         how = f"done{took}{_by(process)}"
         if step.phase is Phase.FAILED:
@@ -196,6 +201,9 @@ class StepHistory:
         tried = [one for one in self._noted if one.what == "attempt" and one.undo is note.undo]
         at = next(at for at, one in enumerate(tried) if one is note)
         return at > 0 and bool(note.error) and tried[at - 1].error == note.error
+
+    def _quoted(self, error: bytes | None) -> str:
+        return ERASED if error is None and self._is_erased else quote(error)
 
     def _command(self, *, undo: bool) -> str:
         return (self._step.compensation or "its compensation") if undo else self._step.definition.transaction
