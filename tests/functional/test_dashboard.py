@@ -128,6 +128,34 @@ def test_the_overview_says_what_is_wrong_and_what_helps(asks: Asked) -> None:
         assert said in page, said
 
 
+def test_of_a_misspelt_service_the_overview_advises_what_show_does(server: Server) -> None:
+    scene = Scene(server.broker())
+    client = browser(scene)
+    for saga_id in ("typo-1", "typo-2"):
+        scene.begin(saga_id, do(1, service="wrok", compensation=None))
+        Shop(scene).until(saga_id, "begun")
+    (cause,) = (one for one in scene.client.why("typo-1") if one.kind == "no_service")
+    (advice,) = cause.do
+    assert advice.startswith("sagastream cancel typo-1 --now --reason TEXT  # ")
+    for path in ("/", "/services"):
+        page = text(client.get(path).text)
+        assert "is it a misspelling of work?; 2 commands wait for one" in page
+        assert advice.replace("  # ", " ") in page
+        assert "sagastream service" not in page
+    with Shop(scene).moving():
+        for saga_id in ("typo-1", "typo-2"):
+            scene.client.cancel(saga_id, "misspelt", 10, now=True)
+    for saga_id in ("typo-1", "typo-2"):  # as a worker sends them that has not heard of it
+        body = f'{{"type":"Do","saga_id":"{saga_id}","step":1,"params":null}}'
+        scene.redis.xadd(KEYS.partitions[0].commands("wrok"), {"body": body})
+    client = browser(scene)
+    for path in ("/", "/services"):
+        page = text(client.get(path).text)
+        assert "is it a misspelling of work?; no saga waits for 2 commands of it" in page
+        assert "sagastream drop-commands wrok" in page
+        assert "sagastream service" not in page
+
+
 def test_a_saga_says_why_it_waits_as_show_does(asks: Asked, shop: Shop) -> None:
     page = text(asks().get("/sagas/branches").text)
     for cause in shop.scene.client.why("branches"):

@@ -17,13 +17,14 @@ from sagastream.core.pauses import Pause
 from sagastream.core.saga import SagaState, SagaStatus
 from sagastream.core.why import no_worker
 from sagastream.core.why_out import LATE_MS
-from sagastream.core.why_service import hangs, nobody
+from sagastream.core.why_service import hangs
 from sagastream.core.why_waits import pause_told, pauses_nothing
 from sagastream.store import lineage, reach
 from sagastream.store.finding import find
 from sagastream.store.keys import StoreKeys
 from sagastream.store.losses import Loss
 from sagastream.store.reach import Reach
+from sagastream_bridge.dashboard.unserved import Unserved, look
 from sagastream_bridge.inspection import figures
 from sagastream_bridge.inspection.figures import Figures, ServiceFigures
 
@@ -38,10 +39,17 @@ class Queue(NamedTuple):
 
     facts: ServiceFacts
     figures: ServiceFigures
+    unserved: Unserved | None = None  # that nobody runs it, if something waits
 
     @property
     def waiting(self) -> int:
         return self.figures.unread + self.figures.held
+
+    @property
+    def unwanted(self) -> int:
+        """How many commands wait if no saga waits for any of them; otherwise 0."""
+        one = self.unserved
+        return 0 if one is None or one.is_awaited or one.unwanted != self.waiting else one.unwanted
 
 
 class Standing(Struct, frozen=True, kw_only=True):
@@ -119,6 +127,8 @@ def _standing(broker: Broker, reached: Reach) -> Standing:
     found = figures.of_reached(broker, reached)
     names = [service.name for service in found.services]
     evidence, (counts, full) = run(client, together(survey(keys, names), _indexed(keys)))
+    waits = [service.name for service in found.services if service.unread + service.held]
+    unserved = look(client, keys, evidence, waits)
     return Standing(
         figures=found,
         parked=counts[0],
@@ -126,7 +136,7 @@ def _standing(broker: Broker, reached: Reach) -> Standing:
         aborted=counts[2],
         full=full,
         evidence=evidence,
-        queues=[Queue(evidence.of(service.name), service) for service in found.services],
+        queues=[Queue(evidence.of(one.name), one, unserved.get(one.name)) for one in found.services],
         losses=lineage.losses(client, keys),
         away=tuple(reached.told()),
     )
@@ -248,10 +258,9 @@ def _of_pause(one: Pause, found: Standing) -> Notice:
 
 def _of_queue(queue: Queue, evidence: Evidence) -> Iterator[Notice]:
     facts, href = queue.facts, f"/services#service-{queue.facts.name}"
-    if (cause := nobody(facts, evidence.names, evidence.now_ms)) is not None:
-        if queue.waiting:
-            text = f"{cause.text}; {_counted(queue.waiting, 'command waits', 'commands wait')} for one"
-            yield Notice(level="problem", text=text, do=cause.do, href=href)
+    if not facts.alive:
+        if queue.unserved is not None:
+            yield _unserved(queue, queue.unserved.cause, href)
         return
     oldest: dict[str, Cause] = {}
     for handler in sorted((one for one in facts.handlers if one.overdue), key=lambda one: one.since_ms, reverse=True):
@@ -269,6 +278,16 @@ def _of_queue(queue: Queue, evidence: Evidence) -> Iterator[Notice]:
         text = f"Service {facts.name} is behind: its oldest command has waited for {spoken(waits_ms)}"
         do = (f"sagastream service MODULE:NAME  # starts another process of {facts.name}",)
         yield Notice(level="warning", text=text, do=do, href=href)
+
+
+def _unserved(queue: Queue, cause: Cause, href: str) -> Notice:
+    """That nobody runs a service for which something waits."""
+    if queue.unwanted:
+        text = f"{cause.text}; no saga waits for {_counted(queue.unwanted, 'command', 'commands')} of it"
+        do = (f"sagastream drop-commands {queue.facts.name}  # drops what no saga waits for",)
+        return Notice(level="warning", text=text, do=do, href=href)
+    text = f"{cause.text}; {_counted(queue.waiting, 'command waits', 'commands wait')} for one"
+    return Notice(level="problem", text=text, do=cause.do, href=href)
 
 
 def _problem(cause: Cause) -> Notice:

@@ -9,7 +9,7 @@ import redis
 from msgspec import Struct
 
 from sagastream.broker.entries import REPLAYED
-from sagastream.broker.exchange import Exchange
+from sagastream.broker.exchange import Exchange, all_of
 from sagastream.broker.scripting import Script
 from sagastream.broker.wire import or_raise
 from sagastream.core.commands import Command
@@ -26,6 +26,8 @@ _PAGE: Final = 20
 #: How many entries one call of the script deletes at most.
 _AT_ONCE: Final = 1000
 _DROP: Final = Script("drop_unread")
+#: The id of an entry, and its fields.
+_Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 @dataclass(slots=True)
@@ -56,11 +58,29 @@ def unread(keys: StoreKeys, service: str) -> Exchange[Unread]:
     for partition in keys.partitions:
         first = yield from _first_unread(partition, service)
         while first is not None:
-            (answer,) = yield [("XRANGE", partition.commands(service), first, "+", "COUNT", _PAGE)]
-            page = [(entry_id, dict(zip(words[::2], words[1::2], strict=True))) for entry_id, words in or_raise(answer)]
+            page = yield from _page(partition, service, first, _PAGE)
             yield from _sort(keys, partition, service, page, found)
             first = b"(" + page[-1][0] if page else None
     return found
+
+
+def first_unread(keys: StoreKeys, service: str, most: int) -> Exchange[Unread]:
+    """The same, of the first `most` in each stream: bounded work."""
+    found = Unread()
+
+    def look(partition: Partition) -> Exchange[None]:
+        if (first := (yield from _first_unread(partition, service))) is not None:
+            page = yield from _page(partition, service, first, most)
+            yield from _sort(keys, partition, service, page, found)
+
+    yield from all_of([look(partition) for partition in keys.partitions])
+    return found
+
+
+def _page(partition: Partition, service: str, first: bytes, most: int) -> Exchange[list[_Entry]]:
+    """The first `most` entries from this one on."""
+    (answer,) = yield [("XRANGE", partition.commands(service), first, "+", "COUNT", most)]
+    return [(entry_id, dict(zip(words[::2], words[1::2], strict=True))) for entry_id, words in or_raise(answer)]
 
 
 def _first_unread(partition: Partition, service: str) -> Exchange[bytes | None]:
@@ -75,9 +95,7 @@ def _first_unread(partition: Partition, service: str) -> Exchange[bytes | None]:
     return b"-"
 
 
-def _sort(
-    keys: StoreKeys, partition: Partition, service: str, page: list[tuple[bytes, dict[bytes, bytes]]], found: Unread
-) -> Exchange[None]:
+def _sort(keys: StoreKeys, partition: Partition, service: str, page: list[_Entry], found: Unread) -> Exchange[None]:
     """Add these entries to what was found."""
     commands = [read_command(service, fields, sort_key(entry_id)[0]) for entry_id, fields in page]
     states, _ = yield from sagas.load(keys, {one.saga_id for one in commands if isinstance(one, Command)})
