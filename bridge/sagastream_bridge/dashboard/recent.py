@@ -27,9 +27,10 @@ class CommandFigures(Struct, frozen=True, kw_only=True):
 
     command: str
     count: int  # how often it was answered for good
-    p50_ms: int
+    p50_ms: int  # of those
     p95_ms: int
-    failed: int  # how many of its steps have failed
+    failed: int  # how many of its steps have failed, by an answer
+    given_up: int  # how many of its steps went without an answer that says whether they were done
     again: int  # how many were sent more than once
     error: str | None  # the error that came most often, as JSON
 
@@ -93,7 +94,9 @@ def of(states: Iterable[SagaState]) -> Recent:
 
 def _figures(command: str, steps: Sequence[Step]) -> CommandFigures:
     took = sorted(
-        step.answered_ms - step.sent_ms for step in steps if step.answered_ms is not None and step.sent_ms is not None
+        step.answered_ms - step.sent_ms
+        for step in steps
+        if step.answered_ms is not None and step.sent_ms is not None and not step.unknown
     )
     errors = Counter(step.error for step in steps if step.error is not None)
     return CommandFigures(
@@ -102,13 +105,19 @@ def _figures(command: str, steps: Sequence[Step]) -> CommandFigures:
         p50_ms=_quantile(took, 0.5),
         p95_ms=_quantile(took, 0.95),
         failed=sum(_has_failed(step) for step in steps),
+        given_up=sum(_is_given_up(step) for step in steps),
         again=sum(step.attempt > 1 for step in steps),
         error=errors.most_common(1)[0][0].decode(errors="backslashreplace") if errors else None,
     )
 
 
 def _has_failed(step: Step) -> bool:
-    return step.status is StepStatus.FAILED or step.phase is Phase.PARKED or (step.unknown and not step.completed)
+    return (step.status is StepStatus.FAILED or step.phase is Phase.PARKED) and not step.unknown
+
+
+def _is_given_up(step: Step) -> bool:
+    """Not one that is tried again, though the outcome of an attempt is unknown."""
+    return step.unknown and (step.answered_ms is not None or step.phase is Phase.PARKED)
 
 
 def _quantile(ordered: Sequence[int], part: float) -> int:

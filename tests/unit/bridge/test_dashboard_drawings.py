@@ -30,7 +30,7 @@ from sagastream_bridge.dashboard.wording import (
     size,
 )
 from sagastream_bridge.definitions.drawing import Form, Node
-from support.graph_stories import do, given_graph
+from support.graph_stories import Verb, do, given_graph
 from support.stories import BEGUN_MS, CHARGE, RESERVE, given_saga
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -245,6 +245,23 @@ def test_a_sample_says_how_long_commands_take_and_what_fails() -> None:
     assert (commands["A"].count, commands["A"].failed) == (1, 0)
     assert (commands["C"].failed, commands["C"].again) == (1, 0)
     assert of([]).commands == {}
+
+
+def test_what_nobody_answered_is_no_answer_in_a_sample() -> None:
+    cancelled = given_graph(do("a"), do("b")).when("A_ok", 1).when_asked(Verb.CANCEL, now=True)
+    timed_out = given_graph(do("a", attempts=1)).when_due()
+    goes_on = given_graph(do("a", attempts=2)).when_due()
+    seen = {
+        (name, one.command): (one.count, one.failed, one.given_up)
+        for name, story in (("cancelled", cancelled), ("timed out", timed_out), ("goes on", goes_on))
+        for one in of([story.saga]).commands["s"]
+    }
+    assert seen == {
+        ("cancelled", "A"): (1, 0, 0),
+        ("cancelled", "B"): (0, 0, 1),
+        ("timed out", "A"): (0, 0, 1),
+        ("goes on", "A"): (0, 0, 0),
+    }
 
 
 # --- words
