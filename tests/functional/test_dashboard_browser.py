@@ -189,10 +189,10 @@ def ask_all(page: Page, button: str, rate: str) -> None:
     ("saga_id", "action", "said"),
     [
         ("to-retry", "Retry", "Retry was done"),
-        ("to-skip", "Skip", "Skip was done: it is COMPLETED"),
-        ("to-abandon", "Abandon", "Abandon was done: it is ABORTED"),
+        ("to-skip", "Skip", "Skip was done"),
+        ("to-abandon", "Abandon", "Abandon was done"),
         ("to-cancel", "Cancel now", "Cancel was done"),
-        ("to-signal", "Send approve", "The signal was taken: it is COMPLETED"),
+        ("to-signal", "Send approve", "The signal was taken"),
         ("to-decline", "Decline approve", "The signal was taken"),
     ],
 )
@@ -210,7 +210,7 @@ def test_each_action_is_done_with_its_reason_and_who_asked(
         until(lambda: shop.scene.client.get(saga_id), what="it waits")
     page.goto(f"/sagas/{saga_id}")
     fill(page, action)
-    expect(page.locator(".banner-ok")).to_contain_text(said)
+    expect(page.locator(".banner-ok")).to_have_text(f"{said}.")  # the page below moves on, this text does not
     assert page.url.endswith(f"/sagas/{saga_id}")  # without what was told, which is told once
     expect(page.locator(".events")).to_contain_text("by ada@works")
     assert saga(shop, saga_id).interventions[-1].actor == "ada@works"

@@ -12,7 +12,6 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from sagastream.broker.failures import told
 from sagastream.core.messages import MAX_ACTOR_CHARS, MAX_REASON_CHARS, is_id, is_service
-from sagastream.core.saga import SagaState
 from sagastream.core.strict_json import decode
 from sagastream.errors import MalformedMessage, QuarantineError, SagastreamError
 from sagastream.store.pauses import Heard
@@ -134,7 +133,7 @@ class Actions:
                 command = form.get("command") or None
                 heard = self._client.resume(form.get("service", ""), command, reason=reason, actor=actor)
                 return _done_to_service(verb, heard)
-            state = self._send(verb, saga_id, reason, actor, form)
+            self._send(verb, saga_id, reason, actor, form)
         except TimeoutError as error:
             return sentence(error)
         except redis.RedisError as error:
@@ -143,12 +142,13 @@ class Actions:
             raise Refused(f"{told(error)}.") from None
         except SagastreamError as error:
             raise Refused(sentence(error)) from None
-        then = f"it is {state.status}" if state.ended or not state.parked else f"it is parked: {state.parked}"
-        return f"{verb.capitalize()} was done: {then}." if verb != "signal" else f"The signal was taken: {then}."
+        # The page below says how the saga stands, and moves on with it; this text would not.
+        return "The signal was taken." if verb == "signal" else f"{verb.capitalize()} was done."
 
-    def _send(self, verb: str, saga_id: str, reason: str, actor: str, form: Form) -> SagaState:
+    def _send(self, verb: str, saga_id: str, reason: str, actor: str, form: Form) -> None:
         if verb == "signal":
-            return self._signal(saga_id, reason, actor, form)
+            self._signal(saga_id, reason, actor, form)
+            return
         options: dict[str, Any] = {"actor": actor, "parked_at": form.get("parked_at") or None}
         if verb in ("cancel", "abandon"):
             options["now"] = form.get("now") == "yes"
@@ -156,18 +156,18 @@ class Actions:
             step = form.get("step") or None
             is_number = step is not None and step.isascii() and step.isdigit() and len(step) < 6
             options["step"] = int(step) if step is not None and is_number else step
-        state: SagaState = getattr(self._client, verb)(saga_id, reason, _WAIT_S, **options)
-        return state
+        getattr(self._client, verb)(saga_id, reason, _WAIT_S, **options)
 
-    def _signal(self, saga_id: str, reason: str, actor: str, form: Form) -> SagaState:
+    def _signal(self, saga_id: str, reason: str, actor: str, form: Form) -> None:
         name = form.get("name", "")
         if "decline" in form:
-            return self._client.signal(saga_id, name, None, _WAIT_S, decline=reason, actor=actor)
+            self._client.signal(saga_id, name, None, _WAIT_S, decline=reason, actor=actor)
+            return
         try:
             payload = decode(form.get("payload", "").strip().encode() or b"null")
         except MalformedMessage as error:
             raise Refused(f"The payload must be JSON: {error}.") from None
-        return self._client.signal(saga_id, name, payload, _WAIT_S, actor=actor)
+        self._client.signal(saga_id, name, payload, _WAIT_S, actor=actor)
 
     def done(self, request: Request, where: str, text: str, actor: str) -> Response:
         """Show the page again, with what became of it. The name is filled in the next time."""

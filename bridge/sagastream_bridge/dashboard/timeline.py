@@ -1,7 +1,11 @@
-"""When each attempt of each step was sent, answered and undone, as SVG, by the history of the saga. Pure."""
+"""When each attempt of each step was sent, answered and undone, as SVG, by the history of the saga. Pure.
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+What undoes a step has a line of its own below that of the step: it may come days later, and then both bars are so thin
+that one would hide the other.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final, NamedTuple
 
 from markupsafe import Markup, escape
 from msgspec import Struct
@@ -12,6 +16,7 @@ from sagastream.core.durations import spoken
 from sagastream.core.history_events import HistoryEvent, HistoryKind
 from sagastream.core.phases import BACKING_OFF
 from sagastream.core.saga import SagaState
+from sagastream.core.step_state import Step
 
 _WIDTH: Final = 720
 _LABELS: Final = 190
@@ -25,6 +30,8 @@ _LEAST: Final = 3
 MOST_ROWS: Final = 100
 
 _BEGINS: Final = frozenset({HistoryKind.SENT, HistoryKind.AWAITED, HistoryKind.UNDO_SENT})
+#: What is about the undo of a step, whatever the name of the command.
+_OF_UNDO: Final = frozenset(kind for kind in HistoryKind if kind.startswith("UNDO"))
 #: What ends what was under way, and the tone of its bar.
 _ENDS: Final = {
     HistoryKind.DONE: "ok",
@@ -38,37 +45,39 @@ _ENDS: Final = {
 }
 
 
+class _Line(NamedTuple):
+    """A line of the timeline."""
+
+    step: int
+    is_undo: bool = False
+
+
 class Bar(Struct, frozen=True, kw_only=True):
     """What was under way from one time to another."""
 
-    step: int
+    line: _Line
     from_ms: int
     to_ms: int
     tone: str
     told: str
     goes_on: bool = False
-    is_last: bool = True  # of its step
+    is_last: bool = True  # of its line
 
 
 def svg(state: SagaState, events: Sequence[HistoryEvent], now_ms: int) -> Markup:
     """The timeline of a saga; empty if nothing was sent yet."""
-    bars = [bar for bar in _bars(state, events, now_ms) if bar.step <= MOST_ROWS]
+    bars = [bar for bar in _bars(state, events, now_ms) if bar.line.step <= MOST_ROWS]
     if not bars:
         return Markup("")
     began = min(state.begun_ms, *(bar.from_ms for bar in bars))
     # A saga that is parked may stand still for days: that is not drawn.
     ended = max(began + 1, *(bar.to_ms for bar in bars))
-    rows = state.steps[:MOST_ROWS]
-    height = _AXIS + len(rows) * _ROW + 6
+    lines = list(_lines(state, {bar.line for bar in bars}))
+    height = _AXIS + len(lines) * _ROW + 6
     parts = [*_axis(began, ended, height)]
-    for number, step in enumerate(rows, 1):
-        named = (step.definition.shape.id, step.definition.transaction)
-        name = printable(" · ".join(filter(None, named)))
-        name = name if len(name) <= _MOST_CHARS else name[: _MOST_CHARS - 1] + "…"
-        y = _AXIS + number * _ROW - _ROW / 2 + 4
-        parts.append(f'<text class="number" x="18" y="{y:g}" text-anchor="end">{number}</text>')
-        parts.append(f'<text class="label" x="28" y="{y:g}">{escape(name)}</text>')
-    parts += [part for bar in bars for part in _drawn(bar, began, ended)]
+    for place, line in enumerate(lines):
+        parts += _labels(state.steps[line.step - 1], line, _AXIS + (place + 0.5) * _ROW + 4)
+    parts += [part for bar in bars for part in _drawn(bar, lines.index(bar.line), began, ended)]
     told = f"When each step was sent and answered, within {took(ended - began)}"
     return Markup(  # noqa: S704 - each text in it was escaped
         f'<svg class="timeline" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(told)}">'
@@ -76,45 +85,82 @@ def svg(state: SagaState, events: Sequence[HistoryEvent], now_ms: int) -> Markup
     )
 
 
+def _lines(state: SagaState, used: Collection[_Line]) -> Iterator[_Line]:
+    """A line for each step, and one for each undo of which there is a bar."""
+    for number in range(1, len(state.steps[:MOST_ROWS]) + 1):
+        yield _Line(number)
+        if (undo := _Line(number, is_undo=True)) in used:
+            yield undo
+
+
+def _labels(step: Step, line: _Line, y: float) -> Iterator[str]:
+    if line.is_undo:
+        yield f'<text class="label undo" x="40" y="{y:g}">{escape(_cut(f"undo: {step.compensation}"))}</text>'
+        return
+    named = (step.definition.shape.id, step.definition.transaction)
+    yield f'<text class="number" x="18" y="{y:g}" text-anchor="end">{line.step}</text>'
+    yield f'<text class="label" x="28" y="{y:g}">{escape(_cut(" · ".join(filter(None, named))))}</text>'
+
+
+def _cut(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= _MOST_CHARS else name[: _MOST_CHARS - 1] + "…"
+
+
 def _bars(state: SagaState, events: Sequence[HistoryEvent], now_ms: int) -> Iterator[Bar]:
-    """A bar for each attempt."""
+    """A bar for each attempt, line by line."""
     for number, step in enumerate(state.steps, 1):
-        found: list[Bar] = []
-        sent: HistoryEvent | None = None
-        held: HistoryEvent | None = None
-        for event in events:
-            if event.step != number or event.at_ms is None:
-                continue
-            if held is not None:
-                found.append(_bar(number, held, event.at_ms, "idle", held.text))
-                held = None
-            if event.kind is HistoryKind.HELD:
-                sent, held = None, event
-            elif event.kind in _BEGINS:
-                sent = event
-            elif sent is not None and event.kind in _ENDS:
-                found.append(_bar(number, sent, event.at_ms, _ENDS[event.kind], event.text))
-                sent = None
-        if held is not None and step.is_held and not state.ended:
-            found.append(_bar(number, held, now_ms, "idle", held.text, goes_on=True))
-        if sent is not None and step.is_active and not state.ended:
-            tone = "bad" if step.parked else "back" if step.being_undone or step.phase in BACKING_OFF else "live"
-            found.append(_bar(number, sent, now_ms, tone, sent.text, goes_on=True))
-        yield from (replace(bar, is_last=False) for bar in found[:-1])
-        yield from found[-1:]
+        own = [event for event in events if event.step == number and event.at_ms is not None]
+        for is_undo in (False, True):
+            goes_on = step.being_undone is is_undo and not state.ended
+            those = [event for event in own if _is_of_undo(event, step) is is_undo]
+            found = list(_of_line(_Line(number, is_undo), step, those, now_ms if goes_on else None))
+            yield from (replace(bar, is_last=False) for bar in found[:-1])
+            yield from found[-1:]
 
 
-def _bar(number: int, sent: HistoryEvent, to_ms: int, tone: str, told: str, *, goes_on: bool = False) -> Bar:
+def _is_of_undo(event: HistoryEvent, step: Step) -> bool:
+    if event.kind in (HistoryKind.HELD, HistoryKind.RESUMED, HistoryKind.PARKED):
+        return event.command != step.definition.transaction
+    return event.kind in _OF_UNDO
+
+
+def _of_line(line: _Line, step: Step, events: Sequence[HistoryEvent], now_ms: int | None) -> Iterator[Bar]:
+    """The bars of a line. `now_ms`: until when goes on what has not ended; None: nothing does."""
+    sent: HistoryEvent | None = None
+    held: HistoryEvent | None = None
+    for event in events:
+        assert event.at_ms is not None
+        if held is not None:
+            yield _bar(line, held, event.at_ms, "idle", held.text)
+            held = None
+        if event.kind is HistoryKind.HELD:
+            sent, held = None, event
+        elif event.kind in _BEGINS:
+            sent = event
+        elif sent is not None and event.kind in _ENDS:
+            yield _bar(line, sent, event.at_ms, _ENDS[event.kind], event.text)
+            sent = None
+    if now_ms is None:
+        return
+    if held is not None and step.is_held:
+        yield _bar(line, held, now_ms, "idle", held.text, goes_on=True)
+    if sent is not None and step.is_active:
+        tone = "bad" if step.parked else "back" if step.being_undone or step.phase in BACKING_OFF else "live"
+        yield _bar(line, sent, now_ms, tone, sent.text, goes_on=True)
+
+
+def _bar(line: _Line, sent: HistoryEvent, to_ms: int, tone: str, told: str, *, goes_on: bool = False) -> Bar:
     assert sent.at_ms is not None
     text = f"{told}; it has taken {took(to_ms - sent.at_ms)} so far" if goes_on else told
-    return Bar(step=number, from_ms=sent.at_ms, to_ms=to_ms, tone=tone, told=text, goes_on=goes_on)
+    return Bar(line=line, from_ms=sent.at_ms, to_ms=to_ms, tone=tone, told=text, goes_on=goes_on)
 
 
-def _drawn(bar: Bar, began: int, ended: int) -> Iterator[str]:
+def _drawn(bar: Bar, place: int, began: int, ended: int) -> Iterator[str]:
     span, room = ended - began, _WIDTH - _LABELS - _RIGHT
     x = _LABELS + (bar.from_ms - began) / span * room
     wide = max((bar.to_ms - bar.from_ms) / span * room, _LEAST)
-    y = _AXIS + (bar.step - 1) * _ROW + 5
+    y = _AXIS + place * _ROW + 5
     more = " goes-on" if bar.goes_on else ""
     yield f'<g class="bar tone-{bar.tone}{more}"><title>{escape(printable(bar.told))}</title>'
     yield f'<rect x="{x:.1f}" y="{y:g}" width="{wide:.1f}" height="{_ROW - 10}" rx="3"/>'

@@ -130,6 +130,18 @@ def test_a_timeline_has_a_bar_for_each_command() -> None:
     assert tones == ["bar tone-ok", "bar tone-ok", "bar tone-back goes-on", "bar tone-bad"]
 
 
+def test_an_undo_has_a_line_of_its_own_in_a_timeline() -> None:
+    """A red bar of an undo that has failed would hide that the step was done."""
+    steps = do("a", compensation_attempts=1), do("b")
+    story = given_graph(*steps, journal_bytes=JOURNAL_BYTES).when("A_ok", 1).when("B_failed", 2)
+    story.when("UnA_failed", 1, after_ms=86_400_000).when_asked(Verb.SKIP)
+    assert story.saga.ended
+    drawn = timeline.svg(story.saga, history(story.saga), story.now_ms)
+    bars = [(bar.get("class"), [rect.get("y") for rect in bar.iter("rect")]) for bar in parsed(drawn).iter("g")]
+    assert bars == [("bar tone-ok", ["29"]), ("bar tone-bad", ["53"]), ("bar tone-bad", ["77"])]
+    assert [one for one in texts(drawn) if "·" in one or "undo" in one] == ["a · A", "undo: UnA", "b · B"]
+
+
 def test_a_timeline_names_steps_that_have_names() -> None:
     state = a_saga()
     named = texts(timeline.svg(state, history(state), BEGUN_MS + 60_000))
