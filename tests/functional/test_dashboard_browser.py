@@ -185,6 +185,21 @@ def ask_all(page: Page, button: str, rate: str) -> None:
     expect(page.locator(".banner-ok")).to_contain_text("has begun")
 
 
+@pytest.mark.parametrize(("width", "columns"), [(1280, 3), (360, 2)])
+def test_an_event_whose_time_is_not_known_is_in_line_with_the_others(
+    chromium: Browser, dashboard: DashboardServer, shop: Shop, width: int, columns: int
+) -> None:
+    saga_id = f"forgot-{width}"
+    shop.scene.begin(saga_id, PIVOT, do("fail", kind="retriable", attempts=2))
+    until(lambda: (state := shop.scene.client.get(saga_id)) and state.parked, what="it is parked")
+    shop.scene.redis.hdel(KEYS.saga(saga_id), "journal")  # as if it had begun in an earlier release
+    with opened(chromium, dashboard, viewport={"width": width, "height": 740}) as page:
+        page.goto(f"/sagas/{saga_id}")
+        expect(page.locator(".events")).to_contain_text("1 earlier attempt is not kept in the history")
+        lefts = "all => [...new Set(all.map(one => one.getBoundingClientRect().left))].length"
+        assert page.locator(".event-text, .event-step, .event-time time").evaluate_all(lefts) == columns
+
+
 @pytest.mark.parametrize(
     ("saga_id", "action", "said"),
     [
