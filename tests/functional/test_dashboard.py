@@ -128,6 +128,7 @@ def test_the_overview_says_what_is_wrong_and_what_helps(asks: Asked) -> None:
         assert said in page, said
 
 
+@pytest.mark.both_in_soak
 def test_of_a_misspelt_service_the_overview_advises_what_show_does(server: Server) -> None:
     scene = Scene(server.broker())
     client = browser(scene)
@@ -167,6 +168,25 @@ def test_a_saga_says_why_it_waits_as_show_does(asks: Asked, shop: Shop) -> None:
 def test_a_saga_that_went_back_says_how_much_of_it_was_undone(asks: Asked) -> None:
     assert "Steps 1 of 2 done, 1 undone" in text(asks().get("/sagas/went-back").text)
     assert "Steps 2 of 2 done How it ended" in text(asks().get("/sagas/done-0").text)
+
+
+@pytest.mark.both_in_soak
+def test_what_was_erased_is_said_to_be_erased(server: Server) -> None:
+    shop = Shop(scene := Scene(server.broker()))
+    then = do({"$ref": "/input/name"}, id="then", when={"eq": [{"$ref": "/input/name"}, "Ada"]}, after=["first"])
+    shop.begin_graph("s1", do(1, id="first", after=[]), then, input={"name": "Ada"})
+    client = browser(scene)
+    shop.until("s1", "begun")
+    assert "Params, not filled in yet" in text(client.get("/sagas/s1").text)
+    shop.until("s1", "ended")
+    page = text(client.get("/sagas/s1").text)
+    assert ('Input { "name": "Ada" }' in page, "not filled in" in page, "(erased)" in page) == (True, False, False)
+    scene.client.erase("s1", "she asked for it", actor="bo")
+    page = text(client.get("/sagas/s1").text)
+    assert page.count("Params (erased)") == 2
+    assert "Condition (erased)" in page
+    assert "Input (erased)" in page
+    assert ("not filled in" in page, "null" in page, "Ada" in page) == (False, False, False)
 
 
 def test_a_saga_that_is_not_there_says_so(asks: Asked) -> None:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sagastream.broker.urls import redis_cli
+from sagastream.core.erasure import ERASED, erasure
 from sagastream.core.history import history
 from sagastream.core.messages import is_id
 from sagastream.errors import MalformedMessage, UnreadableSaga
@@ -98,6 +99,8 @@ class SagaPages:
             timeline=timeline.svg(state, events, found.now_ms),
             events=events,
             stands=graph_views.stands,
+            # What stands then in the place of params, conditions and the input, nobody has given.
+            erased=ERASED if erasure(state) is not None else "",
             offers=(offered := offers(state, found.causes) if not state.ended else []),
             # What stands on a button need not be said twice.
             offered={offer.advice for offer in offered} if self._page.allow_actions else set(),
