@@ -60,9 +60,10 @@ def by_the_clock(state: SagaState, now_ms: int, watch: Watch) -> SagaState:
 
 
 def for_deadline(deadline_ms: int, now_ms: int, watch: Watch) -> int:
-    """The time by which to judge a deadline that somebody else has set, and that nobody has moved since: the clock may
-    have gone forward after that. A deadline that lies in what the clock has jumped over, or before it, was set earlier.
-    A later one counts as set by the clock as it is now.
+    """The time by which to judge a deadline that somebody else has set, and that nobody has moved since.
+
+    The clock may have jumped forward since it was set. A deadline that lies within a jump, or before it, was set before
+    the jump: then the jump does not count. A later deadline counts as set after it.
     """
     jumped = sum(by_ms for until_ms, by_ms in watch.jumps if deadline_ms <= until_ms + by_ms) if watch.jumps else 0
     return now_ms - jumped
