@@ -1,4 +1,4 @@
-"""What still stands of a saga that went back, since an operator has skipped its undo, or abandoned the saga. Pure."""
+"""What still stands of a saga that went back, since an operator skipped an undo, or abandoned the saga. Pure."""
 
 from collections.abc import Iterator
 
@@ -14,13 +14,14 @@ class NotUndone(Struct, frozen=True, kw_only=True):
 
     step: int
     transaction: str
-    how: str  # skipped: its undo was; abandoned: the saga was
+    how: str  # "skipped": its undo was skipped; "abandoned": its saga was abandoned
     actor: str | None  # who did that, in their own words; None: they did not say, or it is not known any more
-    unknown: bool  # whether it is unknown that it was done at all
+    unknown: bool  # whether nobody knows if it was done at all
 
 
 def not_undone(state: SagaState) -> list[NotUndone]:
-    """The steps of which that is so. One that needs no undo is none of them, unless the saga was abandoned."""
+    """The steps whose effect stands for one of these reasons. A step that needs no undo is among them only if the saga
+    was abandoned."""
     return sorted([*_skipped(state), *_abandoned(state)], key=lambda one: one.step)
 
 
