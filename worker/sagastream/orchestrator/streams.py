@@ -159,8 +159,8 @@ class Streams:
 
     @property
     def are_quiet(self) -> bool:
-        """Whether one entry came at a time lately. Then the next comes when a service has answered. To look for it
-        along with a commit would find nothing, and one reading for all streams is enough. The others took 5 % of the
+        """Whether entries have come one at a time lately. Then the next comes when a service has answered: a reading
+        along with a commit would find nothing, and one reading for all streams is enough. More readings took 5 % of the
         time of a saga alone."""
         return self._quiet >= _QUIET
 
