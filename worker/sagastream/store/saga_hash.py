@@ -4,7 +4,7 @@
 SagaState are there, each under its own name; `steps` is their number, since each step has fields of its own. Times are
 ISO 8601 in UTC with milliseconds. Fields are added or overwritten, never deleted, so a hash in its compact encoding
 lists them in the order in which they were first written: first those that change again and again. An empty
-field says that its value no longer holds. What is read of the phases of steps stands in stored_steps.py.
+field says that its value no longer holds. stored_steps.py reads the steps.
 
 Every change of a saga writes its hash, and many read it, so this module is written for speed: states go through the
 tables of columns.py in loops that run in C where possible. Names of fields are built once, and values that come again

@@ -1,4 +1,4 @@
-"""Steps as a saga's hash has them.
+"""Reads the steps of a saga's hash.
 
 The phase of a step of a plain saga is not written. It follows from the status of the step and, for the current step,
 from what the saga waits for. In a graph, several steps may wait for something, so each has its phase and its time.
@@ -54,7 +54,7 @@ _ENDED: Final = ((), None, None, None)
 
 
 def step_of_graph(members: dict[str, Any], definition: dict[str, Any]) -> Step:
-    """A step of a graph, in the same way. Its own fields say its phase, and for what it waits."""
+    """A step of a graph. Its own fields say its phase, and for what it waits. The arguments are as for `step_of`."""
     shape = {name: definition.pop(name) for name in SHAPE if name in definition}
     if (sends := "wait" not in shape and "wait_ms" not in shape) is False:
         definition["service"] = ""
@@ -113,7 +113,7 @@ def check_graph(status: SagaStatus, steps: Sequence[Step], failed_step: int | No
 
 
 def step_of(members: dict[str, Any], definition: dict[str, Any]) -> Step:
-    """A step with these members, of which some may not be written, and with this definition."""
+    """A step with these members, some of which need not be written, and with this definition."""
     status = members.pop("status", None)
     if status is None:
         raise ValueError("a step has no status")
