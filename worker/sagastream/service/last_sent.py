@@ -1,4 +1,4 @@
-"""The answers that a process has sent since it last looked: if the store has not their records, it has lost writes."""
+"""The answers that a process has sent since it last looked: if their records are gone, the store has lost writes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
