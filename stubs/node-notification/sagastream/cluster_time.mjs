@@ -11,7 +11,7 @@ export class ClusterTime {
   #ask // asks the node; a promise of a BigInt
   #asking // the promise of the answer that is under way
   #askedAt = -Infinity // when it was asked last, by performance.now() …
-  #toldAt = -Infinity // … and when so that it has answered
+  #toldAt = -Infinity // … and when the question was asked that it has answered last
   #aheadMs // how far its clock is ahead of performance.now(); undefined: it was never heard
 
   constructor(ask) {

@@ -109,7 +109,7 @@ export class Inbox {
     return { nowMs, record, tombstone: tombstone === 1 }
   }
 
-  /** The time before a command is refused for it, which had it looked up at `nowMs`. */
+  /** The time by which a command may be refused as too late. `nowMs`: the time when the command was looked up. */
   async certainly(nowMs) {
     return (await this.store.time?.told()) ?? nowMs
   }

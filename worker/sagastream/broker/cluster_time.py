@@ -5,7 +5,7 @@ be set back and forward all the time. So TIME is asked of that node, and about o
 node is away, this process goes on from there by its own clock. As long as that node was never heard, any other node is
 asked. In a transaction, TIME goes to the node of the transaction.
 
-If that node's clock is set, this process learns it up to a second later than others may. Whoever would do harm by an
+If that node's clock is set, other processes may learn it up to a second before this one. Whoever would do harm with an
 old time says so (`wants_news`): then the node is asked at once.
 """
 
@@ -27,8 +27,9 @@ class ClusterTime:
         #: In which slot the keys of the whole store are; None: nobody has said it. Then any node is asked.
         self.slot: int | None = None
         self._ahead_s: float | None = None  # how far the node's clock is ahead of the process's own
-        self._asked_s = self._answered_s = float("-inf")  # when the node was asked last, and when so that it answered
-        self._wanted_s = float("-inf")  # what was asked before is of no use to somebody
+        self._asked_s = float("-inf")  # when the node was asked last
+        self._answered_s = float("-inf")  # when the question was asked that it has answered last
+        self._wanted_s = float("-inf")  # somebody needs the answer to a question that is not older than this
 
     @property
     def is_known(self) -> bool:
@@ -37,7 +38,7 @@ class ClusterTime:
     def asks(self) -> float | None:
         """The time now by the process's clock, if the caller is to ask the node; None: do not ask."""
         now_s = self._clock()
-        # Of several threads that want news, each asks until one has an answer. If the node is away, that ends soon.
+        # If several threads want news, each asks until one has an answer. If the node is away, all stop after a second.
         is_old = self._answered_s < self._wanted_s and now_s - self._wanted_s < _ASK_EVERY_S
         if self.is_known and not is_old and now_s - self._asked_s < _ASK_EVERY_S:
             return None

@@ -129,8 +129,8 @@ def takes_time_at(options: Mapping[str, Any], key: str) -> None:
 
 
 def wants_time(client: "redis.Redis") -> None:
-    """Have the node that says what time it is be asked at the next TIME, however short it is since it was asked. A
-    single server is asked anyway."""
+    """Have the next TIME ask the node that says what time it is, even if it was asked a moment ago. A single server is
+    asked each time."""
     if (nodes := nodes_of(client)) is not None:
         nodes.map.time.wants_news()
 
