@@ -10,7 +10,7 @@ import redis
 from sagastream.broker.bundle import Bundle
 from sagastream.broker.cluster_map import SLOTS, ClusterMap, slot_of
 from sagastream.broker.failures import NodeAway, NodeRefuses, NoNode, is_outage, is_refusal, may_be_former, told
-from sagastream.broker.seeds import no_node, reached
+from sagastream.broker.seeds import no_cluster_node, reached
 from sagastream.broker.to_do import (
     AskForMap,
     Collect,
@@ -412,7 +412,7 @@ def test_if_none_of_several_answers_all_are_named(nodes: Scripted) -> None:
 
 def test_what_is_no_node_of_a_cluster_is_not_passed_over(nodes: Scripted) -> None:
     nodes.map = ClusterMap([ONE, TWO])
-    nodes.reached = {ONE: no_node(ONE)}
+    nodes.reached = {ONE: no_cluster_node(ONE)}
     with pytest.raises(BrokerError, match=r"10\.0\.0\.1:1 is not"):
         nodes.go(reached(nodes.map))
 

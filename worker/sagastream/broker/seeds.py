@@ -1,4 +1,4 @@
-"""The servers that a url names, of which each must be a node of one cluster if there are several."""
+"""The servers that a url names. If there are several, each must be a node of one cluster."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def reached(cluster: ClusterMap) -> Steps:
     raise NoNode(f"none of the nodes that the url names can be reached: {', '.join(silent)}")
 
 
-def no_node(server: Address) -> BrokerError:
+def no_cluster_node(server: Address) -> BrokerError:
     """That a server is no node of a cluster, although the url names several."""
     text = f"the url names several servers, so each must be a node of one cluster, and {server} is not"
     return BrokerError(f"{text}: name a single server, or its Sentinels with redis+sentinel://")

@@ -13,7 +13,7 @@ from sagastream.broker import wire
 from sagastream.broker.bundle import Bundle
 from sagastream.broker.hello import MayLeadToCluster, say_hello
 from sagastream.broker.nodes import Nodes
-from sagastream.broker.seeds import no_node, reached, seeds_of
+from sagastream.broker.seeds import no_cluster_node, reached, seeds_of
 from sagastream.broker.to_do import (
     AskForMap,
     Collect,
@@ -139,7 +139,7 @@ class ToBroker(MayLeadToCluster, Connection):
         if self._nodes.map.is_cluster:
             return None
         super().disconnect()  # type: ignore[no-untyped-call]
-        return no_node(server)
+        return no_cluster_node(server)
 
     def _login(self, node: Address) -> redis.RedisError | None:
         self._drop(node)

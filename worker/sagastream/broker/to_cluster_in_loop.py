@@ -18,7 +18,7 @@ from sagastream.broker.in_loop import Connection, SSLConnection
 from sagastream.broker.nodes import LONGEST_S
 from sagastream.broker.probes import Probes
 from sagastream.broker.routes import Command, Reading
-from sagastream.broker.seeds import no_node, reached, seeds_of
+from sagastream.broker.seeds import no_cluster_node, reached, seeds_of
 from sagastream.broker.to_cluster import PATIENCE_S
 from sagastream.broker.to_do import (
     AskForMap,
@@ -169,7 +169,7 @@ class ToBrokerInLoop(MayLeadToCluster, Connection):
         if self._nodes.map.is_cluster:
             return None
         await super().disconnect()
-        return no_node(server)
+        return no_cluster_node(server)
 
     async def _login(self, node: Address) -> redis.RedisError | None:
         await self._drop(node)
