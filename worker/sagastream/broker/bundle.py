@@ -137,7 +137,7 @@ class Bundle:
                 command.parts = last.setdefault(asked, command.parts)
 
     def _has_waited(self) -> Steps:
-        """What follows in the trip tells the time after the waiting, although it was asked before."""
+        """Have each TIME that follows in the round trip tell the time after the waiting: it was asked before that."""
         if self._map.time.slot is None:
             for later in [one for one in self._commands if one.name == "TIME"]:
                 yield from self._answered(later.parts[0])

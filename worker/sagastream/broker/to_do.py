@@ -1,7 +1,7 @@
-"""What a bundle of connections has its transport do next, and what it is sent of what comes of it.
+"""What a bundle of connections to a cluster has its transport do next, as values.
 
-The generators of bundle.py and seeds.py yield these. to_cluster.py does them for callers that block,
-to_cluster_in_loop.py in an event loop.
+The generators of bundle.py and seeds.py yield these, and are sent what came of each. to_cluster.py does them for
+callers that block, to_cluster_in_loop.py in an event loop.
 """
 
 from collections.abc import Generator
