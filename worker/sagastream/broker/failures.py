@@ -70,7 +70,7 @@ _EXHAUSTED: Final = "The stream has exhausted the last possible ID"
 _DENIED: Final = re.compile(
     r"(?:^|: )NOPERM |^(?:ERR )?(?:ACL failure in script: |The user executing the script can't )"
 )
-#: A node of a cluster takes nothing, says it. What else begins with CLUSTERDOWN is about single slots.
+#: A node says that its whole cluster is down. All other errors that begin with CLUSTERDOWN are about single slots.
 _CLUSTER_DOWN: Final = re.compile(r"(?:^|: )(?:CLUSTERDOWN )?The cluster is down\b")
 #: Why a blocking read ended: its key is gone …
 _KEY_IS_GONE: Final = "UNBLOCKED the stream key no longer exists"
@@ -92,7 +92,7 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "SELECT is not allowed in cluster mode": "a cluster has one database: name no number in {url} ({said})",
     "DB index is out of range": "{who} has no database of that number: look at {url} ({said})",
 }
-#: … who that is, if it is about something else of the broker …
+#: … who that is instead, if the broker says it and no node of a cluster is named …
 _WHO: Final[Mapping[str, str]] = {"OOM": "the store", "TRYAGAIN": "a slot of the cluster"}
 #: … and the class of the error: redis-py has taken the beginning away from some texts.
 _CLASSES: Final[Mapping[str, type[redis.RedisError]]] = {
@@ -227,7 +227,7 @@ def node_name(node: object) -> str:
 
 
 def slot_name(number: object) -> str:
-    """The same of a slot."""
+    """What a slot is called, in the same places."""
     return f"slot {number} of the cluster"
 
 
