@@ -23,9 +23,11 @@ _T = TypeVar("_T")
 
 def passes_over(client: "redis.Redis", error: object, *, or_damaged: bool = False) -> TypeGuard[RedisError]:
     """Whether to pass over this error, since it concerns one node only, and work on the other nodes can go on. It may
-    be an outage of that node, or that node may deny this user what others allow. If it refuses something, this notes
-    that something waits for it, so that it is told if it lasts. `or_damaged`: or it concerns one key only, which has
-    another type, also on a single server."""
+    be an outage of that node, or that node may deny this user what others allow. If the node refuses something, this
+    notes that something waits for it: that is told if it lasts.
+
+    `or_damaged`: pass over an error about one key that has another type, too, also on a single server.
+    """
     if or_damaged and is_wrong_type(error):
         return True
     nodes = nodes_of(client)
