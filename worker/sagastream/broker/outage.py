@@ -56,7 +56,7 @@ class OutageReport:
         self._called = called
         self._observer = observer
         self._since = 0.0  # by time.monotonic
-        self._is_away = True  # or there is something that refuses what is needed
+        self._is_away = True  # otherwise it is there, and refuses something
 
     def began(self, error: redis.RedisError) -> None:
         self._since = time.monotonic()
@@ -101,8 +101,8 @@ class Outage:
         Args:
             who: the name of the process, as its log records have it.
             called: what the server is called.
-            has_worked: whether it is known that this process can work there. Then it waits for a single node that
-                refuses something, too.
+            has_worked: whether it is known that this process can work there. If so, it also waits if a single node
+                refuses something, or a key is damaged.
         """
         self._broker = broker
         self._report = OutageReport(broker, who, observer, called=called)

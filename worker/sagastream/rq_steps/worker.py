@@ -101,7 +101,7 @@ def run_step(
     except BrokerError as error:
         raise JobRefused(str(error)) from None
     runner = ServiceRunner(broker, LOADED[service], threading.Event(), observer=SagaWorker.watching)
-    # Whoever has sent the job has read the command where it stands.
+    # The process that has sent the job has read the command from there, so this one can work there.
     outage = Outage(broker, runner.name, threading.Event(), observer=SagaWorker.watching, has_worked=True)
     try:
         worked = outage.patiently(lambda: runner.work_on(entry_id.encode(), partition, again=bool(again)))
