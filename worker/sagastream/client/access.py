@@ -124,17 +124,17 @@ class AsyncAccess:
 
     def _connect(self) -> None:
         self._pool = connect_async(self._broker.url)
-        self._of_loop = Layout(self._broker.prefix, on_known=self._takes_time_at)
-        self._watcher = LoopWatcher(self._broker, self._pool, self._outage, self._of_loop, self._codec)
+        self._layout_of_loop = Layout(self._broker.prefix, on_known=self._takes_time_at)
+        self._watcher = LoopWatcher(self._broker, self._pool, self._outage, self._layout_of_loop, self._codec)
 
     def _takes_time_at(self, key: str) -> None:
         takes_time_at(self._pool.connection_kwargs, key)
 
     @property
     def _layout(self) -> Layout:
-        """How the store is laid out, as it was found by the connections of the loop in which this runs."""
+        """How the store is laid out, as the connections of the loop in which this runs have found it."""
         self._enter_loop()
-        return self._of_loop
+        return self._layout_of_loop
 
     def _enter_loop(self) -> None:
         """Before every call: connections and tasks belong to the loop in which they were made."""
