@@ -110,7 +110,7 @@ export class Inbox {
   }
 
   /** The time by which a command may be refused as too late. `nowMs`: the time when the command was looked up. */
-  async certainly(nowMs) {
+  async freshTime(nowMs) {
     return (await this.store.time?.told()) ?? nowMs
   }
 

@@ -325,7 +325,7 @@ class Runner {
   }
 
   async #run(entry, command, nowMs, record) {
-    if (nowMs > command.notAfterMs) nowMs = await entry.inbox.certainly(nowMs)
+    if (nowMs > command.notAfterMs) nowMs = await entry.inbox.freshTime(nowMs)
     if (nowMs > command.notAfterMs) {
       const late = `${command.type} came ${nowMs - command.notAfterMs} ms too late, and was not begun`
       // If nobody had it before, it was certainly not begun, and leaves nothing in doubt.

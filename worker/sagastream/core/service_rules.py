@@ -214,7 +214,8 @@ def too_late(command: Command, todo: Run | Undo, *, not_begun: bool, now_ms: int
 
 
 def may_be_late(command: Command, now_ms: int) -> bool:
-    """Whether `too_late` may refuse a command at this time. So `now_ms` must be certain; see CommandInbox.now_for."""
+    """Whether `too_late` may refuse a command at this time. Before it does, ask for the time: see
+    CommandInbox.fresh_time_for."""
     return command.not_after_ms is not None and now_ms > command.not_after_ms
 
 

@@ -176,7 +176,7 @@ class JobDispatcher:
         if (declared := self._registration(command).options.get("timeout_s")) is not None:
             limits.append(declared)
         if delivery.todo is RUN and command.not_after_ms is not None:
-            limits.append((command.not_after_ms - self._inbox.now_for(command)) / 1000)
+            limits.append((command.not_after_ms - self._inbox.fresh_time_for(command)) / 1000)
         return max(1, math.ceil(min(limits, default=self._service.lease_ms / 1000)))
 
     def _look(self) -> None:
@@ -224,7 +224,7 @@ class JobDispatcher:
             self._enqueue(delivery, dead=state, lefts=out.lefts)
 
     def _too_late(self, delivery: Delivery) -> Answer | None:
-        not_begun, now_ms = not delivery.entry.again, self._inbox.now_for(delivery.command)
+        not_begun, now_ms = not delivery.entry.again, self._inbox.fresh_time_for(delivery.command)
         return service_rules.too_late(delivery.command, delivery.todo, not_begun=not_begun, now_ms=now_ms)
 
     def _look_at_queued(self, out: _Out, state: JobState, *, searching: bool) -> None:

@@ -176,7 +176,7 @@ class Executor:
                 delivery.command,
                 delivery.todo,
                 again=delivery.entry.again,
-                now_ms=self._inbox.now_for(delivery.command),
+                now_ms=self._inbox.fresh_time_for(delivery.command),
             )
             if isinstance(step, Answer):
                 self._outbox.answer(delivery, step)
@@ -200,7 +200,7 @@ class Executor:
             delivery.todo,
             again=delivery.entry.again,
             published=self._others.have(called),
-            now_ms=self._inbox.now_for(delivery.command),
+            now_ms=self._inbox.fresh_time_for(delivery.command),
         )
         if isinstance(step := rule(), Count):
             step = rule(times=self._inbox.count(delivery, step))
@@ -215,7 +215,7 @@ class Executor:
 
     def _before_call(self, held: Held) -> Run | Undo | Answer | SetAside:
         """What the rules say before the handler is called. Raises redis.RedisError."""
-        delivery, now_ms, times = held.delivery, self._inbox.now_for(held.delivery.command), None
+        delivery, now_ms, times = held.delivery, self._inbox.fresh_time_for(held.delivery.command), None
         entry = delivery.entry
         while True:
             step = service_rules.before_call(

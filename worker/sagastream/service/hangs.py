@@ -39,7 +39,7 @@ class Hangs:
         Args:
             slots: how many handlers run at once, at most.
             now_ms: the time by the broker's clock.
-            time_for: the same, by which the deadline of a command comes.
+            time_for: the time by which to judge the deadline of a command, in ms.
         """
         self._in_flight = in_flight
         self._slots = slots

@@ -168,7 +168,7 @@ class InFlight:
             return [held for held in (*self._running.values(), *self._backing_off.values()) if not held.undoes]
 
     def to_renew(self, now_s: float, time_for: Callable[[Command], int]) -> list[Held]:
-        """Those whose lease is to be renewed. `time_for`: the time by which the deadline of a command comes, in ms."""
+        """Those whose lease is to be renewed. `time_for`: by which to judge the deadline of a command, in ms."""
         with self._lock:
             return [held for held in self._all() if _is_renewed(held, now_s, time_for(held.delivery.command))]
 

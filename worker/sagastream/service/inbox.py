@@ -131,15 +131,16 @@ class CommandInbox:
         return round(self._records.now_s * 1000)
 
     def time_for(self, command: Command) -> int:
-        """The same, by which the deadline of a command comes: if the clock has jumped over it, as if it had not."""
+        """The time by which to judge the deadline of this command, in ms, as this process knows it: if the clock has
+        jumped over the deadline, the jump does not count."""
         now_ms, deadline_ms = self.now_ms, command.not_after_ms
         return now_ms if deadline_ms is None else for_deadline(deadline_ms, now_ms, self._records.watch)
 
-    def now_for(self, command: Command) -> int:
-        """The time by which a command is judged, in ms by the broker's clock. Raises redis.RedisError.
+    def fresh_time_for(self, command: Command) -> int:
+        """The same before a command is refused. Raises redis.RedisError.
 
-        A command is too late only by a time that was asked for since it came. If the clock was set back, the worker
-        that has sent the command may have heard of it before this process.
+        A command is too late only by a time that was asked for since it came: the clock may have been set back, and the
+        worker that has sent the command may have heard of that before this process.
         """
         now_ms = self.time_for(command)
         if service_rules.may_be_late(command, now_ms) and not self._records.has_asked_since(self._came_s):
