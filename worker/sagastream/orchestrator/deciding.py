@@ -33,7 +33,8 @@ from sagastream.store.keys import StoreKeys
 class Committed(NamedTuple):
     """What has become of the changes of a turn."""
 
-    changes: list[Change]  # all besides those of which nobody knows whether they were written: a node is away
+    #: All but those that were refused, and those of which nobody knows whether they were written: a node is away.
+    changes: list[Change]
     lost: list[Change]  # those of them that lost the comparison
     stuck: list[Change]  # those of them that are stuck, see `Store.commit`
 
