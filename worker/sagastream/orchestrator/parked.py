@@ -10,11 +10,11 @@ from sagastream.core.step_state import Step
 from sagastream.orchestrator.change import Change
 from sagastream.telemetry import Log
 
-#: How many parked sagas have a line of their own in _SPAN_S, in seconds. A service that refuses everything parks
-#: thousands: the rest is counted, and told once that time is over.
+#: At most so many parked sagas have a line of their own in each span of so many seconds. A service that refuses
+#: everything parks thousands: the rest is counted, and told when the span is over.
 _MOST: Final = 10
 _SPAN_S: Final = 60.0
-#: How many of the commands at which they are parked the line about the rest names.
+#: The line about the rest names so many of the commands at which sagas are parked.
 _NAMED: Final = 3
 _REASON_CHARS: Final = 300
 
@@ -32,7 +32,7 @@ class ParkedReport:
         """These changes are in the store."""
         for change in written:
             if change.notices and any(notice.kind == "parked" for notice in change.notices):
-                assert isinstance(change.after, SagaState)  # only of such there is this notice
+                assert isinstance(change.after, SagaState)  # there is this notice of no other
                 for number in _newly_parked(change.before, change.after):
                     self._parked(change.after, number)
 
