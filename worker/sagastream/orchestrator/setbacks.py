@@ -37,7 +37,7 @@ class Setbacks:
         self._damaged = damaged
 
     def lost(self, partition: Partition, error: redis.RedisError, streams: Streams) -> None:
-        """Nothing can be done in a partition. Raises the error if it is one of all."""
+        """Nothing can be done in a partition. Raises the error if it concerns all of them."""
         if not partial.passes_over(self._client, error):
             raise error
         self._away.lost(partition, error)
