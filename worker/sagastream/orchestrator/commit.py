@@ -186,8 +186,9 @@ class Store:
         go together (StoreKeys.in_calls), those of one after those of another.
 
         Returns two lists of those that were not written: those that lost the comparison (somebody has changed the saga
-        since), and those that are stuck (one of the keys to which they append is not a stream, or takes no more). If a
-        key of a partition has another type, raises that when the others are written.
+        since), and those that are stuck (one of the keys to which they append is not a stream, or takes no more).
+
+        Raises redis.ResponseError if a key of a partition has another type, once those of the others are written.
         """
         if not changes:
             return [], []
