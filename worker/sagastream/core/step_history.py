@@ -23,7 +23,7 @@ class StepHistory:
             noted: the notes of this step.
             is_whole: whether the journal has left out nothing.
             settled_ms: when the step was bypassed, if it was.
-            is_erased: whether its saga was, so that there may have been an error.
+            is_erased: whether its saga was erased. Then there may have been an error that is gone.
         """
         self._is_erased = is_erased
         self._number = number
