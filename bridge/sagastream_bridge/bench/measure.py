@@ -24,7 +24,7 @@ _HEARS_WITHIN_S: Final = 2.0
 #: How much of what it can do it is asked to do, by the name of the figure: sagas begin at that rate.
 _LOADS: Final = {"at_an_eighth": 1 / 8, "at_a_third": 1 / 3, "at_half": 1 / 2}
 
-#: Of so many sagas at least it is told how long one of a thousand took.
+#: p99.9 is told if there are at least so many sagas: of fewer, none is one of a thousand.
 _FOR_A_THOUSANDTH: Final = 1000
 
 #: Is told how many more sagas have ended, for a progress bar.
@@ -228,7 +228,7 @@ def _rounds(count: int) -> str:
 
 
 def _compared(figures: Mapping[str, float], name: str) -> str:
-    """A ratio, and between what it lay in the rounds."""
+    """A ratio, with the least and the greatest of the rounds."""
     least, most = figures[f"ratio_{name}_least"], figures[f"ratio_{name}_most"]
     between = "" if least == most else f" ({least:.2f} to {most:.2f} in the rounds)"
     return f"{figures[f'ratio_{name}']:.2f}{between}"
