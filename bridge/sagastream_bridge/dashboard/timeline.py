@@ -126,7 +126,7 @@ def _is_of_undo(event: HistoryEvent, step: Step) -> bool:
 
 
 def _of_line(line: _Line, step: Step, events: Sequence[HistoryEvent], now_ms: int | None) -> Iterator[Bar]:
-    """The bars of a line. `now_ms`: until when goes on what has not ended; None: nothing does."""
+    """The bars of a line. `now_ms`: what has not ended goes on until then; None: nothing goes on."""
     sent: HistoryEvent | None = None
     held: HistoryEvent | None = None
     for event in events:
