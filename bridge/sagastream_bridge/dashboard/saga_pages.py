@@ -99,7 +99,7 @@ class SagaPages:
             timeline=timeline.svg(state, events, found.now_ms),
             events=events,
             stands=graph_views.stands,
-            # What stands then in the place of params, conditions and the input, nobody has given.
+            # Erased params, conditions and inputs have values in their place that nobody has given.
             erased=ERASED if erasure(state) is not None else "",
             offers=(offered := offers(state, found.causes) if not state.ended else []),
             # What stands on a button need not be said twice.

@@ -164,7 +164,8 @@ def params(state: SagaState, step: Step) -> Iterator[str]:
 
 
 def _given(state: SagaState, data: bytes) -> str:
-    """What somebody has given a saga, unless it was erased: what stands there then, nobody has given."""
+    """What somebody has given a saga; if it was erased, that. The hash then has values in its place that nobody has
+    given."""
     return payload(data) if erasure(state) is None else ERASED
 
 
