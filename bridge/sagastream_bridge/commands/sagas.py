@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: How often `show --watch` looks at a saga that has not changed, in seconds: why it waits may have.
 _LOOK_AGAIN_S: Final = 2.0
-#: Of so many names that no service has `begin` tells at most.
+#: `begin` tells at most so many names that no service has.
 _MOST_STRANGERS: Final = 5
 
 
@@ -61,8 +61,8 @@ def begin(what: str, wait: bool, timeout: float | None, durable: "Durable | None
     of a definition that was deployed.
 
     Give a saga of a definition an --id if the command may have to be repeated: with the same id and input, nothing is
-    done twice. It then says that the saga was begun before, and how it is. Names that no service has are told too; the
-    saga is accepted all the same.
+    done twice. The second time, it says that the saga was begun before, and how it is. It warns of services and
+    commands that nobody has; the saga is accepted all the same.
     """
     from sagastream_bridge.commands.to_begin import ToBegin, begun_before
 
@@ -105,7 +105,7 @@ def _tell_who_is_missing(broker: "Broker", keys: "StoreKeys", patience: "Patienc
     for text in strangers[:_MOST_STRANGERS]:
         say(f"warning: {text}", err=True)
     if len(strangers) > _MOST_STRANGERS:
-        say(f"warning: so it is with {len(strangers) - _MOST_STRANGERS} more", err=True)
+        say(f"warning: and {len(strangers) - _MOST_STRANGERS} more of the kind", err=True)
     if strangers:
         do = f"sagastream cancel {request.saga_id} --now --reason TEXT"
         click.echo(f"         {do}  # takes it back; begin another with the right names", err=True)
