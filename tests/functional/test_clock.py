@@ -182,7 +182,7 @@ def test_a_command_that_was_sent_before_the_clock_went_forward_is_not_too_late(
 
 
 def test_a_command_that_was_sent_after_the_clock_was_set_back_is_not_too_late(scene: Scene, clock: ServerClock) -> None:
-    """What is taken over from others comes without the time."""
+    """An entry that is taken over from another process brings no time along."""
     scene.runner.turn(block_ms=1)
     clock.set_back(HOUR_MS)
     scene.begin("s1", do(1))

@@ -65,8 +65,8 @@ def test_what_waits_for_a_time_ends_in_time_whatever_the_clock_of_one_node(
 
 
 class Sender:
-    """A cluster, a worker and a service in the test's own process; each process of a user has a broker of its own, and
-    so have they."""
+    """A cluster, and a worker and a service in the process of the test. Each has a broker of its own, as if it were a
+    process."""
 
     def __init__(self, folder: Path) -> None:
         self.cluster = Cluster("valkey", folder, 3, 0)
@@ -96,7 +96,7 @@ class Sender:
         return partition, until(sent, what="the command is sent")[0][0]
 
     def is_done(self, saga_id: str) -> bool:
-        """Whether the service does the command, which it has got."""
+        """Whether the service does the command that it gets. Waits for its answer."""
         replies = self.keys.of(saga_id).replies("work")
 
         def answered() -> bool:

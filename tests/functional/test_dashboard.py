@@ -146,7 +146,7 @@ def test_of_a_misspelt_service_the_overview_advises_what_show_does(server: Serve
     with Shop(scene).moving():
         for saga_id in ("typo-1", "typo-2"):
             scene.client.cancel(saga_id, "misspelt", 10, now=True)
-    for saga_id in ("typo-1", "typo-2"):  # as a worker sends them that has not heard of it
+    for saga_id in ("typo-1", "typo-2"):  # as if a worker that has not heard of it sent them
         body = f'{{"type":"Do","saga_id":"{saga_id}","step":1,"params":null}}'
         scene.redis.xadd(KEYS.partitions[0].commands("wrok"), {"body": body})
     client = browser(scene)

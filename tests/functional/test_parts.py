@@ -133,7 +133,7 @@ def readings(scene: Scene) -> int:
 
 def test_if_one_message_comes_at_a_time_nothing_is_read_along(scene: Scene) -> None:
     def turn(many: int) -> int:
-        """How many readings a turn has needed that read so many entries."""
+        """Have a turn read so many entries. Returns how many readings it has needed."""
         before = readings(scene)
         until(lambda: scene.worker.turn(block_ms=1) == many, what="the entries are read")
         return readings(scene) - before
