@@ -18,7 +18,7 @@ from sagastream.telemetry import Log
 _LASTS_S: Final = 1.0
 #: It is over if nobody has met it for so long, in seconds. Whoever meets it tries again in less.
 _OVER_S: Final = 3.0
-#: Where a cluster takes nothing that is down as a whole, as this is told.
+#: Where the trouble is, as it is told, if the cluster is down as a whole.
 _WHOLE: Final = "the cluster"
 #: A node that says that the cluster is down is told of alone if that lasts for so long, in seconds: by then it is known
 #: whether the others say the same.
@@ -87,7 +87,7 @@ class Troubles:
             there = [(where, one) for (where, _), one in self._met.items() if one.matters]
             refused = [(where, one) for where, one in there if not is_cluster_down(one.error)]
             lasting = {where: _refusal(where, one.error) for where, one in refused if _lasts(one, now_s)}
-            # A node that says so says it of each of its slots: what lasts longest counts.
+            # A node that says that the cluster is down says it for each of its slots: the oldest counts.
             there.sort(key=lambda one: one[1].since_s, reverse=True)
             down = {said_by(one.error) or where: one for where, one in there if is_cluster_down(one.error)}
             lasting |= self._down(down, now_s, masters, away)
@@ -102,8 +102,8 @@ class Troubles:
     def _down(
         self, down: Mapping[str, _Trouble], now_s: float, masters: Collection[object], away: Collection[object]
     ) -> dict[str, _Lines]:
-        """What to tell if these nodes say that the cluster is down, by where it is. While it is down as a whole, its
-        nodes come and go, and nothing is told of any of them alone."""
+        """What to tell, by where it is. `down`: the nodes and slots that say that the cluster is down. While it is
+        down as a whole, nodes come and go, and nothing is told of any of them alone."""
         if _WHOLE in self._told:
             return {}
         lasting = {where: one for where, one in down.items() if _lasts(one, now_s)}
@@ -124,7 +124,7 @@ def _refusal(where: str, error: RedisError) -> _Lines:
 
 
 def _why_down(masters: int, away: Collection[object]) -> str:
-    """Why a cluster takes nothing, of which so many masters are known, and these are away."""
+    """Why a cluster takes nothing. `masters`: how many it has; `away`: those of them that do not answer."""
     named = ", ".join(sorted(map(str, away)))
     if 2 * len(away) >= masters:
         return f"too many of its masters are away ({named})"
