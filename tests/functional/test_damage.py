@@ -1,6 +1,7 @@
 """Damaged data in the store. Whatever stands in a field of any hash, and whatever type a key has: no process ends, and
 what is not damaged goes on."""
 
+import contextlib
 import json
 import subprocess
 import textwrap
@@ -13,9 +14,10 @@ import redis
 from sagastream.client.blocking import SagaClient
 from sagastream.core.saga import SagaStatus
 from sagastream.service.records import Records
+from sagastream.service.runner import Worked
 from sagastream.store.quarantine import Quarantine
 from support.processes import Commands
-from support.scenes import do
+from support.scenes import Scene, do
 from support.servers import Server
 from support.stores import KEYS, ONLY
 from support.waiting import until
@@ -221,6 +223,33 @@ def test_a_key_that_all_sagas_need_is_told_of_once_and_ends_no_process(stage: St
     stage.is_well()
     assert stage.times_said(said) == 1
     assert stage.times_said("The others go on") == 0
+
+
+def test_a_job_whose_answer_cannot_be_sent_is_not_done_again(server: Server) -> None:
+    """On RQ, the process of a job is asked for it again and again until its answer is sent."""
+    scene = Scene(server.broker())
+    scene.begin("s1", do(1))
+    scene.turns_until(lambda: scene.redis.xlen(WORK) == 1)
+    scene.redis.xgroup_create(WORK, "work", id="0")
+    held: Any = scene.redis.xreadgroup("work", "dispatcher", {WORK: ">"})
+    [[_, [[entry_id, _]]]] = held
+    replies, runner = ONLY.replies("work"), scene.another_runner()
+    make(scene.redis, replies, "string")
+    for _ in range(3):
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            runner.work_on(entry_id, again=False)
+    assert scene.effects.done == ["s1/1/transaction"]
+    scene.redis.delete(replies)
+
+    def is_answered() -> bool:
+        with contextlib.suppress(redis.ResponseError):  # damaged keys are not tried at once again
+            assert runner.work_on(entry_id, again=False) is Worked.ANSWERED_BEFORE
+            return True
+        return False
+
+    until(is_answered, what="the answer is sent")
+    assert scene.redis.xlen(replies) == 1
+    assert scene.effects.done == ["s1/1/transaction"]
 
 
 def test_no_field_of_the_store_and_nothing_that_says_who_is_alive_ends_a_process(stage: Stage) -> None:

@@ -218,6 +218,8 @@ class ServiceRunner:
         """
         again, self._worked = again or self._worked, True
         self._executor.send()
+        if (away := self._inbox.outbox.away) is not None:  # it was run before, and only its answer is left
+            raise away
         left, put_off = self._inbox.left, self._inbox.times_put_off
         entry = self._inbox.fetch(entry_id, partition, again=again)
         if entry is None:
