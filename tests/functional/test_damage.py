@@ -225,6 +225,18 @@ def test_a_key_that_all_sagas_need_is_told_of_once_and_ends_no_process(stage: St
     assert stage.times_said("The others go on") == 0
 
 
+def test_no_begin_is_refused_because_the_heartbeat_cannot_be_read(server: Server) -> None:
+    """Then the other worker looks like one of an earlier release, which would not know a saga that waits."""
+    scene = Scene(server.broker())
+    other = scene.another_worker()
+    for worker in (other, scene.worker):
+        worker.turn(block_ms=1)
+    make(scene.redis, KEYS.alive, "string")
+    scene.begin("s1", {"wait_ms": 1})
+    scene.turns_until(lambda: scene.client.get("s1") is not None or scene.redis.xlen(ONLY.quarantine) > 0)
+    assert scene.redis.xlen(ONLY.quarantine) == 0
+
+
 def test_a_job_whose_answer_cannot_be_sent_is_not_done_again(server: Server) -> None:
     """On RQ, the process of a job is asked for it again and again until its answer is sent."""
     scene = Scene(server.broker())

@@ -305,6 +305,8 @@ def look(keys: StoreKeys, services: Collection[str]) -> Exchange[list[Process]]:
     clock, beats, *answers = yield [("TIME",), ("ZRANGE", keys.alive, 0, -1, "WITHSCORES"), *asked]
     remembered = _with_heartbeat(beats, wire.milliseconds(or_raise(clock)))
     known = {process.name for process in remembered}
+    # If the heartbeat cannot be read, nobody can tell who writes none. Most are of this release, so they all count so.
+    formats = tuple(sorted(FORMATS)) if is_wrong_type(beats) else (PLAIN,)
     seen = dict(presence.consumers(answers[0]))
     found = [
         msgspec.structs.replace(process, unseen_ms=seen.get(process.name)) if process.kind == Kind.WORKER else process
@@ -313,7 +315,7 @@ def look(keys: StoreKeys, services: Collection[str]) -> Exchange[list[Process]]:
     ]
     for (kind, service, _, _), consumers in zip(groups, answers, strict=True):
         found += [
-            Process(name=name, kind=kind, service=service, silent_ms=idle_ms, beats=False)
+            Process(name=name, kind=kind, service=service, formats=formats, silent_ms=idle_ms, beats=False)
             for name, idle_ms in presence.consumers(consumers)
             if name not in known
         ]
