@@ -144,7 +144,13 @@ def test_one_who_begins_is_told_of_misspelt_names_and_of_a_saga_that_was_begun_b
         "warning: service till publishes no command Doo; is it a misspelling of Do?",
         "         sagastream cancel s2 --now --reason TEXT  # takes it back; begin another with the right names",
     ]
-    until(lambda: commands.run("show", "s2", **env).returncode == 0, what="a worker has begun it")
+    until(lambda: "for tlil to answer" in commands.run("show", "s2", **env).stdout, what="it waits for a stranger")
+    done = commands.run("cancel", "s2", "--reason", "wrong name", **env)
+    assert done.stderr == (
+        "note: no process of service tlil is listening, and none ever was; is it a misspelling of till?\n"
+        "      sagastream cancel s2 --now --reason TEXT  # abandon it if it is parked then; begin another with the "
+        "right name\n"
+    )
     commands.run("cancel", "s2", "--now", "--reason", "wrong name", **env)
     done = commands.run("begin", "-", "--wait", given=json.dumps(misspelt), **env)
     assert (done.returncode, done.stdout) == (3, "s2 ABORTED: Cancelled: wrong name\n")

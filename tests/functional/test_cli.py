@@ -317,6 +317,10 @@ def test_a_parked_saga_ends_the_waiting(running: dict[str, str], server: Server,
     client.xadd(ONLY.replies("nobody"), {"body": '{"type":"Odd_ok","saga_id":"parked","step":1}'})
     assert waiting.wait(60) == 3
     assert waiting.stdout.read().startswith(b"parked COMPENSATING: parked: nobody knows what undoes Odd")
+    assert waiting.stderr is not None
+    assert waiting.stderr.read().endswith(b"sagastream show parked  # says what you can do\n")
+    shown = commands.run("show", "parked", **running).stdout
+    assert "\n  why      no process of service nobody is listening, and none ever was\n" in shown
 
 
 @pytest.mark.parametrize("arguments", [("begin", "-", "--wait"), ("bridge",), ("worker",), ("up",)])

@@ -10,12 +10,13 @@ from sagastream_bridge.commands import bulk
 from sagastream_bridge.commands.context import actor_option, opened
 from sagastream_bridge.commands.given import finite, json_or_file
 from sagastream_bridge.commands.searching import search_options, taken
-from sagastream_bridge.commands.terminal import safe
+from sagastream_bridge.commands.terminal import safe, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sagastream.client.blocking import SagaClient
+    from sagastream.core.causes import Cause
     from sagastream.core.saga import SagaState
 
 #: The help text of each of an operator's verbs.
@@ -150,12 +151,36 @@ def asked(saga_id: str, verb: str, ask: "Callable[[SagaClient], SagaState]", *, 
                 raise
             arrived = f"the {verb} of saga {saga_id} may have arrived: look with sagastream show {saga_id}"
             raise click.ClickException(safe(f"{told(error)}; {arrived}")) from None
+        keeps = _what_keeps(client, state)
     parked = [number for number in state.parked_steps if step is None or number == state.number_of(step)]
     then = state.reason
     if not state.ended:
         then = f"parked: {state.steps[parked[0] - 1].parked}" if parked else f"waits for {state.waiting_for}"
     click.echo(safe(f"{state.saga_id} {state.status}" + (f": {then}" if then else "")))
+    if parked:
+        click.echo(f"sagastream show {state.saga_id}  # says what you can do", err=True)
+    for cause in keeps:
+        say(f"note: {cause.text}", err=True)
+        for line in cause.do:
+            click.echo(f"      {safe(line)}", err=True)
     sys.exit(3 if parked else 0)
+
+
+def _what_keeps(client: "SagaClient", state: "SagaState") -> "list[Cause]":
+    """Why a saga that goes on may not come far by itself: the causes about which somebody can do something."""
+    import redis
+
+    from sagastream.core.causes import CauseKind
+    from sagastream.errors import SagastreamError
+
+    if state.ended or state.parked:
+        return []
+    try:
+        causes = client.why(state.saga_id)
+    except (redis.RedisError, SagastreamError):  # what was asked is done
+        return []
+    usual = (CauseKind.AWAITS_SIGNAL, CauseKind.AWAITS_RETRY, CauseKind.PARKED)
+    return [cause for cause in causes if cause.do and cause.kind not in usual]
 
 
 def _number_or_id(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:

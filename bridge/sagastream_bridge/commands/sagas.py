@@ -90,6 +90,8 @@ def begin(what: str, wait: bool, timeout: float | None, durable: "Durable | None
         state = patience.ended(client, accepted)
         why = f"parked: {state.parked}" if state.parked else state.reason
         click.echo(f"{state.saga_id} {state.status}" + (f": {safe(why)}" if why else ""))
+        if state.parked:
+            click.echo(f"sagastream show {state.saga_id}  # says what you can do", err=True)
     sys.exit(0 if state.status == "COMPLETED" else 3)
 
 

@@ -375,6 +375,13 @@ def test_a_saga_that_is_being_cancelled_may_be_cancelled_now() -> None:
     story.expect_interventions("cancel: ordered twice", "cancel now: it hangs")
 
 
+def test_a_reason_that_is_given_twice_stands_in_the_saga_once() -> None:
+    story = out_at_the_second_step().when_asked(Verb.CANCEL, "wrong name", "op-1")
+    story.when_asked(Verb.CANCEL, "wrong name", "op-2", now=True).expect_done(Verb.CANCEL, "op-2")
+    story.expect_status("COMPENSATING", "Cancelled: wrong name")
+    story.expect_interventions("cancel: wrong name", "cancel now: wrong name")
+
+
 def test_a_cancel_now_between_two_attempts_is_like_any_other() -> None:
     story = out_at_the_second_step().when_due().expect_sent_again_in(1000).when_asked(Verb.CANCEL, now=True)
     story.expect_status("COMPENSATING", "Cancelled: as agreed").expect_sent("payment", "RefundPayment", 2)

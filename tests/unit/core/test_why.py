@@ -420,6 +420,17 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
             )
         ],
     ),
+    "parked, and there never was its service": (
+        (PARKED, replace(at_work(), services={}, names=frozenset({"payments"}))),
+        [
+            (CauseKind.PARKED, []),
+            (CauseKind.NO_SERVICE, ["payment is listening, and none ever was; is it a misspelling of payments?"]),
+        ],
+    ),
+    "cancelled, and nobody runs the service of what is out": (
+        (replace(OUT, cancelling="no"), at_work()),
+        [(CauseKind.NO_SERVICE, ["no process of service payment", "sagastream service", "cancel s1 --now"])],
+    ),
     "parked at an undo that nobody knows": (
         (
             a_saga(
@@ -480,6 +491,7 @@ def test_a_parked_saga_past_its_pivot_cannot_be_cancelled_and_its_end_is_said() 
 
 def test_of_a_saga_that_is_not_there_the_requests_are_told() -> None:
     assert why_absent(at_work(), 0) == ()
+    assert headline(why(PARKED, at_work())) == "parked: failed"
     assert headline(why_absent(at_work(), 7)) == "requests that no worker has read: 7"
     nobody = headline(why_absent(replace(at_work(), workers=()), 1))
     assert nobody == "no worker is running; requests that no worker has read: 1"

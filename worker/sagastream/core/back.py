@@ -54,7 +54,7 @@ def cancel(state: SagaState, why: str, moment: Moment, *, now: bool, not_done: i
         not_done: a person, who has seen that this step is parked, says by this that it was not done.
     """
     if state.cancelling is not None:
-        why = f"{state.cancelling}; {why}"
+        why = state.cancelling if state.cancelling.endswith(why) else f"{state.cancelling}; {why}"
     for number in state.active_steps:
         step = state.steps[number - 1]
         if number == not_done:

@@ -17,7 +17,7 @@ from sagastream.core.saga import SagaState
 from sagastream.core.steps import PLAIN
 from sagastream.core.why_out import CommandOut, due_of, late
 from sagastream.core.why_parked import parked
-from sagastream.core.why_service import hangs
+from sagastream.core.why_service import hangs, nobody, nobody_has
 from sagastream.core.why_waits import awaits, not_started, paused, settles
 
 #: Of at most so many steps whose commands are out it is said why they are; of the others, that they are.
@@ -48,7 +48,11 @@ def why(state: SagaState, evidence: Evidence, places: Mapping[int, Place] | None
         found += _more(state, waiting[MOST_TOLD:])
     for number in active:
         if state.steps[number - 1].parked is not None:
-            found += _told_of(state, number, (parked(state, number), *_hung(state, number, evidence)))
+            found += _told_of(
+                state,
+                number,
+                (parked(state, number), *_nobody(state, number, evidence), *_hung(state, number, evidence)),
+            )
     return tuple(found)
 
 
@@ -89,6 +93,16 @@ def _told_of(state: SagaState, number: int, causes: Iterable[Cause]) -> Iterable
         )
         for cause in causes
     ]
+
+
+def _nobody(state: SagaState, number: int, evidence: Evidence) -> tuple[Cause, ...]:
+    """If there never was a service of the name that a parked step has: that. Then a retry does not help. What does
+    stands with the step."""
+    definition = state.steps[number - 1].definition
+    if not definition.shape.sends or not nobody_has(definition.service, None, evidence):
+        return ()
+    cause = nobody(evidence.of(definition.service), evidence.names, evidence.now_ms)
+    return () if cause is None else (replace(cause, do=()),)
 
 
 def _more(state: SagaState, numbers: Sequence[int]) -> list[Cause]:
@@ -139,7 +153,7 @@ def _hung(state: SagaState, number: int, evidence: Evidence) -> tuple[Cause, ...
 
 def headline(causes: Sequence[Cause]) -> str:
     """The causes on one line, without what to do."""
-    return "; ".join(cause.text for cause in causes)
+    return "; ".join(f"parked: {cause.text}" if cause.kind is CauseKind.PARKED else cause.text for cause in causes)
 
 
 def _backing_off(state: SagaState, number: int, now_ms: int, command: CommandOut) -> Cause:

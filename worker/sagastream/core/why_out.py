@@ -261,8 +261,11 @@ class CommandOut:
 
     def _nobody(self) -> Cause | None:
         cause = nobody(self._service, self._names, self._now_ms)
-        if cause is None or not cause.facts.get("near"):
-            return cause
+        if cause is None:
+            return None
+        if not cause.facts.get("near"):
+            goes_back = self._state.cancelling is not None
+            return replace(cause, do=(*cause.do, *self.cancel())) if goes_back else cause
         now = " --now" if self._state.may_be_cancelled_now else ""
         do = f"sagastream cancel {self._state.saga_id}{now} --reason TEXT"
         do += "  # abandon it if it is parked then; begin another with the right name"
