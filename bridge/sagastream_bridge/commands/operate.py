@@ -81,7 +81,7 @@ _actor = actor_option("for `sagastream operations`")
 _reason = click.option("--reason", metavar="TEXT", help="Why, for `sagastream operations`.")
 
 
-@quarantine.command("replay")
+@quarantine.command("replay", short_help="Put messages back, to be read again.")
 @click.argument("entry_ids", metavar="ID...", nargs=-1, required=True)
 @_reason
 @_actor

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Mapping
 from typing import Any, Final
 
 import click
@@ -39,6 +40,17 @@ def say(text: str, *, err: bool = False) -> None:
 
 class Commands(click.Group):
     """The group of all commands. Their errors are wrapped by words on a terminal, which would cut them anywhere."""
+
+    def __init__(self, *arguments: Any, sections: Mapping[str, Mapping[str, str]], **named: Any) -> None:
+        """`sections`: the commands as the help lists them, each with what it does in a few words."""
+        super().__init__(*arguments, **named)
+        self._sections = sections
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click gives it
+        width = max(len(name) for commands in self._sections.values() for name in commands)
+        for title, commands in self._sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
