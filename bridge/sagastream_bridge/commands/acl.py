@@ -4,7 +4,7 @@ from typing import Final
 
 import click
 
-from sagastream_bridge.commands.context import orderly
+from sagastream_bridge.commands.context import WrongUsage, orderly
 
 #: As sagastream.store.roles.Role has them: importing it would make every start of the command line slower.
 ROLES: Final = (
@@ -54,6 +54,6 @@ def acl(
         try:
             words = rules(Role(role), patterns(prefix_of(), partitions, cluster=cluster), service, queues)
         except ValueError as error:
-            raise click.UsageError(str(error)) from None
+            raise WrongUsage(str(error)) from None
         words = ["ACL", "SETUSER", user or service or role, *words]
         click.echo(" ".join(f'"{word}"' if " " in word else word for word in words))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sagastream_bridge.commands import bulk
-from sagastream_bridge.commands.context import actor_option, opened
+from sagastream_bridge.commands.context import WrongUsage, actor_option, opened, own_words, reason_option
 from sagastream_bridge.commands.given import finite, json_or_file
 from sagastream_bridge.commands.searching import search_options, taken
 from sagastream_bridge.commands.terminal import safe, say
@@ -71,7 +71,7 @@ timeout_option = click.option(
 def _verb(verb: str, help_text: str) -> click.Command:
     @click.command(verb, help=f"{help_text}\n\n{_MANY}")
     @click.argument("saga_id", metavar="[ID]", required=False)
-    @click.option("--reason", required=True, metavar="TEXT", help="Why. It stays with the saga, for others to read.")
+    @reason_option("Why. It stays with the saga, for others to read.")
     @actor_option("it stays with the saga too")
     @click.option(
         "--parked-at",
@@ -110,16 +110,16 @@ def _verb(verb: str, help_text: str) -> click.Command:
 def _is_of_many(
     saga_id: str | None, search: dict[str, Any], options: dict[str, Any], *, rate: int | None, yes: bool
 ) -> bool:
-    """Whether a verb is for the sagas of a search, and not for the one of this id. Raises UsageError if that is not
+    """Whether a verb is for the sagas of a search, and not for the one of this id. Raises WrongUsage if that is not
     clear, or if an option does not go with it."""
     searches = any(value not in (None, ()) for value in search.values())
     if searches == (saga_id is not None):
         text = "name a saga, or say with a search which ones are meant, such as --where"
-        raise click.UsageError(f"{text}; not both" if searches else text)
+        raise WrongUsage(f"{text}; not both" if searches else text)
     if searches and (options.get("parked_at") or options.get("step")):
-        raise click.UsageError("--parked-at and --step are for one saga; for many: --parked COMMAND")
+        raise WrongUsage("--parked-at and --step are for one saga; for many: --parked COMMAND")
     if not searches and (yes or rate is not None):
-        raise click.UsageError("--yes and --rate are for many sagas")
+        raise WrongUsage("--yes and --rate are for many sagas")
     return searches
 
 
@@ -140,7 +140,7 @@ def asked(saga_id: str, verb: str, ask: "Callable[[SagaClient], SagaState]", *, 
         try:
             state = ask(client)
         except MalformedMessage as error:
-            raise click.UsageError(safe(in_options(str(error)))) from None
+            raise WrongUsage(safe(in_options(str(error)))) from None
         except RequestRefused as error:
             where = f" in the store {broker.store}" if isinstance(error, UnknownSaga) else ""
             raise click.ClickException(safe(in_options(str(error)) + where)) from None
@@ -193,7 +193,12 @@ def _number_or_id(_context: click.Context, _option: click.Parameter, value: str 
 @click.option(
     "--payload", metavar="JSON|@FILE", help="The result of the step that waits; any JSON value  [default: null]"
 )
-@click.option("--decline", metavar="TEXT", help="In place of a payload: why the step fails; it stays with the saga.")
+@click.option(
+    "--decline",
+    metavar="TEXT",
+    callback=own_words,
+    help="In place of a payload: why the step fails; it stays with the saga.",
+)
 @actor_option("it stays with the saga too")
 @timeout_option
 def signal(saga_id: str, name: str, payload: str | None, actor: str, **options: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import actor_option, opened, orderly, tell_reach
+from sagastream_bridge.commands.context import WrongUsage, actor_option, opened, orderly, reason_option, tell_reach
 from sagastream_bridge.commands.searching import refuse_services, wanted
 from sagastream_bridge.commands.terminal import counted, safe, say, width
 
@@ -33,7 +33,7 @@ def begin(verb: str, reason: str, actor: str, *, rate: int, yes: bool, now: bool
         try:
             bulk = checked(verb, wanted(**search), reason, actor, rate=rate, now=now)
         except MalformedMessage as error:
-            raise click.UsageError(safe(_in_options(str(error)))) from None
+            raise WrongUsage(safe(_in_options(str(error)))) from None
     with opened(create=False) as broker:
         from sagastream.broker.exchange import run
         from sagastream.store import bulks, layout
@@ -53,7 +53,7 @@ def begin(verb: str, reason: str, actor: str, *, rate: int, yes: bool, now: bool
         say(f"to {verb}{' now' if now else ''}: {sagas} with {bulks.told(bulk.filter)}")
         if not yes:
             if not sys.stdin.isatty():
-                raise click.UsageError("nothing was done: standard input is no terminal to ask on; say --yes")
+                raise WrongUsage("nothing was done: standard input is no terminal to ask on; say --yes")
             click.confirm("Ask all of them?", abort=True, err=True)
         with _told_errors():
             begun = run(
@@ -74,7 +74,7 @@ def _told_errors() -> "Iterator[None]":
     try:
         yield
     except MalformedMessage as error:
-        raise click.UsageError(safe(_in_options(str(error)))) from None
+        raise WrongUsage(safe(_in_options(str(error)))) from None
     except (RequestRefused, redis.exceptions.NoPermissionError) as error:
         raise click.ClickException(safe(str(error))) from None
 
@@ -92,7 +92,7 @@ def _in_options(text: str) -> str:
 @click.option("--resume", "verb", flag_value="resume", help="Let it go on where it was.")
 @click.option("--stop", "verb", flag_value="stop", help="End it. It cannot be resumed.")
 @click.option("--follow", is_flag=True, help="Tell how it goes on until it ends. Exit code 3 if not all was done.")
-@click.option("--reason", metavar="TEXT", help="Why you pause, resume or stop it; see sagastream operations.")
+@reason_option("Why you pause, resume or stop it; see sagastream operations.", required=False)
 @actor_option("see sagastream operations")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(0, 1000), help="List at most this many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line; of one bulk, then one for each result.")
@@ -108,7 +108,7 @@ def bulk(
 ) -> None:
     """Show what was begun by retry, skip, abandon or cancel of many sagas: all of them, or the bulk ID."""
     if bulk_id is None and (verb or follow):
-        raise click.UsageError(f"--{verb or 'follow'} needs the ID of a bulk; sagastream bulk lists them")
+        raise WrongUsage(f"--{verb or 'follow'} needs the ID of a bulk; sagastream bulk lists them")
     with opened(create=False) as broker:
         from sagastream.broker.exchange import run
         from sagastream.store import bulks, layout, sagas

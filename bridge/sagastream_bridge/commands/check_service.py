@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagastream_bridge.commands.context import opened
+from sagastream_bridge.commands.context import WrongUsage, opened
 from sagastream_bridge.commands.given import content, finite
 from sagastream_bridge.commands.terminal import safe
 
@@ -79,7 +79,7 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
             told = report.Report(click.echo, _columns(), report.width(cases), as_json=as_json)
             found = told.tell(Examination(exchange, cases, probe).findings())
         except WrongUsage as error:
-            raise click.UsageError(safe(str(error))) from None
+            raise WrongUsage(safe(str(error))) from None
         click.echo(report.summary(service, Counter(finding.verdict for finding in found)), err=True)
         if any(finding.only for finding in found):
             how = "--effects COMMAND counts them" if probe is None else "why, the check effects says"
@@ -116,7 +116,7 @@ def _cases(
                 return []
             return [cases.one(published=found, **options)]
         if any(value is not None for value in options.values()):
-            raise click.UsageError("--cases says it all: give it alone, or the options for one command")
+            raise WrongUsage("--cases says it all: give it alone, or the options for one command")
         return cases.read(file, found)
     except MalformedMessage as error:
-        raise click.UsageError(safe(str(error))) from None
+        raise WrongUsage(safe(str(error))) from None

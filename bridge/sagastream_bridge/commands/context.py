@@ -6,7 +6,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -24,8 +24,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class WrongUsage(click.ClickException):
-    """Wrong usage, told without the usage of the command, which does not tell of the environment, of files or of
-    modules."""
+    """Wrong usage, told without the usage of the command: that says nothing of the environment, of files, or of what
+    goes together, and stands in the way of the one line that does."""
 
     exit_code = click.UsageError.exit_code
 
@@ -140,6 +140,23 @@ def actor_option(what: str) -> Callable[[_Command], _Command]:
 
     told = f"Who you are; {what}  [default: your user@host]"
     return click.option("--actor", metavar="NAME", callback=named, help=told)
+
+
+#: What stands in lines that `show` and others print, where a person is to write their own words.
+_PLACEHOLDER: Final = "TEXT"
+
+
+def reason_option(help_text: str, *, required: bool = True) -> Callable[[_Command], _Command]:
+    """Gives a command the option that says why somebody does something."""
+    return click.option("--reason", required=required, metavar=_PLACEHOLDER, callback=own_words, help=help_text)
+
+
+def own_words(_context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    """Checks a text that stays somewhere with the name of who wrote it. Raises WrongUsage for a line that was copied as
+    it was printed: nobody could tell later why it was done."""
+    if text == _PLACEHOLDER:
+        raise WrongUsage(f"{option.opts[0]}: write your own words in place of {_PLACEHOLDER}")
+    return text
 
 
 def user_at_host() -> str:

@@ -71,7 +71,7 @@ def dashboard(
     from sagastream_bridge.dashboard import rules
 
     if token is None and not rules.is_loopback(host):
-        raise click.UsageError(safe(_REACHED.format(host, _VARIABLE)))
+        raise WrongUsage(safe(_REACHED.format(host, _VARIABLE)))
     stop = stop_event(until_eof)
     from sagastream_bridge.dashboard.reading import ANSWER_TIMEOUT_S
 

@@ -80,7 +80,7 @@ def _known(options: dict[str, Any], document: "Document", source: str) -> "Known
     definition of the store, the store is asked."""
     places = options["places"]
     if options["in_store"] and places:
-        raise click.UsageError("give --services or --store, not both")
+        raise WrongUsage("give --services or --store, not both")
     in_store = options["in_store"] or (_is_name(source) and not places)
     from sagastream_bridge.definitions import known
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sagastream_bridge.commands.ask import in_options
-from sagastream_bridge.commands.context import actor_option, opened, orderly
+from sagastream_bridge.commands.context import WrongUsage, actor_option, opened, orderly
 from sagastream_bridge.commands.given import document_at
 from sagastream_bridge.commands.terminal import safe
 
@@ -41,7 +41,7 @@ def deploy(source: str, actor: str) -> None:
         try:
             before = SagaClient(broker).deploy(definition, actor=actor)
         except MalformedMessage as error:
-            raise click.UsageError(safe(in_options(str(error)))) from None
+            raise WrongUsage(safe(in_options(str(error)))) from None
     current = f"{definition.name} version {definition.version} is current"
     if before == definition.version:
         click.echo(f"{current} already")
@@ -57,7 +57,7 @@ def list_definitions(name: str | None, version: int | None, as_json: bool) -> No
     """List the definitions of the store, and which version of each is current; or print the definition NAME, as its
     file says it."""
     if name is None and version is not None:
-        raise click.UsageError("--version is for one definition: say its NAME")
+        raise WrongUsage("--version is for one definition: say its NAME")
     with opened(create=False) as broker:
         from sagastream.client.blocking import SagaClient
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sagastream_bridge.commands.ask import in_options
-from sagastream_bridge.commands.context import actor_option, opened, redis_cli
+from sagastream_bridge.commands.context import WrongUsage, actor_option, opened, reason_option, redis_cli
 from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _OUT_OF_REACH: Final = "not erased: backups, exports, logs, SLOWLOG, databases o
 
 @click.command()
 @click.argument("saga_ids", metavar="ID...", nargs=-1, required=True)
-@click.option("--reason", required=True, metavar="TEXT", help="Why, without what is erased. It stays with the saga.")
+@reason_option("Why, without what is erased. It stays with the saga.")
 @actor_option("it stays with the saga too")
 def erase(saga_ids: tuple[str, ...], reason: str, actor: str) -> None:
     """Erase inputs, params, results, errors, reasons and actors of sagas that have ended; their course stays.
@@ -40,7 +40,7 @@ def erase(saga_ids: tuple[str, ...], reason: str, actor: str) -> None:
         try:
             erased = SagaClient(broker).erase_many(saga_ids, reason, actor=actor)
         except MalformedMessage as error:
-            raise click.UsageError(safe(in_options(str(error)))) from None
+            raise WrongUsage(safe(in_options(str(error)))) from None
         except redis.exceptions.NoPermissionError as error:
             raise click.ClickException(safe(str(error))) from None
         for line in _told(erased):

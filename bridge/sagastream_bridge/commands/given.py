@@ -39,16 +39,16 @@ def content(file: str) -> bytes:
 
 
 def json_or_file(text: str, option: str) -> Any:
-    """The value of an option that is JSON or, as @FILE, a file that holds it. Raises WrongUsage, and UsageError."""
+    """The value of an option that is JSON or, as @FILE, a file that holds it. Raises WrongUsage."""
     from sagastream.core.strict_json import decode
     from sagastream.errors import MalformedMessage
 
     if text == "@":
-        raise click.UsageError(f"{option}: the name of a file is missing behind @")
+        raise WrongUsage(f"{option}: the name of a file is missing behind @")
     try:
         return decode(content(text[1:]) if text.startswith("@") else text.encode())
     except MalformedMessage as error:
-        raise click.UsageError(safe(f"{option}: {error}")) from None
+        raise WrongUsage(safe(f"{option}: {error}")) from None
 
 
 def document_at(where: str) -> "Document":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import opened
+from sagastream_bridge.commands.context import WrongUsage, opened
 from sagastream_bridge.commands.ending import stop_event
 from sagastream_bridge.commands.process_options import logged
 from sagastream_bridge.commands.terminal import safe
@@ -31,7 +31,7 @@ def told_at_a_port(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def checked(*, metrics_port: int | None, metrics_host: str | None, **others: Any) -> None:
         if metrics_host is not None and metrics_port is None:
-            raise click.UsageError("--metrics-host needs --metrics-port N: without it, no metrics are told")
+            raise WrongUsage("--metrics-host needs --metrics-port N: without it, no metrics are told")
         command(metrics_port=metrics_port, metrics_host=metrics_host or _HOST, **others)
 
     text = f"The address of that port.  [default: {_HOST}]"
@@ -42,12 +42,12 @@ def told_at_a_port(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_room(first: int | None, number: int) -> None:
-    """Raises UsageError if there are not so many ports after the first one."""
+    """Raises WrongUsage if there are not so many ports after the first one."""
     if first is not None and first + number > _LAST_PORT:
         text = (
             f"--metrics-port {first}: the ports up to {first + number} are needed, one for the store and one for each"
         )
-        raise click.UsageError(f"{text} process, and {_LAST_PORT} is the last there is")
+        raise WrongUsage(f"{text} process, and {_LAST_PORT} is the last there is")
 
 
 def port_options(port: int, host: str) -> list[str]:
@@ -146,7 +146,7 @@ def metrics(once: bool, port: int | None, host: str) -> None:
     One such process a store is enough. What the processes themselves count, they tell with --metrics-port.
     """
     if once == (port is not None):
-        raise click.UsageError("give either --once or --port N")
+        raise WrongUsage("give either --once or --port N")
     if once:
         with opened(create=False) as broker:
             from sagastream.metrics.serving import text

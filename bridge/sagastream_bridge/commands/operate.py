@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from sagastream_bridge.commands.ask import in_options
-from sagastream_bridge.commands.context import actor_option, opened, tell_reach
+from sagastream_bridge.commands.context import WrongUsage, actor_option, opened, reason_option, tell_reach
 from sagastream_bridge.commands.given import finite
 from sagastream_bridge.commands.terminal import safe, width
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def _check(actor: str, reason: str | None) -> None:
-    """Raises UsageError if one of them cannot be kept."""
+    """Raises WrongUsage if one of them cannot be kept."""
     from sagastream.errors import MalformedMessage
     from sagastream.store import operations as done
 
     try:
         done.check(actor, reason)
     except MalformedMessage as error:
-        raise click.UsageError(safe(in_options(str(error)))) from None
+        raise WrongUsage(safe(in_options(str(error)))) from None
 
 
 @click.group()
@@ -78,7 +78,7 @@ def show_quarantined(entry_id: str) -> None:
 
 
 _actor = actor_option("for `sagastream operations`")
-_reason = click.option("--reason", metavar="TEXT", help="Why, for `sagastream operations`.")
+_reason = reason_option("Why, for `sagastream operations`.", required=False)
 
 
 @quarantine.command("replay", short_help="Put messages back, to be read again.")
@@ -195,10 +195,10 @@ def doctor(repair: bool, after_failover: bool, hours: float, settled: bool, as_j
     Exit code 1 if there is a problem that was not repaired.
     """
     if settled and (repair or after_failover or as_json):
-        raise click.UsageError("--settled goes alone: it examines nothing")
+        raise WrongUsage("--settled goes alone: it examines nothing")
     asked = click.get_current_context().get_parameter_source("hours")
     if asked is not click.core.ParameterSource.DEFAULT and not after_failover:
-        raise click.UsageError("--hours goes with --after-failover")
+        raise WrongUsage("--hours goes with --after-failover")
     with opened(create=False) as broker:
         from sagastream.store import layout, sagas
         from sagastream_bridge.inspection import embedded

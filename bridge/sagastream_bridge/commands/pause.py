@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sagastream_bridge.commands.ask import in_options
-from sagastream_bridge.commands.context import actor_option, opened
+from sagastream_bridge.commands.context import WrongUsage, actor_option, opened, reason_option
 from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _verb(verb: str, help_text: str) -> click.Command:
     @click.command(verb, help=help_text)
     @click.argument("service", metavar="SERVICE")
     @click.argument("command", metavar="[COMMAND]", required=False)
-    @click.option("--reason", required=True, metavar="TEXT", help=f"Why. {_SHOWN[verb]}")
+    @reason_option(f"Why. {_SHOWN[verb]}")
     @actor_option("it is shown with the reason")
     def ask(service: str, command: str | None, reason: str, actor: str) -> None:
         import redis
@@ -48,7 +48,7 @@ def _verb(verb: str, help_text: str) -> click.Command:
             try:
                 heard: Heard = getattr(SagaClient(broker), verb)(service, command, reason=reason, actor=actor)
             except MalformedMessage as error:
-                raise click.UsageError(safe(in_options(str(error)))) from None
+                raise WrongUsage(safe(in_options(str(error)))) from None
             except (RequestRefused, redis.exceptions.NoPermissionError) as error:
                 raise click.ClickException(safe(str(error))) from None
             click.echo(safe(_told(verb, heard)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sagastream_bridge.commands.context import opened, orderly, redis_cli, tell_reach
+from sagastream_bridge.commands.context import WrongUsage, opened, orderly, redis_cli, tell_reach
 from sagastream_bridge.commands.given import finite
 from sagastream_bridge.commands.patience import Patience
 from sagastream_bridge.commands.searching import refuse_services, search_options, wanted
@@ -138,7 +138,7 @@ def show(*, saga_id: str, history: bool, watch: bool, as_json: bool, by_hand: bo
     if not is_id(saga_id):
         raise click.BadParameter("an id is 1 to 128 characters of A-Z a-z 0-9 . _ : -", param_hint="ID")
     if by_hand and (history or watch or as_json):
-        raise click.UsageError("--redis goes alone: it shows nothing of the saga itself")
+        raise WrongUsage("--redis goes alone: it shows nothing of the saga itself")
     with opened(create=False) as broker:
         if by_hand:
             _print_looks(broker, saga_id)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from sagastream_bridge.commands.context import WrongUsage
 from sagastream_bridge.commands.terminal import safe
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def taken(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def wanted(*, where: tuple[str, ...], **options: Any) -> "Filter":
-    """The filter that these options make. Raises UsageError, which says what is wrong."""
+    """The filter that these options make. Raises WrongUsage, which says what is wrong."""
     from sagastream.core.attributes import named
     from sagastream.core.filtering import parse_filter
     from sagastream.errors import MalformedMessage
@@ -69,20 +70,20 @@ def wanted(*, where: tuple[str, ...], **options: Any) -> "Filter":
         _no_options(where)
         return parse_filter(body | {"where": named(where, "--where")}, "the search")
     except MalformedMessage as error:
-        raise click.UsageError(safe(_in_options(str(error)))) from None
+        raise WrongUsage(safe(_in_options(str(error)))) from None
 
 
 def refuse_services(broker: "Broker", found: "Listing") -> None:
-    """Raises UsageError if no saga was found since a service was named in place of a command."""
+    """Raises WrongUsage if no saga was found since a service was named in place of a command."""
     from sagastream_bridge.inspection import lookup
 
     if not found.page.sagas and (named := lookup.service_in_place_of_command(broker, found.wanted)) is not None:
         option, service = named
-        raise click.UsageError(f"{service} is a service: --{option} {service}/COMMAND")
+        raise WrongUsage(f"{service} is a service: --{option} {service}/COMMAND")
 
 
 def _no_options(where: tuple[str, ...]) -> None:
-    """Raises UsageError if what has an option of its own is asked for as an attribute."""
+    """Raises WrongUsage if what has an option of its own is asked for as an attribute."""
     from sagastream.core.attributes import RESERVED
 
     for text in where:
@@ -90,7 +91,7 @@ def _no_options(where: tuple[str, ...]) -> None:
         if equals and name in RESERVED:
             has_option = name in _NAMES or f"{name}_ms" in _NAMES
             use = f"use --{name} {value}" if has_option else "no attribute has this name"
-            raise click.UsageError(safe(f"--where: {name} is no attribute; {use}"))
+            raise WrongUsage(safe(f"--where: {name} is no attribute; {use}"))
 
 
 def _in_options(text: str) -> str:

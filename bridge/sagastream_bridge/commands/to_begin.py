@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sagastream import files
+from sagastream_bridge.commands.context import WrongUsage
 from sagastream_bridge.commands.given import document_at, json_or_file
 from sagastream_bridge.commands.terminal import safe
 
@@ -40,7 +41,7 @@ class ToBegin:
         from sagastream.core.messages import is_service
 
         if what == files.STDIN and data == f"@{files.STDIN}":
-            raise click.UsageError("- and --input @- are both standard input: put one of them into a file")
+            raise WrongUsage("- and --input @- are both standard input: put one of them into a file")
         self._name = what
         self._version = version
         self._data = None if data is None else json_or_file(data, "--input")
@@ -52,7 +53,7 @@ class ToBegin:
         if is_place(what):
             self._read(what)
         elif not is_service(what):
-            raise click.UsageError(safe(f"{what!r:.200} is neither a file nor the name of a definition"))
+            raise WrongUsage(safe(f"{what!r:.200} is neither a file nor the name of a definition"))
 
     def request(self, client: "SagaClient", patiently: "Callable[[Callable[[], Definition]], Definition]") -> "Begin":
         """The request to begin the saga. A definition that stands in no file is read from the store, `patiently`.
@@ -102,7 +103,7 @@ class ToBegin:
             without |= {"--input": self._data, "--id": self._saga_id, "--start-at": self._start_at}
         holds = "one version of a definition" if document.is_definition else "a saga with its id"
         if (option := next((name for name, value in without.items() if value is not None), None)) is not None:
-            raise click.UsageError(safe(f"{option} does not go with {document.where}, which holds {holds}"))
+            raise WrongUsage(safe(f"{option} does not go with {document.where}, which holds {holds}"))
         if document.is_definition:
             self._given = document.definition
             self._begin = self._saga_of(self._given)
@@ -110,7 +111,7 @@ class ToBegin:
         body = document.body
         if self._attributes is not None:
             if "attributes" in body:
-                raise click.UsageError(safe(f"--attribute does not go with {document.where}, which has attributes"))
+                raise WrongUsage(safe(f"--attribute does not go with {document.where}, which has attributes"))
             body = body | {"attributes": self._attributes}
         try:
             self._begin = parse_begin(body, request_id=uuid.uuid4().hex)
@@ -125,7 +126,7 @@ def _attributes(texts: "Sequence[str]") -> "Attributes | None":
     try:
         return parse_attributes(named(texts, "--attribute"), "--attribute")
     except MalformedMessage as error:
-        raise click.UsageError(safe(str(error))) from None
+        raise WrongUsage(safe(str(error))) from None
 
 
 def begun_before(request: "Begin", there: "SagaState | None") -> str | None:
@@ -153,12 +154,10 @@ def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise click.UsageError(safe(f"--start-at: {text!r:.80} is not a time like 2026-12-24T08:00+01:00")) from None
+        raise WrongUsage(safe(f"--start-at: {text!r:.80} is not a time like 2026-12-24T08:00+01:00")) from None
     if moment.tzinfo is None:
-        raise click.UsageError(
-            safe(f"--start-at: {text} has no time zone: write it behind, as in 2026-12-24T08:00+01:00")
-        )
+        raise WrongUsage(safe(f"--start-at: {text} has no time zone: write it behind, as in 2026-12-24T08:00+01:00"))
     first, last = (datetime.fromtimestamp(ms / 1000, UTC) for ms in (MIN_START_MS, MAX_START_MS))
     if not first <= moment <= last:
-        raise click.UsageError(safe(f"--start-at: {text} is not between {first:%Y-%m-%d} and {last:%Y-%m-%d}"))
+        raise WrongUsage(safe(f"--start-at: {text} is not between {first:%Y-%m-%d} and {last:%Y-%m-%d}"))
     return moment

@@ -48,6 +48,27 @@ BULK = Bulk(
 def test_what_does_not_go_together_is_wrong_usage(arguments: tuple[str, ...], told: str) -> None:
     done = CliRunner().invoke(cli, [*arguments, "--reason", "r"])
     assert (done.exit_code, told in done.output) == (2, True), done.output
+    assert done.output.startswith("Error: ")  # the usage says nothing of what goes together
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "skip s1 --parked-at 1/compensation/0 --reason",
+        "cancel s1 --now --reason",
+        "pause till --reason",
+        "erase s1 --reason",
+        "bulk b1 --pause --reason",
+        "quarantine drop 1-1 --reason",
+        "drop-commands till --reason",
+        "signal s1 approve --decline",
+    ],
+)
+def test_a_line_that_was_copied_as_it_is_printed_does_nothing(line: str) -> None:
+    """It would be done, and nobody could tell later why."""
+    done = CliRunner().invoke(cli, [*line.split(), "TEXT"])
+    option = line.rpartition(" ")[2]
+    assert (done.exit_code, done.output) == (2, f"Error: {option}: write your own words in place of TEXT\n")
 
 
 def test_a_verb_about_a_bulk_needs_its_id() -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from sagastream.client.blocking import SagaClient
 from sagastream.core.messages import Begin
 from sagastream.errors import MalformedMessage
+from sagastream_bridge.commands.context import WrongUsage
 from sagastream_bridge.commands.main import cli
 from sagastream_bridge.commands.to_begin import ToBegin
 from sagastream_bridge.definitions.documents import CannotRead
@@ -131,16 +132,16 @@ def test_what_says_that_it_is_a_saga_is_read_as_one(body: object, text: str) -> 
 )
 def test_a_wrong_option_is_told_by_its_name(options: dict[str, Any], text: str) -> None:
     given = {"what": "order", "data": None, "saga_id": None, "version": None, "start_at": None} | options
-    with pytest.raises(click.UsageError, match=text):
+    with pytest.raises(WrongUsage, match=text):
         ToBegin(**given)
 
 
 def test_a_saga_has_its_id_and_its_input() -> None:
     body = {"saga_id": "s2", "steps": STEPS}
     assert begin(saved(body), saga_id=None).saga_id == "s2"
-    with pytest.raises(click.UsageError, match=r"--input does not go with saga\.json, which holds a saga with its id"):
+    with pytest.raises(WrongUsage, match=r"--input does not go with saga\.json, which holds a saga with its id"):
         begin(saved(body), {}, saga_id=None)
-    with pytest.raises(click.UsageError, match=r"--version does not go with .* one version of a definition"):
+    with pytest.raises(WrongUsage, match=r"--version does not go with .* one version of a definition"):
         begin(saved({"name": "order", "version": 1, "steps": STEPS}), version=2)
 
 
