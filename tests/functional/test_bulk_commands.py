@@ -117,7 +117,7 @@ def test_many_are_retried_while_the_worker_that_does_it_is_killed(server: Server
     # The list, one bulk, what it did, and who did it.
     row = commands.run("bulk", **env).stdout
     assert row.startswith(f"{bulk_id}  DONE ")
-    assert "retry: 90 done; 90 found of 90" in row
+    assert "retry: 90 taken; 90 found of 90" in row
     assert "the bank is \\x1b[2J back" in row
     results = [json.loads(line) for line in commands.run("bulk", bulk_id, "--json", **env).stdout.splitlines()]
     assert sorted(one["saga_id"] for one in results[1:]) == names

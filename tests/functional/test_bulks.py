@@ -211,6 +211,19 @@ def test_what_does_not_allow_it_is_refused_and_listed_and_later_sagas_are_not_me
     assert stage.client.get(late[0]).status == "ABORTED"  # type: ignore[union-attr]
 
 
+def test_of_those_that_took_a_retry_it_is_known_which_are_parked_again(stage: Stage) -> None:
+    names = stage.park(3)
+    bulk = stage.bulk()
+    assert stage.ends(bulk).done == 3
+    stage.turns(lambda: stage.parked() == set(names))
+    taken = [one.saga_id for one in run(stage.redis, bulks.results(KEYS, bulk.bulk_id))]
+    assert sorted(run(stage.redis, bulks.parked_now(KEYS, taken))) == names
+    stage.is_broken = False
+    stage.ends(stage.bulk())
+    stage.turns(lambda: not stage.parked())
+    assert run(stage.redis, bulks.parked_now(KEYS, taken)) == []
+
+
 def test_each_step_that_is_parked_is_retried_once_and_only_where_it_is_meant(stage: Stage) -> None:
     pivot = do(0, "Pay", "bank", kind="pivot") | {"id": "pivot"}
     retriable = do(0, "Pay", "bank", kind="retriable") | {"after": ["pivot"], "attempts": 1}

@@ -525,7 +525,7 @@ def test_all_that_a_search_finds_is_asked_after_it_was_shown(acting: tuple[TestC
     assert "Found 2 of 2 when it began Asked 2 all are answered Done 2" in text(page)
     assert {"p0", "p1"} <= set(re.findall(r'class="id" href="/sagas/([^"]+)"', page))
     assert "/stop" not in page  # it has ended
-    assert "2 done; 2 found of 2" in text(client.get("/bulks").text)
+    assert "2 taken; 2 found of 2" in text(client.get("/bulks").text)
     state = shop.scene.client.get("p1")
     assert state is not None
     assert [(one.verb, one.reason, one.actor) for one in state.interventions] == [

@@ -142,12 +142,14 @@ def _show(broker: "Broker", keys: "StoreKeys", one: "Bulk", limit: int, *, as_js
 
     results = run(broker.client, bulks.results(keys, one.bulk_id))
     turns = run(broker.client, bulks.turns(keys, one.bulk_id))
+    taken = [result.saga_id for result in results if result.refused is None]
+    parked = run(broker.client, bulks.parked_now(keys, taken))
     if as_json:
-        click.echo("\n".join([bulk_views.as_json(one, turns), *map(bulk_views.result_as_json, results)]))
+        click.echo("\n".join([bulk_views.as_json(one, turns, parked), *map(bulk_views.result_as_json, results)]))
         return
     _, now_ms = sagas.read(broker.client, keys, [])
     refused = [result for result in results if result.refused is not None]
-    click.echo("\n".join(bulk_views.lines(one, refused, limit, now_ms, turns)))
+    click.echo("\n".join(bulk_views.lines(one, refused, limit, now_ms, turns, parked_now=parked)))
 
 
 def _follow(broker: "Broker", keys: "StoreKeys", bulk_id: str, *, as_json: bool) -> None:

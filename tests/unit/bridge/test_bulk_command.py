@@ -90,7 +90,7 @@ def test_a_search_is_told_as_the_command_line_takes_it() -> None:
 def test_a_bulk_is_shown_without_what_a_terminal_could_act_on() -> None:
     refused = [BulkResult(saga_id=f"s{number}", refused=f"not \x1b{number}") for number in range(5)]
     rows = [bulk_views.row(BULK, 121_000), *bulk_views.lines(BULK, refused, 2, 121_000)]
-    progress = "1 done, 2 refused, 2 not answered yet; 5 found of 10 or more"
+    progress = "1 taken, 2 refused, 2 not answered yet; 5 found of 10 or more"
     assert rows == [
         rf"0123456789ab  RUNNING    2 m  abandon: {progress} by a\nb: <b>\x1b[2J",
         "bulk     0123456789ab  RUNNING",
@@ -116,6 +116,11 @@ def test_a_bulk_is_shown_without_what_a_terminal_could_act_on() -> None:
         {"verb": "pause", "at": "1970-01-01T00:00:05.000Z", "actor": "b\x1b", "reason": "too\nfast"},
         {"verb": "resume", "at": "1970-01-01T00:00:09.000Z", "actor": "", "reason": ""},
     ]
+    parked = [f"p{number}\x1b" for number in range(6)]
+    assert list(bulk_views.lines(BULK, (), 2, 121_000, parked_now=parked))[6] == (
+        r"parked   6 of those that took it are parked now: p0\x1b, p1\x1b, p2\x1b, p3\x1b, p4\x1b …"
+    )
+    assert json.loads(bulk_views.as_json(BULK, turns, parked))["parked_now"] == 6
     said = json.loads(bulk_views.as_json(BULK))
     assert said["filter"] == {"where": {"customer": "c\x1b[2J"}, "parked": "bank/Pay"}
     assert (said["state"], said["verb"], said["open"], said["ended_at"]) == ("RUNNING", "abandon", ["s1", "s2"], None)

@@ -19,10 +19,11 @@ from msgspec.structs import replace
 from sagastream.broker.exchange import Exchange
 from sagastream.broker.failures import is_denied, is_wrong_type
 from sagastream.broker.scripting import Script, even_if_full
-from sagastream.broker.wire import Words, milliseconds, or_raise
+from sagastream.broker.wire import Words, milliseconds, or_raise, unless_refused
 from sagastream.core.bulks import USUAL_RATE, Ask, Bulk, BulkResult, BulkState, checked
 from sagastream.core.durations import exact
 from sagastream.core.filtering import Filter, parse_filter
+from sagastream.core.indexing import PARKED
 from sagastream.core.messages import Code, Verb
 from sagastream.errors import MalformedMessage, RequestRefused
 from sagastream.store import operations
@@ -36,6 +37,9 @@ MOST: Final = 1_000
 RESULTS_KEPT: Final = 10_000
 #: How many bulks, or entries of results, one round trip reads.
 _PAGE: Final = 100
+#: Of so many sagas of a bulk it is looked up at most whether they are parked now, and of so many in one round trip.
+MOST_LOOKED_AT: Final = 10_000
+_LOOKED_AT_ONCE: Final = 500
 _ID: Final = re.compile(r"[0-9a-f]{12}")
 _CARRY: Final = Script("carry")
 _TURN: Final = Script("turn_bulk")
@@ -190,6 +194,22 @@ def newest_results(keys: StoreKeys, bulk_id: str, most: int) -> Exchange[list[Bu
     found: list[BulkResult] = []
     for _, words in [] if is_wrong_type(answer) else or_raise(answer):
         found += reversed(_results(dict(zip(words[::2], words[1::2], strict=True))))
+    return found
+
+
+def parked_now(keys: StoreKeys, saga_ids: Sequence[str]) -> Exchange[list[str]]:
+    """Those of these sagas that are parked now, as far as this user may know. At most the last MOST_LOOKED_AT are
+    looked at."""
+    found: list[str] = []
+    last = saga_ids[-MOST_LOOKED_AT:]
+    for at in range(0, len(last), _LOOKED_AT_ONCE):
+        by_partition: dict[str, list[str]] = {}
+        for saga_id in last[at : at + _LOOKED_AT_ONCE]:
+            by_partition.setdefault(keys.of(saga_id).index(PARKED), []).append(saga_id)
+        answers = yield [("ZMSCORE", key, *those) for key, those in by_partition.items()]
+        for those, scores in zip(by_partition.values(), answers, strict=True):
+            there = unless_refused(scores, [None] * len(those))
+            found += [saga_id for saga_id, score in zip(those, there, strict=True) if score is not None]
     return found
 
 
