@@ -486,12 +486,16 @@ def test_a_message_that_was_set_aside_is_told_of(server: Server, commands: Comma
     client = SagaClient(server.broker())
     client.begin("s1", [do(1, "Fly", "airline"), do(2, "Fly", "airline")])
     until(lambda: client.get("s1"), what="the saga is begun")
+    assert commands.run("quarantine", "list", **env).stderr == "nothing is quarantined\n"
+    dropped = commands.run("drop-commands", "airlnie", **env)
+    assert (dropped.returncode, dropped.stdout) == (0, "0 dropped\n")
+    assert dropped.stderr == "warning: no process of service airlnie is listening, and none ever was\n"
     client._redis.xadd(ONLY.replies("airline"), {"body": '{"type":"Fly_ok","saga_id":"s1","step":2}'})
     until(lambda: client._redis.xlen(ONLY.quarantine), what="the reply is set aside")
     assert re.search(
         r"note +Fly_ok was quarantined as \S+: step 2 was not sent yet", commands.run("show", "s1", **env).stdout
     )
-    assert commands.run("list", **env).stderr.endswith(", 1 messages quarantined\n")
+    assert commands.run("list", **env).stderr.endswith(", 1 message quarantined\n")
 
 
 def test_a_terminal_that_lacks_characters_of_a_drawing_gets_all_the_rest(commands: Commands) -> None:

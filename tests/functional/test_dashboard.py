@@ -497,7 +497,7 @@ def test_all_that_a_search_finds_is_asked_after_it_was_shown(acting: tuple[TestC
         assert 'name="verb" value="retry"' in client.get(page).text, page
     begin = "/bulks/begin?verb=abandon&parked=work/Do&status=parked"
     shown = client.get(begin)
-    assert "2 sagas with status PARKED, parked work/Do: those that are parked end as they are" in text(shown.text)
+    assert "2 sagas with status PARKED, parked at work/Do: those that are parked end as they are" in text(shown.text)
     assert set(re.findall(r'class="id" href="/sagas/([^"]+)"', shown.text)) == {"p0", "p1"}
     search: Any = {"verb": "abandon", "parked": "work/Do", "status": "parked", "rate": "200"}
     for wrong, said in (
@@ -508,7 +508,7 @@ def test_all_that_a_search_finds_is_asked_after_it_was_shown(acting: tuple[TestC
     ):
         answer = act(client, "/bulks/begin", begin, None, **(search | wrong))
         assert (answer.status_code, said in answer.text) == (422, True), wrong
-        assert "2 sagas with status PARKED, parked work/Do" in text(answer.text)
+        assert "2 sagas with status PARKED, parked at work/Do" in text(answer.text)
         assert 'data-at="/bulks/begin?verb=abandon&amp;status=parked&amp;parked=work%2FDo"' in answer.text
     for headers in ({"origin": "http://evil.example"}, {}):
         assert act(client, "/bulks/begin", begin, headers, **search).status_code == 403

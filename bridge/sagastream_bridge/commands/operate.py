@@ -63,7 +63,8 @@ def list_quarantined(limit: int, as_json: bool) -> None:
         for message in islice(messages, limit):
             shown += 1
             click.echo(json.dumps(_as_json(message)) if as_json else message_views.quarantined(message))
-        click.echo(f"{shown} shown of {total}" + (" (--limit shows more)" if shown < total else ""), err=True)
+        counted = f"{shown} shown of {total}" if total else "nothing is quarantined"
+        click.echo(counted + (" (--limit shows more)" if shown < total else ""), err=True)
 
 
 @quarantine.command("show")
@@ -131,12 +132,18 @@ def drop_commands(service: str, reason: str | None, actor: str) -> None:
     _check(actor, reason)
     with opened() as broker:
         from sagastream.broker.exchange import run
+        from sagastream.client.evidence import survey
+        from sagastream.core.why_service import nobody_has
         from sagastream.store import layout, reach, unread
 
         reached = run(broker.client, reach.look(layout.look(broker)))
         tell_reach(reached)
         found = run(broker.client, unread.drop(reached.keys, service, actor=actor, reason=reason))
         click.echo(f"{found.dropped} dropped")
+        is_nothing = not (found.dropped or found.awaited or found.kept)
+        evidence = run(broker.client, survey(reached.keys, [service])) if is_nothing else None
+        if evidence is not None and (nobody := nobody_has(service, None, evidence)):
+            click.echo(safe(f"warning: {nobody}"), err=True)
         if found.awaited:
             ids = ", ".join(found.awaited[:5]) + (" …" if len(found.awaited) > 5 else "")
             click.echo(safe(f"{len(found.awaited)} kept: sagas wait for them: {ids}"), err=True)

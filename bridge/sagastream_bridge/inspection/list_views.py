@@ -33,7 +33,7 @@ def row(
 ) -> str:
     """A saga on one line of a list, cut to the width of the terminal. Its age counts from its begin, as lists are in
     that order. `causes`: why it waits. `asked`: the names of the attributes that come first."""
-    why = f"parked: {state.parked}" if state.parked else why_there(state, causes)
+    why = why_there(state, causes)
     name = "PARKED" if state.parked else str(state.status)
     shown = styled(name.ljust(12), fg="red", bold=True) if state.parked else status(name, 12)
     found = attributes(state, asked)
@@ -67,7 +67,8 @@ def counted(listing: Listing, limit: int) -> str:
         more = f" (--cursor {page.cursor} {does})" if page.cursor is not None else ""
     parked = f", {listing.parked} of them parked," if listing.parked else ""
     unread = f", {listing.unread} requested and not read by a worker yet" if listing.unread else ""
-    aside = f", {listing.quarantined} messages quarantined" if listing.quarantined else ""
+    messages = "1 message" if listing.quarantined == 1 else f"{listing.quarantined} messages"
+    aside = f", {messages} quarantined" if listing.quarantined else ""
     stands = f"; {headline(listing.standing)}" if listing.standing and (listing.live or listing.unread) else ""
     counts = f"{listing.live} live{parked} and {listing.ended} ended in the store{unread}{aside}{stands}"
     return printable(f"{found}{more}; {counts}")

@@ -81,7 +81,8 @@ def test_an_empty_reason_is_named_as_the_option() -> None:
     assert (done.exit_code, "--reason must be a text" in done.output) == (2, True)
 
 
-def test_a_search_is_told_as_the_command_line_takes_it() -> None:
+def test_a_search_is_told_after_what_is_searched() -> None:
+    assert told(Filter(parked="bank/Pay")) == "status PARKED, parked at bank/Pay"
     wanted = Filter(status="PARKED", older_ms=5_400_000, newer_ms=172_800_000, where=(("customer", "c42"),))
     assert told(wanted) == "customer=c42, status PARKED, older 90m, newer 2d"
     assert told(Filter(older_ms=1_500)) == "older 1500ms"
@@ -94,7 +95,7 @@ def test_a_bulk_is_shown_without_what_a_terminal_could_act_on() -> None:
     assert rows == [
         rf"0123456789ab  RUNNING    2 m  abandon: {progress} by a\nb: <b>\x1b[2J",
         "bulk     0123456789ab  RUNNING",
-        r"asks     abandon now of sagas with customer=c\x1b[2J, parked bank/Pay",
+        r"asks     abandon now of sagas with customer=c\x1b[2J, status PARKED, parked at bank/Pay",
         r"reason   <b>\x1b[2J",
         r"by       a\nb",
         "begun    1970-01-01T00:00:01.000Z  (2 m ago)",

@@ -214,8 +214,10 @@ def parked_now(keys: StoreKeys, saga_ids: Sequence[str]) -> Exchange[list[str]]:
 
 
 def told(wanted: Filter) -> str:
-    """A filter as texts for people name it, and as the command line takes it."""
+    """A filter as texts for people name it, after `sagas with`."""
     said = {name: value for name, value in wanted.body().items() if name != "where"}
+    if (command := said.pop("parked", None)) is not None:
+        said |= {"status": "PARKED", "parked at": command}
     for name in ("older", "newer"):
         if (ms := said.pop(f"{name}_ms", None)) is not None:
             said[name] = exact(ms).replace(" ", "")
