@@ -711,7 +711,7 @@ def test_what_a_graph_waits_for_and_a_time_that_nobody_has_seen_to(shop: Shop) -
     shop.begin("retried", do(1, "Refuse", "shop", retry_on="again", retry_within_ms=600_000, **few))
     shop.begin("paused", {"wait_ms": 600_000})
     shop.begin("many", *(do(1, "Quick", "nobody", id=f"s{number}", after=[], **few) for number in range(12)))
-    shop.shows("later", "it was to begin later: in ")
+    shop.shows("later", "it begins in ")
     shop.shows("signalled", "it waits for the signal approve; if none comes within ")
     shop.shows("retried", "Refuse failed: no; it is sent again when the signal again comes")
     shop.shows("paused", "it pauses for ")

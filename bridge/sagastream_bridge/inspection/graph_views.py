@@ -125,7 +125,8 @@ def place(state: SagaState, number: int, now_ms: int) -> Iterator[str]:
     if shape.id is not None:
         yield f"       id     {printable(shape.id)}"
     if shape.after is not None:
-        yield f"       after  {', '.join(printable(state.name_of(one)) for one in after) or 'none: it begins at once'}"
+        names = ", ".join(printable(state.name_of(one)) for one in after)
+        yield f"       after  {names or 'none: it begins with the saga'}"
     if shape.when is not None:
         yield f"       when   {_given(state, shape.when)}"
     if (now := _now(state, number, now_ms)) is not None:

@@ -51,7 +51,7 @@ def _facts(
     if stays := not_undone.told(state):
         yield f"  stays    {printable(stays)}"
     if state.attributes is not None:
-        yield f"  attributes {attributes(state)}"
+        yield f"  found by {attributes(state)}"
     if state.trace_id is not None:
         yield f"  trace    {state.trace_id}"
     yield from graph_views.facts(state, now_ms)

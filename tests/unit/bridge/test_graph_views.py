@@ -42,7 +42,7 @@ def test_each_step_says_its_id_what_it_comes_after_and_what_it_waits_for() -> No
     assert "  from     definition travel, version 3" in lines
     assert '  input    {"user": "u1", "insured": false}' in lines
     assert "       id     flight" in lines
-    assert "       after  none: it begins at once" in lines
+    assert "       after  none: it begins with the saga" in lines
     assert "       after  flight, insure" in lines
     assert "       now    BookHotel is out, until 22:14:20.000Z, in 60 s" in lines
     assert '       params {"for": "u1"}' in lines

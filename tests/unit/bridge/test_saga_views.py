@@ -1,6 +1,7 @@
 """How sagas look to a person. Text from outside cannot act on a terminal."""
 
 import json
+import re
 from typing import Any
 
 import click
@@ -113,6 +114,23 @@ def test_what_came_too_late_and_was_undone_is_said_to_be_undone() -> None:
     skipped = a_saga(a_step(phase=Phase.SKIPPED, late_ms=NOW_MS - 500), duplicates=1)
     assert "undone" not in shown(skipped)
     assert "undoes" not in shown(skipped)
+
+
+def test_what_is_known_of_a_saga_stands_in_one_column() -> None:
+    saga = a_saga(
+        a_step(phase=Phase.PARKED, parked="no"),
+        attributes={"customer": "c1"},
+        traceparent=TRACEPARENT,
+        deadline_ms=NOW_MS + 5,
+        cancelling="no",
+        duplicates=1,
+        interventions=(SKIP, ABANDON),
+        reason="no",
+    )
+    facts = [line for line in shown(saga, "a note").splitlines() if re.match("  [a-z]", line)]
+    assert "  found by customer=c1" in facts
+    assert len(facts) == 13
+    assert [line for line in facts if not re.match(r"  [a-z ]{8} \S", line)] == []
 
 
 SKIP = Intervention(verb="skip", reason="by hand", at_ms=NOW_MS - 400, actor="ada")

@@ -64,7 +64,7 @@ def test_a_pause_says_how_long_it_takes() -> None:
 def test_before_its_start_a_saga_says_when_that_is_and_that_nobody_would_begin_it() -> None:
     saga = Played(start_at_ms=NOW_MS + 7_200_000).saga
     (cause,) = why(saga, at_work())
-    assert (cause.kind, cause.text) == (CauseKind.NOT_STARTED, "it was to begin later: in 2 h")
+    assert (cause.kind, cause.text) == (CauseKind.NOT_STARTED, "it begins in 2 h, as was asked for")
     assert kinds(why(saga, at_work(workers=()))) == [CauseKind.NO_WORKER, CauseKind.NOT_STARTED]
     assert kinds(why(saga, at_work(now_ms=NOW_MS + 7_300_000))) == [CauseKind.LATE]
 

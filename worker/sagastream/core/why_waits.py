@@ -22,9 +22,9 @@ from sagastream.core.why_service import nobody_has
 def not_started(state: SagaState, now_ms: int) -> Cause:
     """That the saga was to begin later."""
     starts_ms = state.start_ms or 0
-    text = f"it was to begin later: in {spoken(starts_ms - now_ms)}"
-    kind = CauseKind.NOT_STARTED
-    return late(state.due_ms, now_ms, text) or Cause(kind=kind, text=text, facts={"start_ms": starts_ms})
+    text = f"it begins in {spoken(max(starts_ms - now_ms, 0))}, as was asked for"
+    cause = Cause(kind=CauseKind.NOT_STARTED, text=text, facts={"start_ms": starts_ms})
+    return late(state.due_ms, now_ms, "its time to begin has come") or cause
 
 
 def settles(state: SagaState, out: Sequence[int]) -> Cause:
