@@ -438,6 +438,8 @@ def acting(server: Server) -> Iterator[tuple[TestClient, Shop]]:
         shop.until(f"p{number}", "parked")
     scene.begin("out", do(1), do(1, service="away"))
     shop.until("out", "OUT")
+    scene.begin("undo", do(1), do(1, compensation="NoSuch", compensation_attempts=1), do("fail"))
+    shop.until("undo", "parked")
     shop.begin_graph("waits", {"wait": "approve", "timeout_ms": 600_000, "after": []})
     shop.until("waits", "AWAITING")
     scene.redis.xadd(KEYS.partitions[0].interventions, {"body": '{"type":"saga_fly","saga_id":"p0"}'})
@@ -460,6 +462,7 @@ def test_an_action_needs_a_reason_and_a_name_which_stay_with_the_saga(acting: tu
     then = client.get(answer.headers["location"])
     assert ">Skip was done.</div>" in then.text  # how the saga stands is told below: it may change
     assert "skip by Ada Öz, ops: the bank is back" in text(then.text)
+    assert "All its steps are done, but for what was skipped: step 2." in text(then.text)
     state = shop.scene.client.get("p0")
     assert state is not None
     assert [(one.verb, one.actor, one.reason) for one in state.interventions] == [
@@ -478,6 +481,14 @@ def test_each_verb_does_what_its_command_does(acting: tuple[TestClient, Shop]) -
     act(client, "/sagas/p0/abandon", "/sagas/p0", parked_at="2/transaction/2")
     assert (state := get("p0")) is not None
     assert state.status == "ABORTED"
+    page = text(client.get("/sagas/p0").text)
+    assert "It ended without going back: " in page
+    assert "Not undone: DoForGood of step 1, abandoned by ada; Do of step 2, which may" in page
+    act(client, "/sagas/undo/skip", "/sagas/undo")
+    until(lambda: (state := get("undo")) and state.ended, what="it goes back")
+    page = text(client.get("/sagas/undo").text)
+    assert "It went back in part: Step 3 failed: as asked. Not undone: Do of step 2, skipped by ada." in page
+    assert "Steps 2 of 3 done, 1 undone" in page
     act(client, "/sagas/out/cancel", "/sagas/out", now="yes")
     assert (state := get("out")) is not None
     assert state.interventions[-1].verb == "cancel now"

@@ -8,9 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sagastream.broker.urls import redis_cli
+from sagastream.core import not_undone
 from sagastream.core.erasure import ERASED, erasure
 from sagastream.core.history import history
 from sagastream.core.messages import is_id
+from sagastream.core.phases import Phase
 from sagastream.errors import MalformedMessage, UnreadableSaga
 from sagastream.store.finding import Page as FoundPage
 from sagastream.store.keys import StoreKeys
@@ -99,6 +101,9 @@ class SagaPages:
             timeline=timeline.svg(state, events, found.now_ms),
             events=events,
             stands=graph_views.stands,
+            skipped=[state.told(at) for at, step in enumerate(state.steps, 1) if step.phase is Phase.SKIPPED],
+            undone=sum(step.phase is Phase.COMPENSATED for step in state.steps),
+            stays=not_undone.told(state),
             # Erased params, conditions and inputs have values in their place that nobody has given.
             erased=ERASED if erasure(state) is not None else "",
             offers=(offered := offers(state, found.causes) if not state.ended else []),
