@@ -5,6 +5,7 @@ that one would hide the other.
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import chain, count
 from typing import Final, NamedTuple
 
 from markupsafe import Markup, escape
@@ -12,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from sagastream.console import printable
-from sagastream.core.durations import spoken
+from sagastream.core.durations import exact, spoken
 from sagastream.core.history_events import HistoryEvent, HistoryKind
 from sagastream.core.phases import BACKING_OFF
 from sagastream.core.saga import SagaState
@@ -26,6 +27,14 @@ _AXIS: Final = 24
 _MOST_CHARS: Final = 22
 #: The least width of a bar, so that it is seen.
 _LEAST: Final = 3
+#: At most so many marks are on the axis; and how far they may be apart between seconds and days, in milliseconds.
+_MOST_TICKS: Final = 6
+_SECOND_MS, _MINUTE_MS, _HOUR_MS, _DAY_MS = 1000, 60_000, 3_600_000, 86_400_000
+_ROUND_MS: Final = (
+    *(one * _SECOND_MS for one in (10, 15, 30)),
+    *(one * _MINUTE_MS for one in (1, 2, 5, 10, 15, 30)),
+    *(one * _HOUR_MS for one in (1, 2, 3, 6, 12)),
+)
 #: Of a saga with more steps, only so many are drawn.
 MOST_ROWS: Final = 100
 
@@ -170,11 +179,19 @@ def _drawn(bar: Bar, place: int, began: int, ended: int) -> Iterator[str]:
 
 
 def _axis(began: int, ended: int, height: int) -> Iterator[str]:
-    room = _WIDTH - _LABELS - _RIGHT
-    for part in range(5):
-        x = _LABELS + room * part / 4
-        yield f'<line class="grid" x1="{x:g}" x2="{x:g}" y1="{_AXIS - 4}" y2="{height - 4}"/>'
-        yield f'<text class="axis" x="{x:g}" y="12" text-anchor="middle">+{took((ended - began) * part // 4)}</text>'
+    span, room = ended - began, _WIDTH - _LABELS - _RIGHT
+    for at_ms in ticks(span):
+        x = f"{_LABELS + at_ms / span * room:.1f}"
+        yield f'<line class="grid" x1="{x}" x2="{x}" y1="{_AXIS - 4}" y2="{height - 4}"/>'
+        yield f'<text class="axis" x="{x}" y="12" text-anchor="middle">+{exact(at_ms) if at_ms else 0}</text>'
+
+
+def ticks(span_ms: int) -> range:
+    """The marks of an axis that is so long: round numbers, a few of them."""
+    decimal = (factor * 10**power for power in range(4) for factor in (1, 2, 5))  # up to 5 s
+    days = (_DAY_MS * factor * 10**power for power in count() for factor in (1, 2, 5))
+    every = next(one for one in chain(decimal, _ROUND_MS, days) if span_ms < one * _MOST_TICKS)
+    return range(0, span_ms + 1, every)
 
 
 def took(ms: float) -> str:

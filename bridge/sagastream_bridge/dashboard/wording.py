@@ -5,6 +5,7 @@ person copies it to.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from markupsafe import Markup
 
 from sagastream.codecs.setting import codec_of
 from sagastream.console import printable
+from sagastream.core.causes import Cause
 from sagastream.core.durations import spoken
 from sagastream.core.history_events import HistoryKind
 from sagastream.core.phases import Phase
@@ -139,6 +141,16 @@ def command(text: str) -> Markup:
     return Markup('<code class="command" data-copy>{}</code>{}').format(line, said)
 
 
+def beside_kind(cause: Cause) -> str:
+    """What a cause says, as it stands beside the word for its kind: that word need not be told twice."""
+    word = re.escape(kind_of(cause))
+    return re.sub(f"^{word}:? |^(step [^ ]+: ){word}: ", lambda found: found[1] or "", cause.text, count=1)
+
+
+def kind_of(cause: Cause) -> str:
+    return cause.kind.replace("_", " ")
+
+
 def status_of(state: SagaState) -> str:
     return "PARKED" if state.parked else str(state.status)
 
@@ -162,10 +174,12 @@ def environment(shown: Mapping[str, Any]) -> jinja2.Environment:
     )
     found.filters |= {
         "age": age,
+        "beside_kind": beside_kind,
         "as_json": as_json,
         "command": command,
         "count": lambda number: f"{number:,}",
         "iso": iso,
+        "kind": kind_of,
         "pill": pill,
         "pretty": pretty,
         "size": size,

@@ -142,6 +142,34 @@ def test_an_undo_has_a_line_of_its_own_in_a_timeline() -> None:
     assert [one for one in texts(drawn) if "·" in one or "undo" in one] == ["a · A", "undo: UnA", "b · B"]
 
 
+@pytest.mark.parametrize(
+    ("span_ms", "marks"),
+    [
+        (1, ["+0", "+1 ms"]),
+        (318, ["+0", "+100 ms", "+200 ms", "+300 ms"]),
+        (8_500, ["+0", "+2 s", "+4 s", "+6 s", "+8 s"]),
+        (62_000, ["+0", "+15 s", "+30 s", "+45 s", "+1 m"]),
+        (50 * 60_000, ["+0", "+10 m", "+20 m", "+30 m", "+40 m", "+50 m"]),
+        (90 * 86_400_000, ["+0", "+20 d", "+40 d", "+60 d", "+80 d"]),
+    ],
+)
+def test_the_marks_of_a_timeline_are_round_numbers(span_ms: int, marks: list[str]) -> None:
+    story = given_graph(do("a", timeout_ms=86_400_000)).when("A_ok", 1, after_ms=span_ms)
+    assert [one for one in texts(timeline.svg(story.saga, history(story.saga), BEGUN_MS)) if one[0] == "+"] == marks
+
+
+def test_a_cause_does_not_repeat_the_word_for_its_kind() -> None:
+    for text, said in {
+        "running: Ship has run for 8 s": "Ship has run for 8 s",
+        "step ship: running: Ship has run for 8 s": "step ship: Ship has run for 8 s",
+        "running for 8 s: Ship": "for 8 s: Ship",
+        "step running: no answer": "step running: no answer",
+        "Ship is not running: it hangs": "Ship is not running: it hangs",
+    }.items():
+        template = environment({"version": ""}).from_string("{{ one | kind }}|{{ one | beside_kind }}")
+        assert template.render(one=Cause(kind=CauseKind.RUNNING, text=text)) == f"running|{said}"
+
+
 def test_a_timeline_names_steps_that_have_names() -> None:
     state = a_saga()
     named = texts(timeline.svg(state, history(state), BEGUN_MS + 60_000))
