@@ -101,7 +101,6 @@ class SagaPages:
             timeline=timeline.svg(state, events, found.now_ms),
             events=events,
             stands=graph_views.stands,
-            skipped=[state.told(at) for at, step in enumerate(state.steps, 1) if step.phase is Phase.SKIPPED],
             undone=sum(step.phase is Phase.COMPENSATED for step in state.steps),
             stays=not_undone.told(state),
             # Erased params, conditions and inputs have values in their place that nobody has given.

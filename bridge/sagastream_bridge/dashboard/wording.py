@@ -155,6 +155,14 @@ def status_of(state: SagaState) -> str:
     return "PARKED" if state.parked else str(state.status)
 
 
+def completed(state: SagaState) -> str:
+    """How a saga that is COMPLETED has ended."""
+    skipped = [state.told(at) for at, step in enumerate(state.steps, 1) if step.phase is Phase.SKIPPED]
+    return (
+        f"all steps are done, but for what was skipped: step {', '.join(skipped)}" if skipped else "all steps are done"
+    )
+
+
 def pill(text: str, tone: str | None = None) -> Markup:
     """A status: its word, with its colour beside it."""
     found = tone or _STATUS_TONES.get(text, "idle")
@@ -177,6 +185,7 @@ def environment(shown: Mapping[str, Any]) -> jinja2.Environment:
         "beside_kind": beside_kind,
         "as_json": as_json,
         "command": command,
+        "completed": completed,
         "count": lambda number: f"{number:,}",
         "iso": iso,
         "kind": kind_of,
