@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -24,9 +24,12 @@ LEVEL_VARIABLE: Final = "SAGASTREAM_LOG_LEVEL"
 _USUAL: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def write_to_stderr(environment: Mapping[str, str] = os.environ) -> None:
+def write_to_stderr(
+    environment: Mapping[str, str] = os.environ, *, unless: Callable[[logging.LogRecord], bool] | None = None
+) -> None:
     """Write all log records of this process to stderr from now on, in the format and from the level that the
-    environment variables name; by default as text, from INFO. A second call replaces the first.
+    environment variables name; by default as text, from INFO. A second call replaces the first. `unless`: which records
+    are not written.
 
     Raises SettingsError if a variable has a value that is not allowed.
     """
@@ -35,6 +38,8 @@ def write_to_stderr(environment: Mapping[str, str] = os.environ) -> None:
     handler = _Stderr()
     handler.setFormatter(JsonLines() if written == "json" else TextLines())
     handler.addFilter(HandlerFields())
+    if unless is not None:
+        handler.addFilter(lambda record: not unless(record))
     root = logging.getLogger()
     for old in [one for one in root.handlers if isinstance(one, _Stderr)]:
         root.removeHandler(old)

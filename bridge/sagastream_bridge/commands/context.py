@@ -1,6 +1,7 @@
 """What every command runs in: it opens and closes the broker, ends in order on a signal, and reports errors on one
 line."""
 
+import logging
 import os
 import shlex
 import signal
@@ -72,7 +73,7 @@ def orderly() -> Iterator[None]:
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         on_signals(terminated)
     try:
-        log_output.write_to_stderr()
+        log_output.write_to_stderr(unless=None if _runs_processes() else _is_of_node)
         _look_at_the_environment()
         yield
     except PackageMissing as error:
@@ -85,6 +86,17 @@ def orderly() -> Iterator[None]:
         raise SystemExit(1) from None
     except (SagastreamError, redis.RedisError, OSError) as error:
         raise click.ClickException(safe(_told(error))) from None
+
+
+def _runs_processes() -> bool:
+    """Whether the command runs what works for long; such commands have options for their log."""
+    return any(option.name == "log_level" for option in click.get_current_context().command.params)
+
+
+def _is_of_node(record: logging.LogRecord) -> bool:
+    """Whether it says that a node of a cluster is away or back. A command that ends soon says itself what it could not
+    reach, and other nodes are no concern of it."""
+    return hasattr(record, "node")
 
 
 def _look_at_the_environment() -> None:
@@ -102,10 +114,12 @@ def _told(error: Exception) -> str:
     """What a person is told of an error."""
     import redis
 
-    from sagastream.broker.failures import told
+    from sagastream.broker.failures import is_silent, told
 
     if isinstance(error, redis.RedisError):
-        return told(error)
+        saga_id = click.get_current_context().params.get("saga_id")
+        which = f"saga {saga_id} cannot be reached: " if saga_id is not None and is_silent(error) else ""
+        return f"{which}{told(error)}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__

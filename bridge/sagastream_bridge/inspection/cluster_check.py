@@ -110,19 +110,14 @@ def _has(those: Sequence[range], tag: str) -> bool:
     return any(slot(tag) in part for part in those)
 
 
-def of_view(found: View, partitions: int | None) -> Iterator[Finding]:
-    """What there is to say of the cluster as a whole. `partitions`: how many the store has; None: nobody knows."""
-    replicas = sum(one.replicas for one in found.masters)
-    masters = [one for one in found.masters if one.slots or not one.is_down]
-    counts = f"nodes: {_counted(len(masters), 'master')}, {_counted(replicas, 'replica')}"
-    if found.slots < SLOTS:
-        text = f"{counts}; {SLOTS - found.slots} of {SLOTS} slots have no node: what belongs there is refused"
-        yield problem("cluster", text, "redis-cli --cluster fix HOST:PORT")
-    else:
-        yield ok("cluster", f"{counts}; each slot has a node")
+def of_view(found: View, partitions: int | None, silent: Collection[str]) -> Iterator[Finding]:
+    """What there is to say of the cluster as a whole. `partitions`: how many the store has; None: nobody knows.
+    `silent`: the masters that do not answer. Of each of them there is a finding, too."""
+    yield _of_nodes(found, silent)
     for address in found.replicas_down:
         yield warning("cluster", f"the replica {address} is down")
-    if alone := [one.address for one in found.masters if one.slots and not one.replicas and not one.is_down]:
+    there = [one for one in found.masters if not (one.is_down or one.address in silent)]
+    if alone := [one.address for one in there if one.slots and not one.replicas]:
         text = f"nodes without a replica: {', '.join(alone)}: if one of them is down, its partitions wait for it"
         yield warning("cluster", text)
     for one in found.masters:
@@ -133,6 +128,23 @@ def of_view(found: View, partitions: int | None) -> Iterator[Finding]:
             yield warning(f"node {one.address}", "it has no slots, so it does no work", _REBALANCE)
     if partitions is not None:
         yield _spread([one for one in found.masters if one.slots], partitions)
+
+
+def _of_nodes(found: View, silent: Collection[str]) -> Finding:
+    """How many nodes there are, how many of them answer, and whether that is enough."""
+    masters = [one for one in found.masters if one.slots or not one.is_down]
+    voters = [one for one in masters if one.slots]  # only those say who is down, and who takes the place of whom
+    answering = sum(one.address not in silent for one in masters)
+    answer = f", of which {answering or 'none'} {'answer' if answering > 1 else 'answers'}"
+    replicas = _counted(sum(one.replicas for one in found.masters), "replica")
+    counts = f"nodes: {_counted(len(masters), 'master')}{answer if answering < len(masters) else ''}, {replicas}"
+    if found.slots < SLOTS:
+        text = f"{counts}; {SLOTS - found.slots} of {SLOTS} slots have no node: what belongs there is refused"
+        return problem("cluster", text, "redis-cli --cluster fix HOST:PORT")
+    text = f"{counts}; each slot has a node"
+    if 2 * sum(one.address not in silent for one in voters) <= len(voters):
+        return problem("cluster", f"{text}: too few answer, so the cluster takes nothing", "start those that do not")
+    return ok("cluster", text) if answering == len(masters) else warning("cluster", text)
 
 
 def _spread(masters: Sequence[Master], partitions: int) -> Finding:

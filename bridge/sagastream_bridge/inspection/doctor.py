@@ -11,7 +11,7 @@ import redis
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import is_outage, is_silent
 from sagastream.client.evidence import survey
 from sagastream.codecs.setting import codec_of
 from sagastream.core.bulks import BulkState
@@ -73,8 +73,7 @@ class Doctor:
             return
         if not self._is_there:
             yield from self._of_no_store()
-        for text in self._reach.told():
-            yield problem("partitions", text)
+        yield from self._left_out()
         if self._reach.shared is not None:
             yield problem("store", f"{self._reach.shared}: who is at work and what is paused cannot be read")
             yield from self._of_partitions()
@@ -117,6 +116,16 @@ class Doctor:
             yield warning("store", f"{text}, so one node does all the work", more)
         else:
             yield ok("store", text)
+
+    def _left_out(self) -> Iterator[Finding]:
+        """Which partitions cannot be examined. Why a node does not answer was told of the node."""
+        silent = {number for number, error in self._reach.away.items() if is_silent(error)}
+        rest = {number: error for number, error in self._reach.away.items() if number not in silent}
+        for text in reach.left_out(self._keys, rest):
+            yield problem("partitions", text)
+        if silent:
+            which = f"{ranges(silent)} of {len(self._keys.tags)}"
+            yield warning("partitions", f"no node answers for {which}: what follows leaves them out")
 
     def _of_partitions(self) -> Generator[Finding, None, bool]:
         """What stands in the partitions that can be reached. Returns whether their keys have the right types."""

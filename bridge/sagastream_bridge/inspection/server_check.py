@@ -32,7 +32,8 @@ def examine(broker: Broker, keys: StoreKeys | None) -> Iterator[Finding]:
         return
     found = cluster_check.seen(broker, keys)
     partitions = None if keys is None else len(keys.tags)
-    yield from cluster_check.of_view(found, partitions)
+    nodes: list[Finding] = []
+    silent: list[str] = []  # their addresses
     wrong: dict[Finding, list[str]] = {}  # and the nodes of which it is so: most settings are alike on all
     clocks: dict[str, int] = {}
     coverage: dict[str, str] = {}
@@ -48,13 +49,16 @@ def examine(broker: Broker, keys: StoreKeys | None) -> Iterator[Finding]:
         except redis.RedisError as error:
             if not (is_outage(error) or isinstance(error, redis.AuthenticationError)):
                 raise
-            yield cluster_check.of_away(one, error, partitions)
+            nodes.append(cluster_check.of_away(one, error, partitions))
+            silent += [one.address] if is_outage(error) else []  # one that refuses the login is there
             continue
         well = [finding.text for finding in findings if finding.level == OK]
-        yield ok(f"node {one.address}", "; ".join([*well, *cluster_check.held(one, partitions)]))
+        nodes.append(ok(f"node {one.address}", "; ".join([*well, *cluster_check.held(one, partitions)])))
         for finding in findings:
             if finding.level != OK:
                 wrong.setdefault(finding, []).append(one.address)
+    yield from cluster_check.of_view(found, partitions, silent)
+    yield from nodes
     for finding, addresses in wrong.items():
         where = "each node" if len(addresses) == len(clocks) > 1 else f"node {', '.join(addresses)}"
         yield replace(finding, text=f"{where}: {finding.text}")

@@ -75,15 +75,43 @@ def test_nodes_that_are_down_are_seen_as_the_others_see_them() -> None:
         ("10.0.0.4:6379", False, 0, 0),
     ]
     assert found.replicas_down == ("10.0.0.3:6379",)
-    said = lines(of_view(found, 3))
-    assert said[0] == (OK, "cluster", "nodes: 3 masters, 0 replicas; each slot has a node")
+    said = lines(of_view(found, 3, ["10.0.0.2:6379"]))
+    text = "nodes: 3 masters, of which 2 answer, 0 replicas; each slot has a node: too few answer, so the cluster takes"
+    assert (said[0][0], said[0][2][: len(text)]) == (PROBLEM, text)  # one of the two has no slots, and no say
     assert (WARNING, "cluster", "the replica 10.0.0.3:6379 is down") in said
     assert ("node 10.0.0.4:6379", "it has no slots") in [(about, text[:15]) for _, about, text in said]
 
 
+@pytest.mark.parametrize(
+    ("masters", "silent", "level", "says"),
+    [
+        (3, (), OK, "nodes: 3 masters, 0 replicas; each slot has a node"),
+        (3, (2,), WARNING, "nodes: 3 masters, of which 2 answer, 0 replicas; each slot has a node"),
+        (
+            3,
+            (2, 3),
+            PROBLEM,
+            "nodes: 3 masters, of which 1 answers, 0 replicas; each slot has a node: too few answer, ",
+        ),
+        (4, (1, 2), PROBLEM, "nodes: 4 masters, of which 2 answer, 0 replicas; each slot has a node: too few answer, "),
+        (2, (1, 2), PROBLEM, "nodes: 2 masters, of which none answers, 0 replicas; each slot has a node: too few "),
+    ],
+)
+def test_masters_that_do_not_answer_are_counted(masters: int, silent: tuple[int, ...], level: str, says: str) -> None:
+    """They may have died a moment ago, so that the others do not know it yet."""
+    names = [f"10.0.0.{number}:6379" for number in range(1, masters + 1)]
+    each = 16384 // masters
+    slots = [16384 - each * (masters - 1), *[each] * (masters - 1)]
+    found = View(masters=tuple(Master(address=name, slots=of) for name, of in zip(names, slots, strict=True)))
+    first, *others = lines(of_view(found, None, [names[number - 1] for number in silent]))
+    assert (first[0], first[2][: len(says)]) == (level, says)
+    alone = [text for _, _, text in others if text.startswith("nodes without a replica: ")]
+    assert all(names[number - 1] not in text for text in alone for number in silent)
+
+
 def test_a_dead_master_whose_slots_others_have_gets_no_slots() -> None:
     nodes = [line(1, "myself,master"), line(2), line(3, "slave", "id1"), line(4, "master,fail")]
-    said = lines(of_view(view(SLOTS, "\n".join(nodes), KEYS, ASKED), 3))
+    said = lines(of_view(view(SLOTS, "\n".join(nodes), KEYS, ASKED), 3, []))
     assert said[0] == (OK, "cluster", "nodes: 2 masters, 1 replica; each slot has a node")
     text = "it is down, and other nodes have its slots; start it: it becomes a replica"
     assert (WARNING, "node 10.0.0.4:6379", text) in said
@@ -91,7 +119,7 @@ def test_a_dead_master_whose_slots_others_have_gets_no_slots() -> None:
 
 
 def test_a_cluster_that_lacks_slots_is_a_problem() -> None:
-    ((level, _, text), *_) = lines(of_view(view(SLOTS[:1], "", KEYS, ASKED), 3))
+    ((level, _, text), *_) = lines(of_view(view(SLOTS[:1], "", KEYS, ASKED), 3, []))
     assert (level, "8192 of 16384 slots have no node" in text) == (PROBLEM, True)
 
 
@@ -104,13 +132,13 @@ def test_a_cluster_that_lacks_slots_is_a_problem() -> None:
 )
 def test_partitions_are_to_be_spread_evenly(held: list[tuple[int, ...]], level: str, ends: str) -> None:
     masters = [Master(address=name, slots=1, partitions=of, replicas=1) for name, of in zip("ab", held, strict=True)]
-    found = lines(of_view(View(masters=tuple(masters)), 3))[-1]
+    found = lines(of_view(View(masters=tuple(masters)), 3, []))[-1]
     assert (found[0], found[1], ends in found[2]) == (level, "partitions", True)
 
 
 def test_a_node_without_a_partition_does_no_work() -> None:
     masters = tuple(Master(address=name, slots=1, partitions=of, replicas=1) for name, of in (("a", (0,)), ("b", ())))
-    (level, _, text) = lines(of_view(View(masters=masters), 1))[-1]
+    (level, _, text) = lines(of_view(View(masters=masters), 1, []))[-1]
     assert level == WARNING
     assert text.startswith("of 1 partition, a has 0; b has none: nodes without one do no work; ")
 

@@ -146,7 +146,7 @@ class ClusterMap:
             self._by_slot, self._nodes, self._replicas = by_slot, list(masters), list(replicas)
             for gone in self._away.keys() - masters.keys():
                 del self._away[gone]
-                _log.warning(f"{node_name(gone)} has no slots any more; the others have them")
+                _log.warning(f"{node_name(gone)} has no slots any more; the others have them", extra=_about(gone))
             # While a node is away, a replica may take over at any time.
             self._is_stale = None in by_slot or bool(self._away)
         return True
@@ -237,7 +237,7 @@ class ClusterMap:
             away.error = error
             away.failed(self._clock())
         if is_news:
-            _log.warning(f"{of_node(node, error, was_sent=False)}; the others go on")
+            _log.warning(f"{of_node(node, error, was_sent=False)}; the others go on", extra=_about(node))
 
     def answered(self, node: Address) -> None:
         """A node that was away answers again."""
@@ -245,7 +245,12 @@ class ClusterMap:
             if self._away.pop(node, None) is None:
                 return
             self.cuts += 1
-        _log.warning(f"{node_name(node)} is back")
+        _log.warning(f"{node_name(node)} is back", extra=_about(node))
+
+
+def _about(node: Address) -> dict[str, object]:
+    """The field for `extra` of a log record about this node."""
+    return {"node": str(node)}
 
 
 def address_of(node: Sequence[Any], asked: Address) -> Address:

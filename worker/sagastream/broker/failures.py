@@ -168,6 +168,11 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, redis.ResponseError) and (is_exhausted(error) or bool(_PASSING.search(str(error))))
 
 
+def is_silent(error: BaseException) -> bool:
+    """Whether a node of a cluster does not answer, and does not refuse this process either."""
+    return isinstance(error, NodeAway) and not isinstance(error, NodeRefuses)
+
+
 def is_demoted(error: BaseException) -> bool:
     """Whether the server that answered is a replica. Its address may lead to the new master by now, but a connection
     that is open leads to this server for ever."""
