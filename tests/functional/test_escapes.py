@@ -94,7 +94,8 @@ def test_every_error_of_every_handler_is_its_failure_and_all_others_go_on(
         for name in ("Fine", "FineAsync", "DoAndLeave"):
             assert client.wait(f"{name}-{error}", 60).status is SagaStatus.COMPLETED
     for error in ("KeyboardInterrupt", "SystemExit"):
-        name = f"a task that DoAndLeave of saga DoAndLeave-{error}, step 1, has started raised {error}: by itself"
+        command = f"DoAndLeave of saga DoAndLeave-{error}, step 1, attempt 1"
+        name = f"a task that {command}, has started raised {error}: by itself"
         until(lambda name=name: name in log.read_text(), what=name)  # type: ignore[misc]
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)

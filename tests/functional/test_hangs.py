@@ -113,7 +113,7 @@ def test_what_hangs_is_told_and_shown_and_the_health_file_gets_old(server: Serve
     hotels, health = Hotels(server, commands, slots=2), commands.folder / "healthy"
     hotels.start("service", "hotels:service", "--health-file", str(health))
     hotels.begins("s1", "hang", timeout_ms=1500, attempts=1)
-    hotels.says("Do of saga s1, step 1 (handler hotels.do) still runs after ")
+    hotels.says("Do of saga s1, step 1, attempt 1 (handler hotels.do) still runs after ")
     line = 1 + HOTELS.splitlines().index("        threading.Event().wait()  # it hangs here")
     assert f"hotels.py:{line}; declare hard_timeout_ms" in hotels.log.read_text()
     [busy] = until(lambda: [*hotels.busy().values()], what="others see it")
@@ -187,7 +187,7 @@ def test_a_compensation_that_hangs_ends_its_process_and_is_called_again(server: 
     hotels.start("up", "--service", "hotels:service")
     hotels.client.begin("s1", [do("fail"), do(None, "Fail")])
     assert hotels.client.wait("s1", 60).status is SagaStatus.ABORTED
-    hotels.says("Undo of saga s1, step 1 (handler hotels.undo) ran for longer than its hard timeout of 1 s")
+    hotels.says("Undo of saga s1, step 1, attempt 1 (handler hotels.undo) ran for longer than its hard timeout of 1 s")
 
 
 def test_what_is_fast_is_never_written(server: Server, commands: Commands) -> None:

@@ -144,10 +144,10 @@ def test_as_json_saga_step_and_attempt_are_members(server: Server, commands: Com
     assert members(told, "packed") == {"level": "info", "logger": "shop.till", "message": "packed"} | about
     about["step"] = 3
     (raised,) = [line for line in told if "exception" in line]
-    assert raised["message"] == "Fail of saga o-1, step 3, raised RuntimeError: no\npaper (try 3 of 3)"
+    assert raised["message"] == "Fail of saga o-1, step 3, attempt 1, raised RuntimeError: no\npaper (try 3 of 3)"
     assert raised["exception"].endswith("RuntimeError: no\npaper")
     assert about.items() <= raised.items()
-    unknown = members(told, "the outcome of step 3 of saga o-1 is unknown: RuntimeError: no\npaper")
+    unknown = members(told, "Fail of saga o-1, step 3, attempt 1, may have been done or not: RuntimeError: no\npaper")
     assert about.items() <= unknown.items()
     assert (unknown["logger"], unknown["level"]) == ("sagastream.service", "warning")
     assert unknown["source"] == told[0]["source"]

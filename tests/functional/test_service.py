@@ -112,7 +112,7 @@ def test_an_exception_is_tried_again_and_the_effect_counts(scene: Scene, caplog:
     works_until(runner(scene, service), lambda: bool(replies(scene)))
     assert calls == ["s1/1/transaction"] * 3
     assert replies(scene) == [{"type": "Do_ok", "saga_id": "s1", "step": 1, "result": "done"}]
-    assert "Do of saga s1, step 1, raised ValueError: no luck \\x1b[31m (try 1 of 3)" in caplog.messages
+    assert "Do of saga s1, step 1, attempt 1, raised ValueError: no luck \\x1b[31m (try 1 of 3)" in caplog.messages
     assert "\x1b" not in caplog.text
 
 

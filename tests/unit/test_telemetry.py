@@ -20,6 +20,7 @@ from sagastream.telemetry import (
     Observer,
     Observers,
     Outcome,
+    SharedLog,
     guarded,
     runs,
 )
@@ -146,6 +147,21 @@ def test_a_process_is_told_of_when_it_starts_and_however_it_stops() -> None:
     assert notes.told[-1] == ("process_stopped", {"kind": "worker", "name": "worker 1", "error": error})
     with runs("worker", "worker 1", None):
         pass
+
+
+def test_what_all_share_in_a_process_speaks_for_the_one_that_runs_there(caplog: pytest.LogCaptureFixture) -> None:
+    log = SharedLog("broker", "broker")
+    log.warning("none")
+    with runs("worker", "worker 1", None):
+        log.warning("one")
+        with runs("service", "service till 1", Notes()):
+            log.warning("two", extra={"node": "n1:6379"})
+    with pytest.raises(ValueError, match="no"), runs("worker", "worker 1", None):
+        raise ValueError("no")
+    log.warning("none")
+    sources = [(record.getMessage(), record.__dict__["source"]) for record in caplog.records]
+    assert sources == [("none", "broker"), ("one", "worker 1"), ("two", "broker"), ("none", "broker")]
+    assert caplog.records[2].__dict__["node"] == "n1:6379"
 
 
 def test_outcomes_are_words() -> None:

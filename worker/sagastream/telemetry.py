@@ -26,6 +26,9 @@ FIELDS: Final = ("saga_id", "service", "step", "attempt", "compensating", "trace
 #: The command whose handler is running in this thread or asyncio task.
 _command: "ContextVar[Command | None]" = ContextVar("sagastream_command", default=None)
 
+#: The names of the workers and services that run in this process now.
+_running: Final[list[str]] = []
+
 logging.getLogger("sagastream").addHandler(logging.NullHandler())  # else Python writes warnings to stderr
 
 
@@ -232,7 +235,18 @@ def guarded(observer: Observer | None) -> Observers | None:
 
 @contextmanager
 def runs(kind: str, name: str, observer: Observer | None) -> Iterator[None]:
-    """Around the work of a process: calls process_started, and at the end process_stopped."""
+    """Around the work of a process: calls process_started, and at the end process_stopped. Until then, what is shared
+    by all in the process speaks for it; see SharedLog."""
+    _running.append(name)
+    try:
+        with _told(kind, name, observer):
+            yield
+    finally:
+        _running.remove(name)
+
+
+@contextmanager
+def _told(kind: str, name: str, observer: Observer | None) -> Iterator[None]:
     if observer is None:
         yield
         return
@@ -291,6 +305,18 @@ class Log(logging.LoggerAdapter[logging.Logger]):
                 self.logger.log(level, text, *args, **{**kwargs, "extra": None})
         except Exception:  # noqa: BLE001 - there is no other place to report it
             return
+
+
+class SharedLog(Log):
+    """The logger of what all share that runs here, such as the nodes of a cluster. `source` of its records is the name
+    of the worker or service that runs here. If several do, or none, it is the name that was given: then no single one
+    is meant."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        text, kwargs = super().process(msg, kwargs)
+        if len(running := set(_running)) == 1:
+            kwargs["extra"] |= {"source": running.pop()}
+        return text, kwargs
 
 
 def _with_harmless_traceback(record: logging.LogRecord) -> bool:

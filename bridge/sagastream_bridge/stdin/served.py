@@ -126,7 +126,7 @@ class ServedService:
         except CannotOpen as error:
             if (why := str(error)) not in self._told:
                 self._told.add(why)
-                text = f"{command.type} of saga {command.saga_id}, step {command.step} cannot be opened: {why}"
+                text = f"{command.told}, cannot be opened: {why}"
                 LOG.error(f"{text}; leaves it, unanswered, to processes that can", extra=about(command))
             return None
 

@@ -91,8 +91,8 @@ def test_a_handler_is_told_of_once_when_it_is_past_its_deadline(caplog: pytest.L
         process.after(1)
     [text] = caplog.messages
     assert text == (
-        f"Charge of saga s1, step 2 (handler {__name__}.charge) still runs after 3.0 s, 1.0 s past its deadline; "
-        "declare hard_timeout_ms, so that a process whose handler hangs ends and is started again"
+        f"Charge of saga s1, step 2, attempt 3 (handler {__name__}.charge) still runs after 3.0 s, 1.0 s past "
+        "its deadline; declare hard_timeout_ms, so that a process whose handler hangs ends and is started again"
     )
     assert caplog.records[0].__dict__["saga_id"] == "s1"
 
@@ -215,9 +215,9 @@ def test_what_runs_for_longer_than_its_hard_timeout_is_found_and_the_rest_is_wai
     process.after(10)
     # Its deadline has not passed, so that is not said of it; and the error below says what comes of it.
     [runs] = [text for text in caplog.messages if "still runs" in text]
-    assert runs == f"Charge of saga s1, step 2 (handler {__name__}.charge) still runs after 5.1 s"
+    assert runs == f"Charge of saga s1, step 2, attempt 3 (handler {__name__}.charge) still runs after 5.1 s"
     [told] = [text for text in caplog.messages if "hard timeout" in text]
     assert told == (
-        f"Charge of saga s1, step 2 (handler {__name__}.charge) ran for longer than its hard timeout of 5 s; "
-        "the process leaves what it holds to others and ends with exit code 75"
+        f"Charge of saga s1, step 2, attempt 3 (handler {__name__}.charge) ran for longer than its hard "
+        "timeout of 5 s; the process leaves what it holds to others and ends with exit code 75"
     )

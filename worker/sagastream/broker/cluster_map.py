@@ -18,7 +18,7 @@ from sagastream.broker.failures import is_denied, is_outage, node_name, of_node,
 from sagastream.broker.troubles import Troubles
 from sagastream.broker.urls import Address
 from sagastream.core import backoff
-from sagastream.telemetry import Log
+from sagastream.telemetry import SharedLog
 
 SLOTS: Final = 16384
 #: The host of a node that should announce its name (cluster-preferred-endpoint-type hostname), and has none.
@@ -31,7 +31,7 @@ _ASK_AT_LEAST_EVERY_S: Final = 1.0
 _TRY_EVERY_S: Final = 1.0
 #: At most so many slots of keys are remembered.
 _REMEMBERED: Final = 4096
-_log: Final = Log("broker", "broker")
+_log: Final = SharedLog("broker", "broker")
 _slots: dict[Any, int] = {}
 
 

@@ -19,7 +19,7 @@ from sagastream.broker.home import HOME_VARIABLE
 from sagastream.broker.nodes import clients, node_of, nodes_of, takes_time_at
 from sagastream.broker.pool import Pool
 from sagastream.errors import BrokerError
-from sagastream.telemetry import Log
+from sagastream.telemetry import SharedLog
 
 if TYPE_CHECKING:
     from redis.asyncio import ConnectionPool
@@ -43,7 +43,7 @@ _OPTIONS: Final[dict[str, Any]] = {
 }
 #: Where a url is from, for a message.
 _GIVEN: Final = "the url that was given"
-_log: Final = Log("broker", "broker")
+_log: Final = SharedLog("broker", "broker")
 
 
 class Broker:

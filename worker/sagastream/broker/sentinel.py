@@ -18,7 +18,7 @@ from redis.retry import Retry
 from sagastream.broker import in_loop, server, urls
 from sagastream.broker.failures import NoMaster, greeting, is_outage, reason
 from sagastream.broker.urls import Address
-from sagastream.telemetry import Log
+from sagastream.telemetry import SharedLog
 
 #: How long a Sentinel may take to accept a connection, and to answer, in seconds. Usually it is asked anew at the next
 #: try, and the others are there for the case that it is slow.
@@ -32,7 +32,7 @@ _OPTIONS: Final[Mapping[str, Any]] = {
 #: What a Sentinel says of a master that it would not send anybody to.
 _DOWN: Final = {"o_down": "said that it is down", "s_down": "said that it seems to be down"}
 _NO_ADDRESS: Final = "gave an answer that names no address: is it a Sentinel?"
-_log: Final = Log("broker", "broker")
+_log: Final = SharedLog("broker", "broker")
 
 
 class Ask(NamedTuple):

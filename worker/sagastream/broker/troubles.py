@@ -12,7 +12,7 @@ from typing import Final
 from redis.exceptions import RedisError
 
 from sagastream.broker.failures import is_cluster_down, node_name, plain, said_by, told
-from sagastream.telemetry import Log
+from sagastream.telemetry import SharedLog
 
 #: What lasts for so long is told, in seconds: a slot that moves refuses its keys for moments.
 _LASTS_S: Final = 1.0
@@ -27,7 +27,7 @@ _ALONE_S: Final = 3.0
 _REMEMBERED: Final = 256
 #: What is told of a trouble, and once it is over.
 _Lines = tuple[str, str]
-_log: Final = Log("broker", "broker")
+_log: Final = SharedLog("broker", "broker")
 
 
 class _Trouble:

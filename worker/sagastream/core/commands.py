@@ -44,6 +44,11 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
     unrecorded_ms: int | None = None  # of the stream entry, by commit.lua: its own time; nothing is recorded yet
 
     @property
+    def told(self) -> str:
+        """It as texts for people name it."""
+        return f"{self.type} of saga {self.saga_id}, step {self.step}, attempt {self.attempt}"
+
+    @property
     def is_first(self) -> bool:
         """Whether it is the first attempt of a transaction with a time limit. Within that limit no second attempt is
         sent for a timeout."""

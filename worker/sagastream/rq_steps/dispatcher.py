@@ -268,7 +268,7 @@ class JobDispatcher:
         del self._out[delivery.entry.at]
         # An undo is released: another process takes it over when the lease has ended.
         if isinstance(step := service_rules.in_doubt(delivery.todo, command, printable(why)), Answer):
-            text = f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}"
+            text = f"{command.told}, may have been done or not: {why}"
             self._log.warning(text, extra=about(command))
             self._inbox.outbox.answer(delivery, step)
 

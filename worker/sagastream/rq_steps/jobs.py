@@ -197,7 +197,7 @@ class Jobs:
             id=self.id_of(command, partition),
             timeout=time_limit_s,
             failure_ttl=_FAILED_KEPT_S,
-            description=f"{command.type} of saga {command.saga_id}, step {command.step}, attempt {command.attempt}",
+            description=command.told,
             meta={"entry": entry_id},
         )
 

@@ -78,7 +78,7 @@ class EventLoop:
         reports name it, too."""
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
         if (command := command_in_hand()) is not None:
-            task.set_name(f"of {command.type} of saga {command.saga_id}, step {command.step}")
+            task.set_name(f"of {command.told}")
             task.add_done_callback(partial(self._ended, command))
         return task
 

@@ -57,9 +57,9 @@ class CommandInbox:
         self._open = on_join
         self._observer = watching = guarded(observer)
         self._tells_deliveries = watching is not None and watching.watches("command_delivered")
-        self._log = Log("service", f"service {service}")
+        self._log = Log("service", who := f"service {service} {consumer}")
         self._lineage = lineage = Lineage(
-            who := f"service {service} {consumer}",
+            who,
             area="service",
             service=service,
             observer=observer,

@@ -257,7 +257,7 @@ class Outbox:
                 or_raise(answer)
             for delivery, _ in requeued:
                 command = delivery.command
-                text = f"{command.type} of saga {command.saga_id}, step {command.step}, was done after it was refused"
+                text = f"{command.told}, was done after it was refused"
                 self._log.warning(f"{text}, and others had answered it: sent again, to be undone", extra=about(command))
         return undone_here
 

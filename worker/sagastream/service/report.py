@@ -49,16 +49,16 @@ class ServiceReport:
         )
 
     def undoing(self, command: Command) -> None:
-        text = f"{_described(command)} must not be done: undoing what may have come of it"
+        text = f"{command.told} must not be done: undoing what may have come of it"
         self.log.warning(text, extra=about(command))
 
     def no_compensation(self, command: Command, name: str) -> None:
-        text = f"{_described(command)} cannot be undone: the service has no compensation {name}"
+        text = f"{command.told} cannot be undone: the service has no compensation {name}"
         self.log.error(text, extra=about(command))
 
     def not_undone(self, command: Command, name: str) -> None:
         """`name`: of the compensation."""
-        text = f"{_described(command)} is not undone yet: {name} did not succeed; it is tried again after the lease"
+        text = f"{command.told} is not undone yet: {name} did not succeed; it is tried again after the lease"
         self.log.error(text, extra=about(command))
 
     def not_published(self, unusable: Sequence[str]) -> None:
@@ -71,30 +71,30 @@ class ServiceReport:
         self.log.warning(text)
 
     def cannot_open(self, command: Command, error: CannotOpen) -> None:
-        text = f"{_described(command)} cannot be opened: {error}; leaves it, unanswered, to processes that can"
+        text = f"{command.told} cannot be opened: {error}; leaves it, unanswered, to processes that can"
         self.log.error(text, extra=about(command))
 
     def alone(self, command: Command) -> None:
-        text = f"{_described(command)} runs alone: processes that had taken it over have died, perhaps of it"
+        text = f"{command.told} runs alone: processes that had taken it over have died, perhaps of it"
         self.log.warning(text, extra=about(command))
 
     def gave_up(self, command: Command, times: int) -> None:
-        text = f"gave up on step {command.step} of saga {command.saga_id}: {times} processes died of it"
+        text = f"gave up on {command.told}: {times} processes died of it"
         self.log.error(text, extra=about(command))
 
     def not_sent(self, commands: Sequence[Command], error: redis.RedisError) -> None:
         """Told at the end of a process that could not send its last answers."""
-        named = "; ".join(_described(command) for command in commands[:5])
+        named = "; ".join(command.told for command in commands[:5])
         text = f"ends with {len(commands)} answers that were not sent ({summary(error)}): {named}"
         self.log.error(f"{text}; if such a step was refused meanwhile, see whether its effect stands")
 
     def data_away(self, command: Command, failure: redis.RedisError) -> None:
-        text = f"{_described(command)} cannot reach its data ({summary(failure)}); waiting; the command stays pending"
+        text = f"{command.told} cannot reach its data ({summary(failure)}); waiting; the command stays pending"
         self.log.warning(text, extra=about(command))
 
     def raised(self, command: Command, failure: BaseException, *, tries: int, limit: int) -> None:
         """`tries`: of `limit`. After the last one the traceback is told."""
-        text = f"{_described(command)}, raised {summary(failure)} (try {tries} of {limit})"
+        text = f"{command.told}, raised {summary(failure)} (try {tries} of {limit})"
         if tries < limit:
             self.log.warning(text, extra=about(command))
         else:
@@ -127,12 +127,12 @@ class ServiceReport:
     def task_raised(self, command: Command | None, error: BaseException) -> None:
         """A task in the event loop has raised what ends a program. `command`: whose handler has started it; None: it is
         not known."""
-        whose = "of the event loop of handlers" if command is None else f"that {_described(command)}, has started"
+        whose = "of the event loop of handlers" if command is None else f"that {command.told}, has started"
         text = f"a task {whose} raised {summary(error)}: this ends the task, not the process"
         self.log.error(text, extra={} if command is None else about(command), exc_info=error)
 
     def unknown(self, command: Command, why: str) -> None:
-        text = f"the outcome of step {command.step} of saga {command.saga_id} is unknown: {why}"
+        text = f"{command.told}, may have been done or not: {why}"
         self.log.warning(text, extra=about(command))
 
 
@@ -149,12 +149,8 @@ def _rejection(result: Reply | BaseException) -> str | None:
 
 def _handler(command: Command, declared: Registration) -> str:
     """The handler of a command, and the command."""
-    return f"{_described(command)} (handler {declared.handler_name})"
+    return f"{command.told} (handler {declared.handler_name})"
 
 
 def _at(place: str | None) -> str:
     return "" if place is None else f", now at {place}"
-
-
-def _described(command: Command) -> str:
-    return f"{command.type} of saga {command.saga_id}, step {command.step}"
