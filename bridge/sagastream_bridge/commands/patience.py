@@ -125,8 +125,8 @@ class Patience:
             return False
 
     def strangers(self, keys: "StoreKeys", request: "Begin", *, workerless: bool) -> list[str]:
-        """What the steps name that no service has: misspelt services and commands. Nothing in a store in which nothing
-        is at work yet, or if that cannot be read."""
+        """What the steps name that no service has: misspelt services and commands. It is empty in a store in which
+        nothing is at work yet, and if the store cannot be read."""
         import redis
 
         from sagastream.broker.exchange import run

@@ -39,7 +39,7 @@ class Queue(NamedTuple):
 
     facts: ServiceFacts
     figures: ServiceFigures
-    unserved: Unserved | None = None  # that nobody runs it, if something waits
+    unserved: Unserved | None = None  # set if nobody runs it, and something waits for it
 
     @property
     def waiting(self) -> int:

@@ -110,7 +110,7 @@ def of_broker(broker: Broker, keys: StoreKeys) -> Figures:
 
 
 def of_reached(broker: Broker, found: Reach) -> Figures:
-    """See of_broker; what could be reached is known."""
+    """See of_broker. `found`: what can be reached of the store."""
     keys = found.keys
     if found.shared is not None:
         raise found.shared
