@@ -235,8 +235,8 @@ def guarded(observer: Observer | None) -> Observers | None:
 
 @contextmanager
 def runs(kind: str, name: str, observer: Observer | None) -> Iterator[None]:
-    """Around the work of a process: calls process_started, and at the end process_stopped. Until then, what is shared
-    by all in the process speaks for it; see SharedLog."""
+    """Around the work of a process: calls process_started, and at the end process_stopped. Until then, the lines of a
+    SharedLog are of this process."""
     _running.append(name)
     try:
         with _told(kind, name, observer):
@@ -308,9 +308,8 @@ class Log(logging.LoggerAdapter[logging.Logger]):
 
 
 class SharedLog(Log):
-    """The logger of what all share that runs here, such as the nodes of a cluster. `source` of its records is the name
-    of the worker or service that runs here. If several do, or none, it is the name that was given: then no single one
-    is meant."""
+    """The logger of what all workers and services of a program share, such as the nodes of a cluster. `source` of its
+    records is the name of the one that runs. If several run, or none, it is the name that was given."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         text, kwargs = super().process(msg, kwargs)
