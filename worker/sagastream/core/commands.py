@@ -45,7 +45,7 @@ class Command(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def told(self) -> str:
-        """It as texts for people name it."""
+        """How texts for people name it."""
         return f"{self.type} of saga {self.saga_id}, step {self.step}, attempt {self.attempt}"
 
     @property

@@ -96,8 +96,8 @@ def _told_of(state: SagaState, number: int, causes: Iterable[Cause]) -> Iterable
 
 
 def _nobody(state: SagaState, number: int, evidence: Evidence) -> tuple[Cause, ...]:
-    """If there never was a service of the name that a parked step has: that. Then a retry does not help. What does
-    stands with the step."""
+    """If there never was a service of the name that a parked step has: that. A retry does not help then. What does help
+    is told with the step."""
     definition = state.steps[number - 1].definition
     if not definition.shape.sends or not nobody_has(definition.service, None, evidence):
         return ()

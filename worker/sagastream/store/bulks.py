@@ -37,7 +37,7 @@ MOST: Final = 1_000
 RESULTS_KEPT: Final = 10_000
 #: How many bulks, or entries of results, one round trip reads.
 _PAGE: Final = 100
-#: Of so many sagas of a bulk it is looked up at most whether they are parked now, and of so many in one round trip.
+#: Of a bulk, at most so many sagas are looked up to see whether they are parked now; and so many in one round trip.
 MOST_LOOKED_AT: Final = 10_000
 _LOOKED_AT_ONCE: Final = 500
 _ID: Final = re.compile(r"[0-9a-f]{12}")

@@ -305,7 +305,7 @@ def look(keys: StoreKeys, services: Collection[str]) -> Exchange[list[Process]]:
     clock, beats, *answers = yield [("TIME",), ("ZRANGE", keys.alive, 0, -1, "WITHSCORES"), *asked]
     remembered = _with_heartbeat(beats, wire.milliseconds(or_raise(clock)))
     known = {process.name for process in remembered}
-    # If the heartbeat cannot be read, nobody can tell who writes none. Most are of this release, so they all count so.
+    # If the heartbeat cannot be read, nobody can tell who writes none. So all count as processes of this release.
     formats = tuple(sorted(FORMATS)) if is_wrong_type(beats) else (PLAIN,)
     seen = dict(presence.consumers(answers[0]))
     found = [
