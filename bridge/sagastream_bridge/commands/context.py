@@ -25,8 +25,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class WrongUsage(click.ClickException):
-    """Wrong usage, told without the usage of the command: that says nothing of the environment, of files, or of what
-    goes together, and stands in the way of the one line that does."""
+    """Wrong usage, told in one line, without the usage of the command: that says nothing of the environment, of files,
+    or of options that do not go together."""
 
     exit_code = click.UsageError.exit_code
 
@@ -89,7 +89,7 @@ def orderly() -> Iterator[None]:
 
 
 def _runs_processes() -> bool:
-    """Whether the command runs what works for long; such commands have options for their log."""
+    """Whether the command runs workers or services, which work for long: such a command has options for its log."""
     return any(option.name == "log_level" for option in click.get_current_context().command.params)
 
 
@@ -166,8 +166,8 @@ def reason_option(help_text: str, *, required: bool = True) -> Callable[[_Comman
 
 
 def own_words(_context: click.Context, option: click.Parameter, text: str | None) -> str | None:
-    """Checks a text that stays somewhere with the name of who wrote it. Raises WrongUsage for a line that was copied as
-    it was printed: nobody could tell later why it was done."""
+    """Checks a text that is kept with the name of its author. Raises WrongUsage if it was copied as it was printed:
+    nobody could tell later why something was done."""
     if text == _PLACEHOLDER:
         raise WrongUsage(f"{option.opts[0]}: write your own words in place of {_PLACEHOLDER}")
     return text

@@ -27,9 +27,10 @@ _AXIS: Final = 24
 _MOST_CHARS: Final = 22
 #: The least width of a bar, so that it is seen.
 _LEAST: Final = 3
-#: At most so many marks are on the axis; and how far they may be apart between seconds and days, in milliseconds.
+#: At most so many marks are on the axis.
 _MOST_TICKS: Final = 6
 _SECOND_MS, _MINUTE_MS, _HOUR_MS, _DAY_MS = 1000, 60_000, 3_600_000, 86_400_000
+#: How far marks may be apart between seconds and days. Below, and in days: 1, 2 or 5 times a power of ten.
 _ROUND_MS: Final = (
     *(one * _SECOND_MS for one in (10, 15, 30)),
     *(one * _MINUTE_MS for one in (1, 2, 5, 10, 15, 30)),

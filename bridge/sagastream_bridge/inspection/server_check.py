@@ -33,7 +33,7 @@ def examine(broker: Broker, keys: StoreKeys | None) -> Iterator[Finding]:
     found = cluster_check.seen(broker, keys)
     partitions = None if keys is None else len(keys.tags)
     nodes: list[Finding] = []
-    silent: list[str] = []  # their addresses
+    silent: list[str] = []  # the addresses of masters that do not answer
     wrong: dict[Finding, list[str]] = {}  # and the nodes of which it is so: most settings are alike on all
     clocks: dict[str, int] = {}
     coverage: dict[str, str] = {}
