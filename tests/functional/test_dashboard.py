@@ -534,7 +534,7 @@ def test_all_that_a_search_finds_is_asked_after_it_was_shown(acting: tuple[TestC
     assert (bulk.verb, bulk.reason, bulk.actor, bulk.total) == ("abandon", "the bank is back", "ada", 2)
     until(lambda: shop.scene.client.bulk(bulk.bulk_id).ended, what="it has ended")
     page = client.get(f"/bulks/{bulk.bulk_id}").text
-    assert "Found 2 of 2 when it began Asked 2 all are answered Done 2" in text(page)
+    assert "Found 2 of 2 when it began Asked 2 all are answered Taken 2 as their pages tell" in text(page)
     assert {"p0", "p1"} <= set(re.findall(r'class="id" href="/sagas/([^"]+)"', page))
     assert "/stop" not in page  # it has ended
     assert "2 taken; 2 found of 2" in text(client.get("/bulks").text)
@@ -544,6 +544,22 @@ def test_all_that_a_search_finds_is_asked_after_it_was_shown(acting: tuple[TestC
         ("abandon", "the bank is back", "ada")
     ]
     assert "There is no such saga" in client.get(begin).text
+
+
+@pytest.mark.both_in_soak
+def test_a_bulk_says_how_many_of_its_sagas_are_parked_now(acting: tuple[TestClient, Shop]) -> None:
+    client, shop = acting
+    bulk_id = shop.scene.client.begin_bulk("retry", "mended", parked="work/Do", actor="ada").bulk_id
+
+    def is_parked_again(saga_id: str) -> bool:
+        state = shop.scene.client.get(saga_id)
+        return state is not None and state.steps[1].attempt == 2 and state.parked is not None
+
+    until(lambda: is_parked_again("p0") and is_parked_again("p1"), what="both are parked again")
+    until(lambda: shop.scene.client.bulk(bulk_id).ended, what="it has ended")
+    assert "Taken 2 2 parked now Refused" in text(client.get(f"/bulks/{bulk_id}").text)
+    shop.scene.client.abandon("p0", "by hand", 10, actor="ada")
+    assert "Taken 2 1 parked now Refused" in text(client.get(f"/bulks/{bulk_id}").text)
 
 
 def test_a_search_that_a_verb_cannot_be_for_says_why(acting: tuple[TestClient, Shop]) -> None:

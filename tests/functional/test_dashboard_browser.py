@@ -261,11 +261,11 @@ def test_all_that_a_search_finds_is_asked_and_its_bulk_is_followed(
         bulk, _ = shop.scene.client.bulks()
         until(lambda: shop.scene.client.bulk(bulk.bulk_id).ended, what="it has ended")
         expect(page.locator(".title .pill")).to_have_text("done")  # without loading it again
-        expect(page.locator(".tile").filter(has_text="Done").locator(".tile-value")).to_have_text(str(left))
+        expect(page.locator(".tile").filter(has_text="Taken").locator(".tile-value")).to_have_text(str(left))
         expect(page.get_by_role("button", name="Stop")).to_have_count(0)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.locator("nav").get_by_role("link", name="Bulks").click()
-        expect(page.locator("tbody tr").first).to_contain_text(f"{left} done; {left} found of {left}")
+        expect(page.locator("tbody tr").first).to_contain_text(f"{left} taken; {left} found of {left}")
         assert complaints == []
     for name in names:
         assert [(one.verb, one.reason, one.actor) for one in saga(shop, name).interventions] == [

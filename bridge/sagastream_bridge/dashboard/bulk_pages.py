@@ -25,6 +25,8 @@ VERBS: Final = {
 READ_ONLY: Final = "This dashboard only shows. To act from it, start it with --allow-actions.\n"
 #: So many sagas that were done, and so many that were refused, are shown.
 _MOST_RESULTS: Final = 100
+#: So many of those that have taken a request are looked at: whether they are parked now.
+_MOST_LOOKED_AT: Final = 1_000
 #: For the checks of what a person has not filled in yet.
 _SOME_REASON: Final = "-"
 
@@ -59,6 +61,7 @@ class BulkPages:
             what = f"There is no bulk {bulk_id!a:.40} in this store. A bulk is kept for 7 days."
             return self._page.show(request, "missing", 404, what=what, do=("sagastream bulk  # lists them",))
         results = self._reader.results(bulk_id)
+        taken = [one.saga_id for one in results if one.refused is None][:_MOST_LOOKED_AT]
         return self._page.show(
             request,
             "bulk",
@@ -67,6 +70,8 @@ class BulkPages:
             told_of=told,
             turns=self._reader.turns(bulk_id),
             refused=[one for one in results if one.refused is not None][:_MOST_RESULTS],
+            parked_now=self._reader.parked_now(taken),
+            looked_at=len(taken),
             done=[one for one in results if one.refused is None][:_MOST_RESULTS],
             complaint=complaint,
             given=given or {},

@@ -154,6 +154,10 @@ class StoreReader:
         """What has come of its last requests, the newest first."""
         return self._run(lambda keys: bulks.newest_results(keys, bulk_id, _RESULTS))
 
+    def parked_now(self, saga_ids: Sequence[str]) -> list[str]:
+        """Which of these sagas are parked."""
+        return self._run(lambda keys: bulks.parked_now(keys, saga_ids))
+
     def turns(self, bulk_id: str) -> list[Operation]:
         """Who has paused, resumed and stopped it, the oldest first."""
         return self._run(lambda keys: bulks.turns(keys, bulk_id))
