@@ -5,6 +5,7 @@ from typing import Final
 
 import redis
 from msgspec import Struct
+from msgspec.structs import replace
 
 from sagastream.broker.exchange import all_of, run
 from sagastream.client.evidence import explain
@@ -52,4 +53,5 @@ def _of_a_saga(client: "redis.Redis", keys: StoreKeys, cause: Cause, awaited: li
     if not isinstance(state, SagaState):
         return cause
     (said,) = asking.run(client, explain(keys, [state], _LOOKED_AT))
-    return next((one for one in said if one.kind is cause.kind), cause)
+    # It may wait for others, too.
+    return next((replace(one, text=cause.text) for one in said if cause.text in one.text), cause)
