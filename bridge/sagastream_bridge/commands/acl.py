@@ -48,6 +48,8 @@ def acl(
         from sagastream.core.messages import is_service
         from sagastream.store.roles import Role, patterns, rules
 
+        if service is None and role in (Role.SERVICE, Role.RQ_WORKER):
+            raise WrongUsage(f"the role {role} belongs to one service: name it with --service NAME")
         for option, names in (("--service", [service]), ("--queue", queues), ("--user", [user])):
             if not all(name is None or is_service(name) for name in names):
                 raise click.BadParameter("a name is 1 to 128 characters of A-Z a-z 0-9 . _ -", param_hint=option)

@@ -36,3 +36,9 @@ def test_no_list_of_commands_is_cut() -> None:
         rows = done.output.partition("Options:")[2].splitlines()
         assert rows
         assert not [row for row in rows if row.endswith("...")]
+
+
+def test_acl_names_the_option_that_is_missing() -> None:
+    done = CliRunner().invoke(cli, ["acl", "service"])
+    told = "Error: the role service belongs to one service: name it with --service NAME\n"
+    assert (done.exit_code, done.output) == (2, told)

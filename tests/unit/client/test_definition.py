@@ -379,6 +379,19 @@ def test_a_time_that_is_none_is_refused(options: dict[str, Any], text: str) -> N
 # --- the input
 
 
+def test_all_that_is_wrong_with_an_input_is_told_at_once_as_far_as_it_fits() -> None:
+    """Otherwise a person mends one thing after the other. The most telling one comes first."""
+    names = [f"n{number}" for number in range(8)]
+    order = with_a_step(input={"required": names, "properties": {"n0": {"anyOf": [{"type": "null"}, {"minimum": 7}]}}})
+    told = refusal(lambda: order.saga({"n0": 5, "n1": 1, "n2": 1}, saga_id="order-1"))
+    missing = "; ".join(f"'n{number}' is a required property" for number in (3, 4, 5, 6))
+    assert told in (
+        f"input: {missing}; 'n7' is a required property; and 1 more",
+        f"input/n0: 5 is less than the minimum of 7; input: {missing}; and 1 more",
+    )
+    assert refusal(lambda: order.saga(dict.fromkeys(names, 5), saga_id="order-1")).startswith("input/n0: 5 is ")
+
+
 @pytest.mark.parametrize(
     ("data", "text"),
     [

@@ -57,12 +57,15 @@ class TooMuchWork(Exception):
     """A check would cost more than MAX_WORK."""
 
 
-def first_error(validator: Any, data: Any) -> ValidationError | None:
-    """What is wrong with the data, in the words of the most telling error. Raises TooMuchWork, Unresolvable, and
-    RecursionError."""
+def errors(validator: Any, data: Any) -> list[ValidationError]:
+    """What is wrong with the data, the most telling error first; each in the words of its most telling part. Raises
+    TooMuchWork, Unresolvable, and RecursionError."""
     token = _left.set([MAX_WORK])
     try:
-        return best_match(validator.iter_errors(data))
+        found = list(validator.iter_errors(data))
+        parts: list[ValidationError] = [best_match([error]) for error in found]
+        best = best_match(found)
+        return sorted(parts, key=lambda part: part is not best)
     finally:
         _left.reset(token)
 
@@ -306,4 +309,4 @@ def _schemas_in(schema: Mapping[str, Any], path: str, by_form: Mapping[str, Any]
             yield one, below(below(path, name), key)
 
 
-__all__ = ["SchemaError", "TooMuchWork", "Unresolvable", "first_error", "validator_of"]
+__all__ = ["SchemaError", "TooMuchWork", "Unresolvable", "errors", "validator_of"]

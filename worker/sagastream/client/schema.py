@@ -1,7 +1,8 @@
 """Checks the input of sagas against the JSON Schema of their definition. Needs the package jsonschema."""
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -9,8 +10,13 @@ from sagastream.core.definition import SagaDefinition
 from sagastream.core.pointers import below, shown
 from sagastream.errors import MalformedMessage, PackageMissing
 
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+
 #: The longest text of the package that is told, in characters: it quotes the value that it refuses.
 _TOLD_CHARS: Final = 200
+#: Of so many things that are wrong with an input it is told at most.
+_MOST_TOLD: Final = 5
 _MISSING: Final = "the package {}, which checks that, is missing: pip install jsonschema jsonschema-rs"
 _TO_ITSELF: Final = "the definition: input: a $ref leads to itself"
 
@@ -28,10 +34,10 @@ def check_input(definition: SagaDefinition, data: dict[str, Any], called: str) -
     if definition.schema is None:
         return
     validator = _validator_for(definition)
-    from sagastream.client.bounded_schema import MAX_WORK, TooMuchWork, Unresolvable, first_error
+    from sagastream.client.bounded_schema import MAX_WORK, TooMuchWork, Unresolvable, errors
 
     try:
-        error = first_error(validator, data)
+        found = errors(validator, data)
     except TooMuchWork:
         raise MalformedMessage(
             f"{called}: to check it by the schema of the definition takes more than {MAX_WORK:,} steps: "
@@ -41,11 +47,21 @@ def check_input(definition: SagaDefinition, data: dict[str, Any], called: str) -
         raise MalformedMessage(f"the definition: input: nothing is at $ref {unresolvable.ref!s:.200}") from None
     except RecursionError:
         raise MalformedMessage(_TO_ITSELF) from None
-    if error is not None:
+    if found:
+        raise MalformedMessage(_told(found, called))
+
+
+def _told(found: "Sequence[ValidationError]", called: str) -> str:
+    """What is wrong, each with its place unless that is the one before: whoever mends it mends all at once."""
+    texts, last = [], None
+    for error in found[:_MOST_TOLD]:
         where = called
         for part in error.absolute_path:
             where = below(where, part)
-        raise MalformedMessage(f"{shown(where)}: {_in_a_line(error.message)}")
+        texts.append(_in_a_line(error.message) if where == last else f"{shown(where)}: {_in_a_line(error.message)}")
+        last = where
+    more = len(found) - _MOST_TOLD
+    return "; ".join(texts) + (f"; and {more} more" if more > 0 else "")
 
 
 def _validator_for(definition: SagaDefinition) -> Any:
