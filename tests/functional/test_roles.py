@@ -225,6 +225,10 @@ def test_an_operator_pauses_and_resumes_and_workers_heed_it(stage: Stage, users:
         1,
         True,
     )
+    # Who may not know which services there are is told of none that it is misspelt.
+    begins = json.dumps({"saga_id": "b1", "steps": [charge(1)]})
+    begun = stage.run(Role.BEGIN_ONLY, "begin", "-", given=begins)
+    assert (begun.returncode, begun.stdout, begun.stderr) == (0, "b1 accepted\n", "")
     by_design = users.refused()
     for verb in ("pause", "resume"):
         done = stage.run(Role.OPERATOR, verb, "till", "--reason", "by hand")

@@ -111,8 +111,9 @@ class Patience:
                     said = True
                 time.sleep(min(error.retry_after_s, left_s))
 
-    def is_workerless(self, keys: "StoreKeys") -> bool:
-        """Whether no worker shows up. If the broker is away until the time is up, that is not known."""
+    def is_workerless(self, keys: "StoreKeys") -> bool | None:
+        """Whether no worker shows up; None: that is not known. The broker was away until the time was up, or this user
+        may not know."""
         import redis
 
         from sagastream.store import heartbeat
@@ -122,7 +123,7 @@ class Patience:
                 lambda: self._shows_up(lambda: heartbeat.worker_is_alive(self._broker.client, keys)), until=self._until
             )
         except redis.RedisError:
-            return False
+            return None
 
     def strangers(self, keys: "StoreKeys", request: "Begin", *, workerless: bool) -> list[str]:
         """What the steps name that no service has: misspelt services and commands. It is empty in a store in which

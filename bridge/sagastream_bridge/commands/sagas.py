@@ -103,7 +103,8 @@ def _tell_who_is_missing(broker: "Broker", keys: "StoreKeys", patience: "Patienc
         say(f"{where}; the saga waits for one: sagastream worker", err=True)
         if (above := broker.also_above) is not None:
             say(above, err=True)
-    strangers = patience.strangers(keys, request, workerless=workerless)
+    # Who may not know who is at work may know nothing of services either.
+    strangers = [] if workerless is None else patience.strangers(keys, request, workerless=workerless)
     for text in strangers[:_MOST_STRANGERS]:
         say(f"warning: {text}", err=True)
     if len(strangers) > _MOST_STRANGERS:
