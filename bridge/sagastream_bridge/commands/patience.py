@@ -42,7 +42,6 @@ class Patience:
         self._timeout_s = timeout_s
         self._until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         self._outage = Outage(broker, "sagastream begin", threading.Event())
-        self._grace_until = math.inf  # for processes that are just being started
 
     def read(self, read: "Callable[[], _T]") -> "_T":
         """Have something read from the store, however long the broker is away."""
@@ -120,7 +119,7 @@ class Patience:
 
         try:
             return not self._outage.patiently(
-                lambda: self._shows_up(lambda: heartbeat.worker_is_alive(self._broker.client, keys)), until=self._until
+                lambda: _shows_up(lambda: heartbeat.worker_is_alive(self._broker.client, keys)), until=self._until
             )
         except redis.RedisError:
             return None
@@ -145,17 +144,12 @@ class Patience:
             return not found
 
         try:
-            self._outage.patiently(lambda: self._shows_up(are_there), until=self._until)
+            # Services start beside their worker. If that has not come, they have had their time.
+            grace_s = 0.0 if workerless else _GRACE_S
+            self._outage.patiently(lambda: _shows_up(are_there, grace_s), until=self._until)
         except redis.RedisError:
             return []
         return found
-
-    def _shows_up(self, is_there: "Callable[[], bool]") -> bool:
-        """Whether something is there, or comes in the time that is left for all such questions."""
-        self._grace_until = min(self._grace_until, time.monotonic() + _GRACE_S)
-        while not (there := is_there()) and time.monotonic() < self._grace_until:
-            time.sleep(0.05)
-        return there
 
     def ended(self, client: "SagaClient", accepted: "Accepted") -> "SagaState":
         """Wait for the end. If it takes long, say why, and again whenever that is something else."""
@@ -197,3 +191,11 @@ def _why(client: "SagaClient", saga_id: str) -> tuple[str, list[str]]:
         return "", [safe(f": {told(error)}")]
     what = f": {headline(causes)}" if causes else ""
     return " ".join(cause.kind for cause in causes), [safe(what), *(safe(line) for one in causes for line in one.do)]
+
+
+def _shows_up(is_there: "Callable[[], bool]", grace_s: float = _GRACE_S) -> bool:
+    """Whether something is there, or comes within this time: it may be starting."""
+    until = time.monotonic() + grace_s
+    while not (there := is_there()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return there
