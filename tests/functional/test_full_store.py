@@ -68,9 +68,10 @@ def test_in_a_full_store_processes_can_start_and_stop(scene: Scene) -> None:
 
 
 def test_in_a_full_store_the_samples_can_start(scene: Scene) -> None:
+    scene.redis.sadd(KEYS.samples, "work")  # else the samples would not join it
     fill(scene)
     assert published.claim_for_samples(scene.redis, KEYS, ["payment"]) is None
-    assert scene.redis.smembers(KEYS.samples) == {b"payment"}
+    assert scene.redis.smembers(KEYS.samples) == {b"payment", b"work"}
 
 
 def test_in_a_full_store_an_operator_can_act(scene: Scene) -> None:

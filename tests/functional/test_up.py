@@ -1,8 +1,12 @@
-"""`sagastream up` without --service starts the sample services: never in a store that has a service of their name."""
+"""`sagastream up` without --service starts the sample services, never in a store that has services of others. It says
+if a worker is at work there already."""
 
 import json
+import subprocess
+from pathlib import Path
 
 from sagastream.client.blocking import SagaClient
+from sagastream.store import heartbeat, published
 from support.processes import Commands
 from support.servers import Server
 from support.stores import KEYS
@@ -47,6 +51,48 @@ def test_no_sample_joins_a_store_that_has_a_service_of_its_name(server: Server, 
     commands.quiet("up", "--service", "pay:service", env=env)
     until(lambda: (state := client.get("p1")) and state.ended, what="its own service does it")
     assert client.wait("p1", 1).results == ["real money"]
+
+
+def test_samples_join_no_store_that_has_only_services_of_others(server: Server) -> None:
+    client = server.broker().client
+
+    def refused_for() -> str | None:
+        return published.claim_for_samples(client, KEYS, ["payment", "shipping"])
+
+    client.sadd(KEYS.services, "tlil")  # that a saga names it does not make it a service
+    assert refused_for() is None
+    published.publish(client, KEYS, "till", {"Charge": None})
+    assert refused_for() is None  # the samples are there already
+    client.delete(KEYS.samples)
+    assert refused_for() == "till"
+    assert not client.exists(KEYS.samples)
+
+
+def test_up_refuses_to_start_samples_beside_other_services_and_a_second_one_says_that_it_is_one(
+    server: Server, commands: Commands
+) -> None:
+    env = {"REDIS_URL": server.url, "PYTHONPATH": str(commands.folder)}
+    (commands.folder / "till.py").write_text(PAYMENT.replace("payment", "till"))
+    client, said = server.broker().client, commands.folder / "said"
+    started(commands, said, "up", "--service", "till:service", env=env)
+    until(lambda: client.exists(KEYS.published("till")), what="it has published")
+    until(lambda: heartbeat.worker_is_alive(client, KEYS), what="a worker is at work")
+    assert "at work" not in said.read_text()
+    refused = commands.run("up", **env)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "service till of this store is not a sample" in refused.stderr
+    assert "sagastream up --service MODULE:NAME" in refused.stderr
+
+    (worker,) = [one.name for one in heartbeat.processes(client, KEYS) if one.kind == "worker" and one.is_alive]
+    started(commands, said, "up", "--service", "till:service", env=env)
+    line = f"at work  already: worker {worker}; what starts now works beside it\n"
+    until(lambda: line in said.read_text(), what="it says so")
+
+
+def started(commands: Commands, said: Path, *arguments: str, env: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """What it prints on stdout is in the file `said`."""
+    with said.open("wb") as file:
+        return commands.start(*arguments, stdout=file, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
 
 
 def test_a_service_that_takes_the_name_of_a_sample_is_told_and_keeps_it(server: Server, commands: Commands) -> None:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -17,6 +18,9 @@ from sagastream_bridge.commands.terminal import safe
 if TYPE_CHECKING:
     from sagastream.broker.connection import Broker
     from sagastream.core.sealing import Codec
+
+#: At most so many workers are named that are at work already.
+_NAMED: Final = 3
 
 
 @click.command()
@@ -73,7 +77,7 @@ def up(
             on_rq=on_rq,
             metrics_at=None if metrics_port is None else (metrics_port, metrics_host),
         )
-        for line in _where(broker):
+        for line in (*_where(broker), *_at_work(broker)):
             click.echo(safe(line))
         tell_ports(stack.metrics_ports, metrics_host)
         if codec is not None:
@@ -123,6 +127,20 @@ def _where(broker: "Broker") -> Iterator[str]:
             yield f"port     127.0.0.1:{at.port}: REDIS_URL=redis://default:$(cat {file})@127.0.0.1:{at.port}"
         yield f"look     {redis_cli(broker)}"
     yield "stop     Ctrl-C"
+
+
+def _at_work(broker: "Broker") -> Iterator[str]:
+    """That workers are there already: a second `up` in a folder may be a mistake, and nothing else tells of it."""
+    import redis
+
+    from sagastream.store import heartbeat, layout
+
+    with suppress(redis.RedisError):  # a node of a cluster may be away: that is told where it matters
+        processes = heartbeat.processes(broker.client, layout.check(broker))
+        if workers := [one.name for one in processes if one.kind == heartbeat.Kind.WORKER and one.is_alive]:
+            rest = f" and {len(workers) - _NAMED} more" if len(workers) > _NAMED else ""
+            named = f"{'worker' if len(workers) == 1 else 'workers'} {', '.join(sorted(workers)[:_NAMED])}{rest}"
+            yield f"at work  already: {named}; what starts now works beside {'it' if len(workers) == 1 else 'them'}"
 
 
 @click.command()

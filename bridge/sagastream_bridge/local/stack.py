@@ -112,12 +112,14 @@ def _log(path: Path) -> IO[bytes]:
 
 
 def claim_samples(broker: Broker) -> None:
-    """Say in the store that the sample services are samples. Raises SagastreamError if a service there has the name of
-    one: the sample would take its commands, and answer them with what nobody has done."""
+    """Say in the store that the sample services are samples. Raises SagastreamError if a service there is none. If it
+    has the name of a sample, that would take its commands, and answer them with what nobody has done. If not, the
+    samples would stay among the services of the store, where nobody wants them."""
     taken = published.claim_for_samples(broker.client, layout.check(broker), SAMPLES)
     if taken is not None:
+        sample = "the sample" if taken in SAMPLES else "a sample"
         raise SagastreamError(
-            f"service {taken} of this store is not the sample; for workers alone: sagastream worker; with your own "
+            f"service {taken} of this store is not {sample}; for workers alone: sagastream worker; with your own "
             "services: sagastream up --service MODULE:NAME"
         )
 

@@ -90,10 +90,17 @@ def all_of(client: "redis.Redis", keys: StoreKeys, service: str) -> dict[str, st
 
 def claim_for_samples(client: "redis.Redis", keys: StoreKeys, names: Collection[str]) -> str | None:
     """Say that the services of these names are samples; unless a service that is none has one of the names, or commands
-    wait for one. Then nothing is written, and that name is returned."""
+    wait for one. Nor if the samples are not there yet, and services of others are. Then nothing is written, and the
+    name of such a service is returned."""
+    members: Any = client.smembers(keys.samples)
+    there = {name.decode(errors="replace") for name in members}
     for name in names:
         streams = [partition.commands(name) for partition in keys.partitions]
-        if not client.sismember(keys.samples, name) and client.exists(keys.published(name), *streams):
+        if name not in there and client.exists(keys.published(name), *streams):
+            return name
+    others = () if there.issuperset(names) else run(client, services(keys))
+    for name in others:
+        if name not in there and client.exists(keys.published(name)):
             return name
     or_raise(*round_trip(client, [even_if_full(keys.samples, "SADD", keys.samples, *names)]))
     return None
