@@ -198,6 +198,24 @@ def test_a_command_that_was_sent_after_the_clock_was_set_back_is_not_too_late(sc
     assert scene.effects.done == ["s1/1/transaction"]
 
 
+def test_nothing_is_taken_over_from_the_living_because_the_clock_went_forward(scene: Scene, clock: ServerClock) -> None:
+    def reader(name: str) -> GroupReader:
+        return GroupReader(scene.redis, group="group", consumer=name, lease_ms=1_000, on_join=lambda: ["work"])
+
+    holder, other = reader("holder"), reader("other")
+    assert other.read(1) == []
+    scene.redis.xadd("work", {"body": "1"})
+    (held,) = holder.read(1)
+    clock.set_back(-HOUR_MS)
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < 0.9:
+        other.leases.look_soon()
+        assert other.read(1) == []
+    assert holder.leases.renew([held]) == set()
+    (taken,) = until(lambda: other.read(1), what="it is taken over from one that is dead by now")
+    assert (taken.at, taken.taken_over) == (held.at, True)
+
+
 def test_all_that_many_dead_processes_held_is_taken_over(scene: Scene, clock: ServerClock) -> None:
     pipeline = scene.redis.pipeline()
     for number in range(1500):

@@ -265,6 +265,8 @@ class GroupReader:
             if entries := exchange.run(self._client, self._heard.along(self._own.page(self._ahead.portion))):
                 return entries
         if self.leases.is_time_to_look:
+            self._ask_time()
+        if self.leases.is_time_to_look:
             self.leases.look(self._preferred.and_others_in_turn() if self._helps else self.mine)
             self.show_up()
             self.follow(self._groups.left_out)
@@ -334,6 +336,14 @@ class GroupReader:
                 f"the broker's clock went forward by {round(-back_ms / 1000)} s at once: "
                 "sagas that wait for a time wait for as long as they would have"
             )
+            self.leases.clock_went_forward()
+
+    def _ask_time(self) -> None:
+        """Hear whether the clock went forward since the last reading."""
+        asked_s = own_s()
+        answer = partial.ran(self._client, _plainly([("TIME",)]))
+        if not isinstance(answer, redis.RedisError):
+            self.clock_says(wire.milliseconds(or_raise(answer[0])), asked_s)
 
     def _reading(self, after: Mapping[str, str | bytes], count: int, block_ms: int | None = None) -> wire.Words:
         block: wire.Words = () if block_ms is None else ("BLOCK", block_ms)

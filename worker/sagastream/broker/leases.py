@@ -57,6 +57,7 @@ class Leases:
         self._ahead_of_time: dict[str, bytes | str] = {}
         self._look_began = 0.0  # when it began to look for abandoned entries, by time.monotonic
         self._next_look = 0.0
+        self._no_look_until = 0.0  # since the clock went forward
         self._next_forget = 0.0
 
     # --- what this consumer holds
@@ -106,12 +107,16 @@ class Leases:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to claim, and it is not time to look for more, or for consumers that are gone."""
-        return not self._abandoned and time.monotonic() < min(self._next_look, self._next_forget)
+        return not self._abandoned and time.monotonic() < min(self._look_at, self._next_forget)
 
     @property
     def is_time_to_look(self) -> bool:
         """Whether to look for abandoned entries again."""
-        return time.monotonic() >= self._next_look
+        return time.monotonic() >= self._look_at
+
+    @property
+    def _look_at(self) -> float:
+        return max(self._next_look, self._no_look_until)
 
     @property
     def is_time_to_forget(self) -> bool:
@@ -173,6 +178,11 @@ class Leases:
         """The clock was set back, or may have been. Before the next look, leases that began at a time which has not
         come yet are counted from then on."""
         self._ahead_of_time = dict.fromkeys(streams, "")
+
+    def clock_went_forward(self) -> None:
+        """All leases look as if they were over. Whoever lives renews them before the next look."""
+        self._abandoned = {}
+        self._no_look_until = time.monotonic() + self._lease_ms / 1000
 
     def _count_from_now(self, left: Mapping[str, bytes | str]) -> dict[str, bytes | str]:
         """Have leases that began at a time which has not come yet count from now: those of the next page of the pending
