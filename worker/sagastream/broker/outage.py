@@ -17,6 +17,7 @@ from sagastream.broker.failures import (
     NodeRefuses,
     is_exhausted,
     is_outage,
+    is_silent,
     no_tls,
     takes_no_writes,
     told,
@@ -56,16 +57,20 @@ class OutageReport:
         self._called = called
         self._observer = observer
         self._since = 0.0  # by time.monotonic
-        self._is_away = True  # otherwise it is there, and refuses something
+        self._over = ""  # what is said once it is over
 
     def began(self, error: redis.RedisError) -> None:
         self._since = time.monotonic()
-        self._is_away = is_outage(error) and not isinstance(error, NodeRefuses)
+        is_away = is_outage(error) and not isinstance(error, NodeRefuses)
+        self._over = f"{self._called.name} is back" if is_away else "goes on: nothing refuses that any more"
         # Whether anything is lost, only the broker knows. What its crash would take is known to some processes.
         lost = self._broker.lost_by_crash
         if is_exhausted(error):
             self.log.warning(f"a stream takes no more entries ({error}); waiting. sagastream doctor --repair fixes it")
-        elif takes_no_writes(error) or not self._is_away:
+        elif is_silent(error):  # it names the node; the others are there
+            self.log.warning(f"{error}; waiting")
+            self._over = "goes on: the cluster has again what was needed"
+        elif takes_no_writes(error) or not is_away:
             self.log.warning(f"{told(error, self._called)}; waiting")
         else:
             self.log.warning(
@@ -75,7 +80,7 @@ class OutageReport:
             self._observer.outage_began(error=error)
 
     def ended(self) -> None:
-        self.log.warning(f"{self._called.name} is back" if self._is_away else "goes on: nothing refuses that any more")
+        self.log.warning(self._over)
         if self._observer is not None:
             self._observer.outage_ended(duration_s=time.monotonic() - self._since)
 
