@@ -670,7 +670,7 @@ def test_a_saga_is_held_by_whom_and_why_and_the_line_that_resumes_it_sends_it(sh
     )
     paused = json.loads(shop.commands.run("paused", "--json", **shop.env).stdout)
     assert (paused["service"], paused["command"], paused["actor"]) == ("shop", None, "ada")
-    resumed = shop.commands.run(*advice[1].split()[1:], **shop.env)
+    resumed = shop.commands.run(*advice[1].replace("TEXT", "mended").split()[1:], **shop.env)
     assert resumed.stdout == "service shop is resumed; workers that know it: 1\n"
     until(lambda: (state := shop.client.get("s1")) and state.ended, what="it goes on")
     assert shop.commands.run("paused", **shop.env).stdout == "nothing is paused\n"
