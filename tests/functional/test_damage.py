@@ -198,6 +198,17 @@ def test_a_key_of_another_type_ends_no_process(stage: Stage, key: str, kind: str
     stage.is_well()
 
 
+def test_processes_that_know_the_layout_go_on_without_it(stage: Stage) -> None:
+    stage.redis.rename(KEYS.store, "aside")
+    stage.redis.set(KEYS.store, "x")
+    stage.connect_again()
+    stage.redis.xadd(WORK, {"body": '{"type":"Do","saga_id":"s1","step":1,"params":1}', "begun_ms": 1})
+    stage.all_is_answered()
+    until(lambda: stage.redis.xlen(ONLY.replies("work")) == 0, what="the worker reads the reply")
+    stage.redis.rename("aside", KEYS.store)
+    stage.is_well()
+
+
 @pytest.mark.parametrize(
     ("key", "said"),
     [

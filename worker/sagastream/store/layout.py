@@ -44,7 +44,12 @@ def check(broker: Broker, known: StoreKeys | None = None) -> StoreKeys:
     """
     broker.check_server()
     partitions = len(known.partitions) if known else None
-    keys = exchange.run(broker.client, Layout(broker.prefix, partitions, on_known=broker.takes_time_at).opened())
+    try:
+        keys = exchange.run(broker.client, Layout(broker.prefix, partitions, on_known=broker.takes_time_at).opened())
+    except _Overwritten:
+        if known is None:
+            raise
+        return known  # the layout of a store never changes, and doctor tells of this
     if known is not None and keys.tags != known.tags:
         raise StoreMismatch(f"{keys.store} has other partitions than before: it is another store; start again")
     return keys
@@ -72,6 +77,10 @@ def check_number(broker: Broker, partitions: int) -> None:
         if key.partition("{")[2].partition("}")[0] not in tags:
             text = f"{store(broker.prefix)} is gone, and by {key} it did not have {partitions} partitions"
             raise StoreMismatch(f"{text}: there are streams of {len(found)}. sagastream init --partitions {len(found)}")
+
+
+class _Overwritten(StoreMismatch):
+    """Where the layout should stand, there is something else."""
 
 
 class Layout:
@@ -151,7 +160,7 @@ class Layout:
 def _read(prefix: str) -> Exchange[dict[str, str]]:
     (answer,) = yield [("HGETALL", store(prefix))]
     if is_wrong_type(answer):
-        raise StoreMismatch(f"{store(prefix)} is not a hash: something else has written there; use another store")
+        raise _Overwritten(f"{store(prefix)} is not a hash: something else has written there; use another store")
     words = [word.decode(errors="backslashreplace") for word in or_raise(answer)]
     return dict(zip(words[::2], words[1::2], strict=True))
 
