@@ -920,6 +920,13 @@ def test_whatever_changes_a_saga_is_told_first_what_the_clock_did() -> None:
     assert story.saga.set_forward_ms == HOUR_MS
 
 
+def test_a_worker_that_hears_later_of_a_jump_changes_a_saga_as_before_it() -> None:
+    story = given_saga(RESERVE, CHARGE, deadline_ms=1_800_000, hard=True)
+    story.watch = Watch(since_ms=1, jumps=(Jump(until_ms=story.now_ms - 2_500, by_ms=HOUR_MS),))
+    story.when_due(after_ms=HOUR_MS).expect_nothing_sent().expect_status("PENDING")
+    assert story.saga.deadline_now_ms == story.now_ms + 1_800_000
+
+
 def test_a_clock_that_jumps_forward_and_is_set_right_leaves_the_deadline_that_was_asked_for() -> None:
     story = given_saga(RESERVE, CHARGE, deadline_ms=1_800_000, hard=True)
     story.watch = Watch(since_ms=1, jumps=(Jump(until_ms=story.now_ms, by_ms=HOUR_MS),))

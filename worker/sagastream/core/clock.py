@@ -17,6 +17,11 @@ from sagastream.core.step_state import Step
 SET_BACK_MS: Final = 5_000
 
 
+#: On a cluster a worker may hear of a jump so much later than another one, in milliseconds. What it changes until then
+#: has times of before the jump.
+HEARD_LATER_MS: Final = 3_000
+
+
 class Jump(NamedTuple):
     """The clock went forward, all at once."""
 
@@ -71,7 +76,9 @@ def for_deadline(deadline_ms: int, now_ms: int, watch: Watch) -> int:
 
 def _forward_ms(state: SagaState, watch: Watch) -> int:
     """By how much the clock went forward since the saga last changed, in ms, as far as it matters."""
-    forward_ms = sum(by_ms for until_ms, by_ms in watch.jumps if state.updated_ms <= until_ms)
+    # The clock has jumped over the times that come next. So a saga with such a time was changed before, too.
+    until = [(until_ms + min(HEARD_LATER_MS, by_ms // 2), by_ms) for until_ms, by_ms in watch.jumps]
+    forward_ms = sum(by_ms for until_ms, by_ms in until if state.updated_ms <= until_ms)
     left_ms = state.set_back_ms - state.set_forward_ms - forward_ms
     if left_ms > 0 and state.updated_ms < watch.since_ms:
         # Nobody has told this process whether the clock was set right before it came. At most all of that time.
