@@ -219,7 +219,9 @@ def test_processes_that_know_the_layout_go_on_without_it(stage: Stage) -> None:
         (WORK, f"{WORK} is not a stream: it is not read, until it is one or is gone"),
     ],
 )
-def test_a_key_that_all_sagas_need_is_told_of_once_and_ends_no_process(stage: Stage, key: str, said: str) -> None:
+def test_a_key_that_all_sagas_need_is_told_of_once_and_ends_no_process(
+    stage: Stage, server: Server, commands: Commands, key: str, said: str
+) -> None:
     kept: Any = stage.redis.dump(key)
     make(stage.redis, key, "string")
     stage.connect_again()
@@ -228,6 +230,10 @@ def test_a_key_that_all_sagas_need_is_told_of_once_and_ends_no_process(stage: St
     if key == ONLY.replies("work"):
         stage.redis.xadd(WORK, {"body": '{"type":"Do","saga_id":"s1","step":1,"params":1}', "begun_ms": 1})
     until(lambda: stage.times_said(said), what="it is told")
+    if key == ONLY.timers:
+        listed = commands.run("list", REDIS_URL=server.url)
+        assert (listed.returncode, listed.stdout) == (1, "")
+        assert f"{key} is a string, not a zset: something else has written there. Rename that key" in listed.stderr
     stage.redis.delete(key)
     if kept is not None:
         stage.redis.restore(key, 0, kept)

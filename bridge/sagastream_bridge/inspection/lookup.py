@@ -212,7 +212,10 @@ def listing(broker: Broker, wanted: Filter, limit: int, cursor: str | None) -> L
     that is not of this search."""
     store = broker.client
     reached = run(store, damage.reached(layout.look(broker)))
-    return reach.despite_refusals(store, reached, lambda there: _listing(store, there, wanted, limit, cursor))
+    try:
+        return reach.despite_refusals(store, reached, lambda there: _listing(store, there, wanted, limit, cursor))
+    except redis.ResponseError as error:
+        raise run(store, damage.explained(reached.keys, error)) from None
 
 
 def _listing(store: "redis.Redis", reached: Reach, wanted: Filter, limit: int, cursor: str | None) -> Listing:

@@ -7,6 +7,7 @@ from typing import Final
 import redis
 
 from sagastream.broker.exchange import Exchange
+from sagastream.broker.failures import is_wrong_type
 from sagastream.store import reach
 from sagastream.store.keys import Partition, StoreKeys
 from sagastream.store.reach import Reach
@@ -55,6 +56,15 @@ def look(asked: Mapping[Partition, Mapping[str, str]]) -> Exchange[dict[Partitio
         )
         for one, keys in wrong.items()
     }
+
+
+def explained(keys: StoreKeys, error: redis.ResponseError) -> Exchange[redis.ResponseError]:
+    """If this error is that a key has another type, and a partition needs that key: what is told of the key; otherwise
+    the error."""
+    if not is_wrong_type(error):
+        return error
+    damaged = yield from look({one: needed(one) for one in keys.partitions})
+    return next((told for _, told in damaged.values()), error)
 
 
 def reached(keys: StoreKeys) -> Exchange[Reach]:
