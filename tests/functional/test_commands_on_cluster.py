@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from starlette.testclient import TestClient
 
 from sagastream.broker.connection import Broker
 from sagastream.broker.failures import NodeAway
@@ -18,8 +19,10 @@ from sagastream.core.filtering import Filter
 from sagastream.orchestrator.worker import Orchestrator
 from sagastream.store import layout
 from sagastream.store.keys import StoreKeys
+from sagastream_bridge.dashboard.app import Dashboard
 from sagastream_bridge.dashboard.finding import Search
 from sagastream_bridge.dashboard.reading import StoreReader
+from sagastream_bridge.dashboard.rules import Names
 from sagastream_bridge.dashboard.standing import notices
 from sagastream_bridge.inspection import figures, lookup
 from sagastream_bridge.inspection.doctor import Doctor
@@ -164,6 +167,49 @@ def a_dead_node_is_told_of_once(found: list[Finding], address: str) -> None:
     assert [one.line for one in found if "Connection refused" in one.line and one.about != f"node {address}"] == []
 
 
+#: The pages that show something of all partitions.
+LISTS: Final = ("/sagas", "/parked", "/services", "/bulks", "/quarantine", "/definitions")
+
+
+def browser(stage: Stage) -> TestClient:
+    dashboard = Dashboard(Broker(stage.cluster.url), names=Names.of("127.0.0.1"))
+    return TestClient(dashboard.app, base_url="http://127.0.0.1:8420")
+
+
+def what_the_dashboard_reads_is_short(stage: Stage) -> None:
+    now = StoreReader(Broker(stage.cluster.url))
+    figures = now.standing().figures
+    assert (figures.live.total, figures.partitions_away) == (len(IDS) - len(stage.ids(3, 4)), 2)
+    assert any("partitions 3-4 of 6 are left out" in one.text for one in notices(now.standing()))
+    assert now.saga(min(stage.ids(1))).causes
+    with pytest.raises(NodeAway) as raised:
+        now.saga(min(stage.ids(3, 4)))
+    now.outage.found(raised.value)
+    assert now.outage.known() is None
+
+
+def each_page_says_what_is_left_out(stage: Stage) -> None:
+    pages, left_out = browser(stage), "of the cluster is away (Error 111"
+    for at in ("/", *LISTS):
+        said = pages.get(at).text
+        assert (said.count("partitions 3-4 of 6 are left out"), said.count(left_out)) == (1, 1), at
+    count = len(IDS) - len(stage.ids(3, 4))
+    assert f"{count} shown of at least {count}, newest first" in pages.get("/sagas").text
+    assert "No saga is like that in the partitions that can be" in pages.get("/sagas?status=PARKED").text
+    assert "No saga is parked in the partitions that can be reached" in pages.get("/parked").text
+    assert f"{count} <small>or more</small>" in pages.get("/").text
+    assert "left out" not in pages.get(f"/sagas/{min(stage.ids(1))}").text
+
+
+def the_page_of_a_saga_names_the_node_that_it_waits_for(stage: Stage, where: str) -> None:
+    saga_id = min(stage.ids(3))
+    page = browser(stage).get(f"/sagas/{saga_id}")
+    assert (page.status_code, "<h1>A node of the cluster is away</h1>" in page.text) == (503, True)
+    assert f"the node {where} of the cluster is away" in page.text
+    assert f"Saga {saga_id} is in partition 3 of 6. This page cannot be read without that node." in page.text
+    assert ("PING" in page.text, "sagastream doctor" in page.text) == (False, True)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_can_be_reached_is_told_and_so_is_what_cannot(stage: Stage) -> None:
     cluster, where = stage.cluster, [f"127.0.0.1:{node.port}" for node in stage.cluster.nodes]
@@ -198,15 +244,9 @@ def test_what_can_be_reached_is_told_and_so_is_what_cannot(stage: Stage) -> None
     )
     assert "no process of service nobody" in stage.told("show", min(stage.ids(1))).stdout
     the_line_for_redis_cli_begins_at_the_owner(stage)
-    now = StoreReader(Broker(cluster.url))
-    figures = now.standing().figures
-    assert (figures.live.total, figures.partitions_away) == (len(IDS) - len(away), 2)
-    assert any("partitions 3-4 of 6 are left out" in one.text for one in notices(now.standing()))
-    assert now.saga(min(stage.ids(1))).causes
-    with pytest.raises(NodeAway) as raised:
-        now.saga(min(away))
-    now.outage.found(raised.value)
-    assert now.outage.known() is None
+    what_the_dashboard_reads_is_short(stage)
+    each_page_says_what_is_left_out(stage)
+    the_page_of_a_saga_names_the_node_that_it_waits_for(stage, where[1])
     stage.restart(cluster.nodes[SECOND])
 
     cluster.nodes[THIRD].kill()
@@ -217,6 +257,9 @@ def test_what_can_be_reached_is_told_and_so_is_what_cannot(stage: Stage) -> None
     assert f"{len(stage.ids(1, 2, 3, 4))} live" in done.stderr
     assert "what is known of the whole store cannot be read" in done.stderr
     assert "why it waits cannot be told" in stage.told("show", min(stage.ids(1))).stdout
+    page = browser(stage).get("/sagas")
+    assert (page.status_code, page.text.count("partitions 0, 5 of 6 are left out")) == (200, 1)
+    assert page.text.count("of the cluster is away") == 1
     now = StoreReader(Broker(cluster.url))
     with pytest.raises(NodeAway):
         now.standing()

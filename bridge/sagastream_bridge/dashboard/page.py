@@ -1,8 +1,9 @@
 """What every page is made with: the frame, the navigation, and what is said if the store cannot be read."""
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import jinja2
@@ -10,7 +11,7 @@ import redis
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from sagastream.broker.failures import NodeAway, is_outage, is_refusal, told
+from sagastream.broker.failures import NodeAway, brief, is_outage, is_refusal, told
 from sagastream.core.messages import MAX_ACTOR_CHARS
 from sagastream.errors import SagastreamError
 from sagastream_bridge.dashboard.feed import Feed
@@ -19,6 +20,9 @@ from sagastream_bridge.dashboard.outcomes import Outcomes
 from sagastream_bridge.dashboard.reading import StoreReader
 from sagastream_bridge.dashboard.rules import Sessions
 from sagastream_bridge.dashboard.standing import Standing
+
+#: These say by themselves what of a store is left out, or show nothing of more than one partition.
+_OF_NO_LIST: Final = ("overview", "saga", "missing")
 
 
 class Page:
@@ -45,20 +49,34 @@ class Page:
     def show(self, request: Request, name: str, status: int = 200, **shown: Any) -> Response:
         """A page. What the navigation counts is left out if it cannot be read. Raises redis.RedisError if all of the
         broker is away."""
-        counts = None
+        counts, missing = None, None
         try:
             counts = self.reader.standing()
         except (redis.RedisError, SagastreamError) as error:
             if is_away(error) and not isinstance(error, NodeAway):
                 raise
-            shown.setdefault("trouble", trouble(error))
+            missing = error
+        left_out = () if name in _OF_NO_LIST else self._left_out(counts)
+        is_told = isinstance(missing, NodeAway) and any(line.startswith(brief(missing)) for line in left_out)
+        if missing is not None and not is_told:
+            shown.setdefault("trouble", trouble(missing))
+        shown["left_out"] = left_out
         return self._shown(request, name, status, counts, shown)
 
-    def failed(self, request: Request, error: Exception, *, was_asked: bool = True) -> Response:
+    def _left_out(self, counts: Standing | None) -> Sequence[str]:
+        """What a list cannot show, and why: a line for each reason."""
+        if counts is not None:
+            return counts.away
+        with suppress(redis.RedisError, SagastreamError):
+            return self.reader.reach().told()
+        return ()
+
+    def failed(self, request: Request, error: Exception, *, was_asked: bool = True, where: str = "") -> Response:
         """The page that is shown in place of one that cannot be read. `was_asked`: the broker was asked for what the
-        request wants."""
+        request wants. `where`: in which part of the store that is, if one node of a cluster is away."""
         is_passing = isinstance(error, redis.RedisError) and is_outage(error)
         shown: dict[str, Any] = {"why": trouble(error), "is_away": is_passing}
+        shown |= {"of_node": isinstance(error, NodeAway), "where": where}
         if request.method == "POST":
             shown |= {"undecided": was_asked and not is_refusal(error), "at": _from(request)}
         counts = None
@@ -82,6 +100,7 @@ class Page:
             "who": unquote(request.cookies.get(f"{request.state.cookie}_who", ""))[:MAX_ACTOR_CHARS],
             "told": self.outcomes.told(request.query_params.get("told")),
             "trouble": None,
+            "left_out": (),
             "live": "/live",
             "asked": request.query_params,
         } | shown

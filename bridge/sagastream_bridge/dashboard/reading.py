@@ -22,7 +22,7 @@ from sagastream.errors import SagastreamError
 from sagastream.rq_steps import asking
 from sagastream.store import bulks, heartbeat, layout, operations, published, reach
 from sagastream.store.definitions import Deployed
-from sagastream.store.finding import Page, find, opened_page
+from sagastream.store.finding import Page, find, of_reached, opened_page
 from sagastream.store.heartbeat import Process
 from sagastream.store.keys import StoreKeys
 from sagastream.store.operations import Operation
@@ -135,8 +135,7 @@ class StoreReader:
 
     def find(self, search: Search) -> Page:
         """A page of sagas. Raises ValueError for a cursor that no page has had."""
-        page = self._run(lambda keys: find(keys, search.wanted, _OF_A_PAGE, search.cursor))
-        return opened_page(codec_of(None), page)
+        return self._page(search.wanted, _OF_A_PAGE, search.cursor)
 
     def service_in_place_of_command(self, search: Search) -> tuple[str, str] | None:
         """If a search names a service where a command belongs: the part of the search, and the service."""
@@ -144,7 +143,7 @@ class StoreReader:
 
     def sample(self, wanted: Filter) -> Page:
         """The first sagas of those that a bulk would find, and how many there are."""
-        return opened_page(codec_of(None), self._run(lambda keys: find(keys, wanted, _SAMPLE)))
+        return self._page(wanted, _SAMPLE)
 
     def bulk(self, bulk_id: str) -> Bulk:
         """A bulk as it is now. Raises RequestRefused if there is none."""
@@ -198,6 +197,14 @@ class StoreReader:
     def _processes(self) -> list[Process]:
         services = [queue.facts.name for queue in self.standing().queues]
         return heartbeat.processes(self.broker.client, self.keys(), services)
+
+    def _page(self, wanted: Filter, limit: int, cursor: str | None = None) -> Page:
+        client = self.broker.client
+
+        def read(there: Reach) -> Page:
+            return of_reached(run(client, find(there.keys, wanted, limit, cursor)), there)
+
+        return opened_page(codec_of(None), reach.despite_refusals(client, self.reach(), read))
 
     def _run(self, exchange: Callable[[StoreKeys], Exchange[_T]]) -> _T:
         client = self.broker.client

@@ -7,6 +7,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sagastream.broker.failures import NodeAway
 from sagastream.broker.urls import redis_cli
 from sagastream.core import not_undone
 from sagastream.core.erasure import ERASED, erasure
@@ -59,8 +60,15 @@ class SagaPages:
             and search.wanted.status not in ("COMPLETED", "ABORTED"),
             rows=[(state, why_there(state, causes)) for state, causes in zip(found.sagas, whys, strict=True)],
             statuses=STATUSES,
-            definitions=[one.name for one in self._reader.definitions()],
+            definitions=self._names_of_definitions(),
         )
+
+    def _names_of_definitions(self) -> list[str]:
+        """To choose from. They are of the whole store, and the list needs none if the node that has them is away."""
+        try:
+            return [one.name for one in self._reader.definitions()]
+        except NodeAway:
+            return []
 
     def saga(self, request: Request) -> Response:
         return self.one(request, request.path_params["saga_id"])
@@ -80,6 +88,10 @@ class SagaPages:
             found = self._reader.saga(saga_id)
         except UnreadableSaga as error:
             return self._page.show(request, "missing", 500, what=str(error), do=("sagastream doctor",))
+        except NodeAway as error:
+            keys = self._reader.layout()
+            where = f"Saga {saga_id} is in partition {keys.of(saga_id).number} of {len(keys.partitions)}."
+            return self._page.failed(request, error, where=where)
         live = f"/live?saga={saga_id}"
         if (state := found.state) is None:
             what = f"There is no saga {saga_id} in this store: it was never begun, has expired, or is not begun yet."

@@ -127,7 +127,11 @@ def find_there(
 ) -> Exchange[Page]:
     """See `find`: in all partitions that can be reached."""
     reached = yield from reach.look(keys)
-    page = yield from find(reached.keys, wanted, limit, cursor, at_ms=at_ms)
+    return of_reached((yield from find(reached.keys, wanted, limit, cursor, at_ms=at_ms)), reached)
+
+
+def of_reached(page: Page, reached: reach.Reach) -> Page:
+    """The page of what could be reached of a store: it says what is left out."""
     if not reached.away:
         return page
     return replace(page, partitions_away=tuple(sorted(reached.away)), total_is_exact=False)
