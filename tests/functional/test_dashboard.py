@@ -727,7 +727,9 @@ def test_the_command_serves_pages_until_it_is_told_to_end(server: Server, comman
     port, env = free_port(), {"REDIS_URL": server.url}
     process = commands.start("dashboard", "--port", str(port), env=env)
     assert process.stdout is not None
-    assert process.stdout.readline().decode() == f"dashboard  http://127.0.0.1:{port}/\n"
+    begins = [process.stdout.readline().decode() for _ in range(4)]
+    assert begins[0] == f"dashboard  http://127.0.0.1:{port}/\n"
+    assert begins[2] == "token      no: all who reach it may look\n"
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/sagas") as answer:
         assert b"No saga yet" in answer.read()
     used = commands.run("dashboard", "--port", str(port), **env)

@@ -90,6 +90,9 @@ def dashboard(
         )
         click.echo(safe(f"dashboard  {server.url}"))
         click.echo(safe(f"store      {broker.store}"))
+        click.echo(
+            "token      " + ("no: all who reach it may look" if token is None else "yes: who looks must know it")
+        )
         click.echo("acts       " + ("yes, each with a reason" if allow_actions else "no: --allow-actions lets it act"))
         server.run(stop)
 
@@ -102,8 +105,11 @@ def _token(file: str | None) -> str | None:
     where = _VARIABLE
     if file is not None:
         token, where = content(file).decode(errors="replace").strip(), file
-    if token is None or (file is None and not token):
+    if token is None:
         return None
+    if file is None and not token:
+        # Mostly the variable from which it was set is not set. Then anybody could look, and act.
+        raise WrongUsage(f"{_VARIABLE} is empty: set it, or unset it if nobody needs a token")
     if (complaint := rules.complaint_about(token)) is not None:
         raise WrongUsage(safe(f"{where}: {complaint}"))
     return token

@@ -23,6 +23,9 @@ def test_where_others_can_reach_it_it_needs_a_token(host: str) -> None:
 def test_a_token_that_can_be_guessed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("short\n")
     assert "token: the token has 5 characters: take 16 or more" in refused("--token-file", str(tmp_path / "token"))
+    for arguments in ((), ("--allow-actions",)):
+        empty = refused(*arguments, SAGASTREAM_DASHBOARD_TOKEN="")
+        assert "SAGASTREAM_DASHBOARD_TOKEN is empty: set it, or unset it if nobody needs a token" in empty
     assert "SAGASTREAM_DASHBOARD_TOKEN: the token has 3 characters" in refused(SAGASTREAM_DASHBOARD_TOKEN="abc")
 
 
