@@ -356,6 +356,10 @@ def test_who_does_not_know_the_token_sees_nothing(asks: Asked) -> None:
     for path in ("/static/nothing", "/login/nothing", "/loginx"):
         assert (client.get(path).status_code, client.get(path).text) == (404, "There is no such page.\n"), path
     assert client.get("/", headers={"authorization": "Bearer wrong"}).status_code == 303
+    for given, begins in (("Bearer wrong", "The header Authorization does not have"), (f"Basic {TOKEN}", "The header")):
+        refused = client.get("/", headers={"authorization": given, "accept": "*/*"})
+        assert (refused.status_code, refused.text.startswith(begins)) == (401, True)
+    assert client.get("/", headers={"accept": "*/*"}).text.startswith("Sign in first, or send the token")
     assert client.get("/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
     assert client.get("/").status_code == 303  # that was no session
 

@@ -29,6 +29,8 @@ _HEADERS: Final = {
 #: What a person who has no session yet may ask for.
 _OPEN: Final = ("/login", "/static/")
 _READS: Final = ("GET", "HEAD")
+_SIGN_IN: Final = "Sign in first, or send the token of this dashboard: `Authorization: Bearer TOKEN`.\n"
+_NOT_THIS: Final = "The header Authorization does not have the token of this dashboard: `Bearer TOKEN`.\n"
 
 
 class Gate:
@@ -94,7 +96,7 @@ class Gate:
             if request.method in _READS and "text/html" in request.headers.get("accept", ""):
                 there = path + (f"?{request.url.query}" if request.url.query else "")
                 return RedirectResponse(f"/login?to={quote(there, safe='')}", 303)
-            return PlainTextResponse("Sign in first: the token of this dashboard is needed.\n", 401)
+            return PlainTextResponse(_NOT_THIS if "authorization" in request.headers else _SIGN_IN, 401)
         return None
 
 
