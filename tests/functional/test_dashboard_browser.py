@@ -50,6 +50,12 @@ CUT_CELLS = """[...document.querySelectorAll(".panel td")].filter(one => {
     const words = one.innerText.split(/\\s+/).map(word => word.length);
     return box.width && (box.right > panel.right + 1 || (box.height > 60 && box.width < 7 * Math.min(9, ...words)))
     }).map(one => one.innerText)"""
+#: Of the errors that come most often, those of which less than 12 characters are seen.
+UNSEEN_ERRORS = """[...document.querySelectorAll(".table .sub.cut")].filter(one => {
+    const text = one.firstChild, from = "most often: ".length;
+    const range = document.createRange(), box = one.getBoundingClientRect();
+    range.setStart(text, from); range.setEnd(text, Math.min(from + 12, text.length));
+    return range.getBoundingClientRect().bottom > box.bottom + 1 }).map(one => one.textContent)"""
 TOKEN = "correct-horse-battery-staple"
 #: The id of a saga, as many programs make them.
 LONG = "order-2f6d1c9e-8b7a-4c1d-9e0f-5a4b3c2d1e0f"
@@ -124,6 +130,9 @@ def test_every_page_fits_the_screen_and_complains_of_nothing(
             assert page.evaluate("window.hurt") is None, path
             assert page.evaluate(SMALL_TEXTS) == [], path
             assert page.evaluate(CUT_CELLS) == [], path
+            if path == "/services":
+                assert "most often: " in page.locator(".table .sub.cut").first.inner_text()
+                assert page.evaluate(UNSEEN_ERRORS) == []
         assert complaints == []
 
 
