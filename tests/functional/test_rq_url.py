@@ -302,6 +302,27 @@ def test_a_server_that_rq_cannot_use_is_told_in_one_line(
         (commands.folder / "rq.log").unlink()
 
 
+def test_an_rq_worker_says_of_rqs_server_what_is_wrong_with_rqs_server(
+    server: Server, rq_server: OwnServer, commands: Commands
+) -> None:
+    """And never blames REDIS_URL, which is right."""
+    put(commands.folder)
+    at = rq_server.url.removeprefix("unix://")
+    with connect(rq_server.url) as jobs:
+        jobs.execute_command("ACL", "SETUSER", "weak", "on", ">p", "+@all", "-sadd", "~*", "&*")
+    nowhere, weak = f"redis://127.0.0.1:{free_port()}", f"unix://weak:***@{at}"
+    for url, shown, told in (
+        (nowhere, nowhere, "RQ's server does not answer, since nobody listens there: "),
+        (f"unix://weak:x@{at}", weak, "RQ's server refuses the login: invalid username-password pair or user is disab"),
+        (f"unix://weak:p@{at}", weak, "the user in RQ_URL may not do this: "),
+    ):
+        done = commands.run("rq-worker", "shop:service", REDIS_URL=server.url, RQ_URL=url)
+        (line,) = [one for one in done.stderr.splitlines() if "runs steps of" not in one]
+        assert done.returncode == 1
+        assert line.partition(": ")[2][: len(f"RQ_URL {shown}: {told}")] == f"RQ_URL {shown}: {told}"
+        assert "REDIS_URL" not in line
+
+
 def test_a_service_on_a_cluster_says_that_rq_needs_another_server(cluster: Cluster, commands: Commands) -> None:
     put(commands.folder)
     url = cluster.nodes[0].url

@@ -36,8 +36,7 @@ def examine(broker: Broker, store: str) -> Iterator[Finding]:
             if not server.is_apart:
                 raise
             start = "start it, or " if is_outage(error) else ""
-            what = f"{RQ_VARIABLE} {server.shown}: {server.told(error)}"
-            yield problem("rq", f"{what}. Steps that run on RQ wait for it", f"{start}{_SET}")
+            yield problem("rq", f"{server.told(error)}. Steps that run on RQ wait for it", f"{start}{_SET}")
             return
         try:
             if server.is_apart:

@@ -78,8 +78,9 @@ class RqServer:
             raise BrokerError(why)
 
     def told(self, error: redis.RedisError) -> str:
-        """What a person is told of an error of this server."""
-        return told(error, self.called)
+        """What a person is told of an error of this server; with its url, if it is not the broker."""
+        text = told(error, self.called)
+        return f"{RQ_VARIABLE} {self.shown}: {text}" if self.is_apart else text
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -93,7 +94,7 @@ class RqServer:
             wire.close_idle(self.client)  # its address may lead to another server by now
             if is_outage(error):
                 raise RqAway(str(error)) from error
-            raise BrokerError(f"{RQ_VARIABLE} {self.shown}: {self.told(error)}") from error
+            raise BrokerError(self.told(error)) from error
 
     def restore(self) -> None:
         """As Broker.restore, if it is the broker."""

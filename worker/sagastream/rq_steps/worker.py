@@ -193,6 +193,10 @@ class SagaWorker(Worker):
         try:
             with runs("rq", self.name, SagaWorker.watching):
                 return super().work(*args, **options)
+        except redis.RedisError as error:  # of RQ's server: only jobs ask the broker, in processes of their own
+            if not self._server.is_apart:
+                raise
+            raise SystemExit(printable(f"{_WHO}: {self._server.told(error)}")) from None
         finally:
             broker.close()
 
@@ -253,9 +257,17 @@ def _have_logs_written() -> None:
 
 def run_worker(broker: Broker, services: Sequence[str], observer: Observer | None = None) -> None:
     """Run a SagaWorker for these services (MODULE:NAME) until it is told to stop. Raises ServiceError, SettingsError,
-    BrokerError, and redis.RedisError if the broker is away at the start."""
+    BrokerError, and redis.RedisError if the broker is away at the start. If RQ's server is, that is a BrokerError."""
     broker.check_server()
     server = RqServer(broker)  # raises if RQ_URL is not usable
+    try:
+        server.check()  # before RQ asks it: RQ's errors do not say which server they are about
+    except redis.RedisError as error:
+        if not server.is_apart:
+            raise
+        raise BrokerError(server.told(error)) from None
+    finally:
+        server.close()
     os.environ |= {"REDIS_URL": broker.url, SERVICES_VARIABLE: ",".join(services)}
     worker = SagaWorker(load_services(services), connection=Connection.from_url(server.url, driver_info=None))
     worker.observer = observer
