@@ -205,6 +205,10 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
         (OUT, at_work(DEAD), replace(HELD, takeovers=2, holder=DEAD.name)),
         [(CauseKind.KILLS, ["Charge seems to have killed 3 processes", "is listening", "sagastream service"])],
     ),
+    "its jobs kill their processes": (
+        (OUT, at_work(ALIVE), replace(HELD, takeovers=2, job=Job(queue="parcels", status="started"))),
+        [(CauseKind.KILLS, ["killed 2 processes", "look at the log of the RQ workers of queue parcels  # it says"])],
+    ),
     "it has been taken over once": (
         (OUT, at_work(ALIVE), replace(HELD, takeovers=1)),
         [(CauseKind.RUNNING, [f"process {PID} has Charge, and was heard 0 s ago"])],
@@ -223,7 +227,16 @@ CASES: dict[str, tuple[tuple[Any, ...], list[tuple[CauseKind, list[str]]]]] = {
     ),
     "its attempts fail": (
         (BACKING_OFF, at_work(ALIVE)),
-        [(CauseKind.BACKING_OFF, ["RuntimeError: boom", "the log of service payment", "sagastream cancel s1 --now"])],
+        [
+            (
+                CauseKind.BACKING_OFF,
+                [
+                    "RuntimeError: boom",
+                    "the log of service payment  # it says how each attempt ended; if the step runs on RQ",
+                    "sagastream cancel s1 --now",
+                ],
+            )
+        ],
     ),
     "its attempt has failed, and its service does not run": (
         (BACKING_OFF, at_work(DEAD)),

@@ -295,7 +295,12 @@ class CommandOut:
         return place.takeovers + (place.takeovers > 0 and is_dead and place.job is None and not place.handed_back)
 
     def _log(self) -> str:
-        return f"look at the log of service {self._service.name}  # it says how each attempt ended"
+        """Where it is told how its attempts ended. Between two attempts nobody knows whether it runs on RQ: a service
+        does not publish that."""
+        if (job := self._place.job) is not None:
+            return f"look at the log of the RQ workers of queue {job.queue}  # it says how each attempt ended"
+        on_rq = "if the step runs on RQ, the log of its RQ worker does"
+        return f"look at the log of service {self._service.name}  # it says how each attempt ended; {on_rq}"
 
     def _for(self, before: str, since_ms: int | None, after: str = "") -> str:
         return "" if since_ms is None else f"{before} {spoken(self._now_ms - since_ms)}{after}"
