@@ -8,10 +8,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sagastream.client.blocking import SagaClient
 from sagastream.metrics import catalogue
+from sagastream.store.roles import Role
 from support.processes import SAMPLES, Commands
 from support.scenes import Scene, do
 from support.servers import OwnServer, Server, free_port
 from support.stores import ONLY
+from support.users import Users
 from support.waiting import until
 
 pytestmark = pytest.mark.both_in_soak
@@ -125,20 +127,33 @@ def test_many_services_are_told_in_bounded_series(server: Server, commands: Comm
 @pytest.mark.own_server
 def test_a_store_that_is_away_is_told_as_down(server: OwnServer, commands: Commands) -> None:
     port = free_port()
+    server.kill()
+    once = commands.run("metrics", "--once", REDIS_URL=server.url)
+    assert (once.returncode, once.stdout, once.stderr.count("\n")) == (1, "", 1), once.stderr
     process = commands.start("metrics", "--port", str(port), env={"REDIS_URL": server.url}, stderr=-1)
-    until(lambda: is_told(port) and value(scrape(port), "sagastream_store_up") == 1, what="it tells")
+    until(lambda: is_told(port) and value(scrape(port), "sagastream_store_up") == 0, what="it tells that it waits")
+    server.start()
+    until(lambda: value(scrape(port), "sagastream_store_up") == 1, what="it tells")
     assert value(scrape(port), "sagastream_broker_away") == 0
     server.kill()
     until(lambda: value(scrape(port), "sagastream_store_up") == 0, what="it tells that it cannot read")
     found = scrape(port)
-    assert (value(found, "sagastream_broker_away"), value(found, "sagastream_broker_outages_total")) == (1, 1)
+    assert (value(found, "sagastream_broker_away"), value(found, "sagastream_broker_outages_total")) == (1, 2)
     server.start()
     until(lambda: value(scrape(port), "sagastream_store_up") == 1, what="it tells again")
     assert value(scrape(port), "sagastream_broker_away") == 0
     process.terminate()
     _, said = process.communicate(timeout=60)
     lines = [line.partition("sagastream metrics: ")[2][:22] for line in said.decode().splitlines()]
-    assert lines == ["the broker is away (Er", "the broker is back"], said
+    assert lines == ["the broker is away (Er", "the broker is back"] * 2, said
+
+
+def test_figures_that_the_user_may_not_read_are_an_error(server: Server, commands: Commands) -> None:
+    url = Users(server).url(Role.BEGIN_ONLY)
+    done = commands.run("metrics", "--once", REDIS_URL=url)
+    told = "Error: the user in REDIS_URL may not read the figures of the store; sagastream acl inspector prints one "
+    assert (done.returncode, done.stdout, done.stderr[: len(told)]) == (1, "", told)
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", [("worker",), ("service", SAMPLES[0]), ("up",), ("bridge",), ("metrics",)])

@@ -150,8 +150,9 @@ def metrics(once: bool, port: int | None, host: str) -> None:
     if once:
         with opened(create=False) as broker:
             from sagastream.metrics.serving import text
+            from sagastream_bridge.inspection.store_metrics import StoreMetrics
 
-            click.echo(text(_of_store(broker).samples), nl=False)
+            click.echo(text(StoreMetrics(broker, waits=False).samples_or_raise), nl=False)
         return
     stop = stop_event()
     with opened(create=False) as broker, telling_of_store(broker, port, host):

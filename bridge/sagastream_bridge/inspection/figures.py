@@ -87,18 +87,23 @@ class FiguresReader:
     """The figures of a store, read when somebody asks, and used again for KEPT_S. Safe for several threads."""
 
     def __init__(self, broker: Broker, *, kept_s: float = KEPT_S) -> None:
-        """Raises StoreMismatch, and redis.RedisError if the broker is away."""
         self._broker = broker
-        self._keys = layout.look(broker)
+        self._keys: StoreKeys | None = None
         self._kept_s = kept_s
         self._lock = threading.Lock()
         self._last: tuple[float, Figures] | None = None
 
+    def find_store(self) -> StoreKeys:
+        """Raises StoreMismatch, and redis.RedisError if the broker is away."""
+        if self._keys is None:
+            self._keys = layout.look(self._broker)
+        return self._keys
+
     def now(self) -> Figures:
-        """The figures as they are, or were a moment ago. Raises redis.RedisError."""
+        """The figures as they are, or were a moment ago. Raises as find_store."""
         with self._lock:  # whoever comes meanwhile gets the same ones
             if self._last is None or time.monotonic() - self._last[0] >= self._kept_s:
-                self._last = time.monotonic(), of_broker(self._broker, self._keys)
+                self._last = time.monotonic(), of_broker(self._broker, self.find_store())
             return self._last[1]
 
 

@@ -6,10 +6,9 @@ from typing import Final
 import redis
 
 from sagastream.broker.connection import Broker
-from sagastream.broker.failures import is_outage
+from sagastream.broker.failures import is_denied, is_outage, told
 from sagastream.broker.outage import OutageReport
-from sagastream.console import summary
-from sagastream.errors import SagastreamError
+from sagastream.errors import BrokerError, SagastreamError
 from sagastream.metrics import catalogue
 from sagastream.metrics.process import ProcessMetrics
 from sagastream.metrics.tally import Labels, Sample
@@ -22,13 +21,20 @@ _WHO: Final = "sagastream metrics"
 class StoreMetrics(ProcessMetrics):
     """The figures of a store, read when somebody asks."""
 
-    def __init__(self, broker: Broker) -> None:
-        """Raises StoreMismatch, and redis.RedisError if the broker is away."""
+    def __init__(self, broker: Broker, *, waits: bool = True) -> None:
+        """`waits`: whether it waits for a broker that is away, and says so. Raises StoreMismatch, and redis.RedisError
+        if the broker refuses this process, or is away and is not waited for."""
         super().__init__("store")
         self._reader = FiguresReader(broker)
         self._report = OutageReport(broker, _WHO, self)
         self._log = Log("metrics", _WHO)
         self._fault = ""  # why the figures could not be read when they were last asked for
+        try:
+            self._reader.find_store()
+        except redis.RedisError as error:
+            if not (waits and is_outage(error)):
+                raise
+            self._failed(error)
 
     def samples(self) -> Iterator[Sample]:
         """All of it. The store is read first, as that shows whether the broker is away."""
@@ -36,14 +42,30 @@ class StoreMetrics(ProcessMetrics):
         yield from super().samples()
         yield from of_store
 
+    def samples_or_raise(self) -> Iterator[Sample]:
+        """The same, or redis.RedisError or SagastreamError if the store cannot be read."""
+        of_store = list(self._of_store())
+        yield from super().samples()
+        yield from of_store
+
     def _look(self) -> Iterator[Sample]:
         try:
-            figures = self._reader.now()
+            found = list(self._of_store())
         except (redis.RedisError, SagastreamError) as error:
             self._failed(error)
             yield Sample(catalogue.STORE_UP, (), 0)
             return
         self._succeeded()
+        yield from found
+
+    def _of_store(self) -> Iterator[Sample]:
+        try:
+            figures = self._reader.now()
+        except redis.RedisError as error:
+            if not is_denied(error):
+                raise
+            text = "the user in REDIS_URL may not read the figures of the store; sagastream acl inspector prints one"
+            raise BrokerError(f"{text} that may ({error})") from error
         yield Sample(catalogue.STORE_UP, (), 1)
         # One series stands for all services beyond the bound, so what counts there is added up.
         added: dict[Sample, float] = {}
@@ -62,7 +84,8 @@ class StoreMetrics(ProcessMetrics):
             if not self.is_away:
                 self._report.began(error)
             return
-        if (fault := summary(error)) != self._fault:
+        fault = told(error) if isinstance(error, redis.RedisError) else str(error)
+        if fault != self._fault:
             self._fault = fault
             self._log.error(f"the figures of the store cannot be read: {fault}")
 
