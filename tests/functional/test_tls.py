@@ -139,20 +139,29 @@ def test_sentinels_and_the_master_that_they_name_are_reached_over_tls(
     done = commands.run("show", "s1", REDIS_URL=at.replace(f"ssl_ca_certs={authority.ca}&", ""))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("Error: the certificate of the broker cannot be trusted: ")
+    assert done.stderr.endswith("; name its CA by ssl_ca_certs in REDIS_URL\n")
 
 
 @pytest.mark.parametrize(
-    ("why", "says"),
+    ("why", "says", "helps"),
     [
-        ("unknown CA", "the certificate of the broker cannot be trusted: "),
-        ("expired", "the certificate of the broker cannot be trusted: certificate has expired"),
-        ("another host", "the certificate of the broker cannot be trusted: IP address mismatch"),
-        ("no certificate of its own", "the broker does not take the certificate of this process"),
-        ("a certificate of another CA", "the broker does not take the certificate of this process"),
+        (
+            "unknown CA",
+            "the certificate of the broker cannot be trusted: ",
+            "; name its CA by ssl_ca_certs in REDIS_URL",
+        ),
+        ("expired", "the certificate of the broker cannot be trusted: certificate has expired", "; renew it"),
+        (
+            "another host",
+            "the certificate of the broker cannot be trusted: IP address mismatch",
+            "'127.0.0.1'; name the host in REDIS_URL as the certificate does",
+        ),
+        ("no certificate of its own", "the broker does not take the certificate of this process", ""),
+        ("a certificate of another CA", "the broker does not take the certificate of this process", ""),
     ],
 )
 def test_who_cannot_be_trusted_ends_every_process_with_the_reason(
-    serve: Callable[..., int], authority: Authority, commands: Commands, why: str, says: str
+    serve: Callable[..., int], authority: Authority, commands: Commands, *, why: str, says: str, helps: str
 ) -> None:
     other = Authority(commands.folder, "theirs")
     days, host = (-1 if why == "expired" else 2), ("IP:127.0.0.9" if why == "another host" else "IP:127.0.0.1")
@@ -168,6 +177,7 @@ def test_who_cannot_be_trusted_ends_every_process_with_the_reason(
         done = commands.run(*arguments, REDIS_URL=at)
         assert done.returncode == 1, done
         assert says in done.stderr.splitlines()[-1], done
+        assert done.stderr.endswith(f"{helps}\n")
         assert "Traceback" not in done.stderr
         assert "waiting" not in done.stderr or "of this process" in says
     if looks:
@@ -180,7 +190,7 @@ def test_who_cannot_be_trusted_ends_every_process_with_the_reason(
 def test_a_url_with_the_wrong_scheme_is_told_as_that(
     serve: Callable[..., int], authority: Authority, commands: Commands
 ) -> None:
-    port, hint = serve(authority.issue("server")), "perhaps the port wants TLS: rediss://"
+    port, hint = serve(authority.issue("server")), "perhaps the port wants TLS: write rediss for redis in its url"
     for at in (f"127.0.0.1:{port}", f"u:p@127.0.0.1:{port}", f"127.0.0.1:1,127.0.0.1:{port}"):
         hears(f"redis://{at}", hint)
     hears(f"redis+sentinel://127.0.0.1:{port}/m", hint)
@@ -194,7 +204,7 @@ def test_a_url_with_the_wrong_scheme_is_told_as_that(
             raise error
         assert caught.value is error
 
-    hint = "perhaps the port speaks no TLS: redis://"
+    hint = "perhaps the port speaks no TLS: write redis for rediss in its url"
     with socket.create_server(("127.0.0.1", 0)) as silent:  # as a server does, until a line has ended
         at = f"rediss://127.0.0.1:{silent.getsockname()[1]}"
         with Broker(at, answer_timeout_s=0.2).client as client, pytest.raises(redis.TimeoutError) as late:

@@ -116,6 +116,9 @@ _REFUSED: Final = "{who} does not take the certificate of this process: see ssl_
 _WAS_ENDED: Final = re.compile(r"while (?:reading|writing)|closed by server", re.IGNORECASE)
 #: What TLS begins with, in the words of the error if no answer to that comes.
 HANDSHAKE: Final = "handshake"
+#: What there is to change in a url, whatever else its scheme says (rediss+sentinel://, …).
+_WITHOUT_TLS: Final = "write redis for rediss in its url"
+_WITH_TLS: Final = "write rediss for redis in its url"
 #: Reasons of OpenSSL for which a connection will never be made.
 _REASONS: Final[Mapping[str, str]] = {
     **dict.fromkeys(
@@ -130,11 +133,18 @@ _REASONS: Final[Mapping[str, str]] = {
         ),
         _REFUSED,
     ),
-    "WRONG_VERSION_NUMBER": "{who} speaks no TLS at this port: name it with redis://",
+    "WRONG_VERSION_NUMBER": f"{{who}} speaks no TLS at this port: {_WITHOUT_TLS}",
     "UNSUPPORTED_PROTOCOL": "{who} speaks only versions of TLS that are not allowed here",
     "TLSV1_ALERT_PROTOCOL_VERSION": "{who} allows only other versions of TLS",
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "{who} and this process have no cipher in common, or it wants a certificate",
     "NO_CIPHERS_AVAILABLE": "there is no cipher of that name: see ssl_ciphers",
+}
+#: What helps against a certificate that OpenSSL does not trust, by the code of its reason (X509_V_ERR_…).
+_TRUST: Final[Mapping[int, str]] = {
+    **dict.fromkeys((2, 18, 19, 20, 21), "name its CA by ssl_ca_certs in {url}"),
+    9: "its time has not begun: look at the clocks",
+    10: "renew it",
+    **dict.fromkeys((62, 64), "name the host in {url} as the certificate does"),
 }
 
 
@@ -147,14 +157,14 @@ def greeting(*, may_want_tls: bool) -> Iterator[None]:
     except redis.ConnectionError as error:
         if not may_want_tls or not _WAS_ENDED.search(str(error)):
             raise
-        text = f"{str(error).rstrip('.')}; perhaps the port wants TLS: rediss://"
+        text = f"{str(error).rstrip('.')}; perhaps the port wants TLS: {_WITH_TLS}"
         raise type(error)(text) from error
 
 
 def no_tls(error: redis.RedisError) -> str:
     """A hint to append to the error, if the server did not answer the TLS handshake; else empty."""
     is_silent = isinstance(error.__context__, TimeoutError) and HANDSHAKE in str(error.__context__)
-    return "; perhaps the port speaks no TLS: redis://" if is_silent else ""
+    return f"; perhaps the port speaks no TLS: {_WITHOUT_TLS}" if is_silent else ""
 
 
 def is_outage(error: BaseException) -> bool:
@@ -370,7 +380,9 @@ def untrusted(error: BaseException, called: Called = THE_BROKER) -> str | None:
     seen: BaseException | None = error
     for _ in range(10):
         if isinstance(seen, ssl.SSLCertVerificationError):
-            return f"the certificate of {called.name} cannot be trusted: {seen.verify_message}"
+            helps = _TRUST.get(seen.verify_code, "").format(url=called.variable)
+            text = f"the certificate of {called.name} cannot be trusted: {seen.verify_message.rstrip('.')}"
+            return f"{text}; {helps}" if helps else text
         name = str(getattr(seen, "reason", "")) if isinstance(seen, ssl.SSLError) else ""  # some have none
         if name in _REASONS:
             return f"{_REASONS[name].format(who=called.name)} ({name})"
