@@ -225,11 +225,12 @@ def test_an_operator_pauses_and_resumes_and_workers_heed_it(stage: Stage, users:
         1,
         True,
     )
+    by_design = users.refused()
     # Who may not know which services there are is told of none that it is misspelt.
     begins = json.dumps({"saga_id": "b1", "steps": [charge(1)]})
     begun = stage.run(Role.BEGIN_ONLY, "begin", "-", given=begins)
     assert (begun.returncode, begun.stdout, begun.stderr) == (0, "b1 accepted\n", "")
-    by_design = users.refused()
+    assert users.refused() == by_design
     for verb in ("pause", "resume"):
         done = stage.run(Role.OPERATOR, verb, "till", "--reason", "by hand")
         assert done.returncode == 0, done
@@ -243,6 +244,20 @@ def test_an_operator_pauses_and_resumes_and_workers_heed_it(stage: Stage, users:
             assert "by hand" in looked.stdout
     assert client.wait("h1", 60).status == "COMPLETED"
     assert users.refused() == by_design
+
+
+def test_who_only_begins_sagas_sees_them_and_is_refused_nothing(stage: Stage, users: Users) -> None:
+    waits = json.dumps({"saga_id": "n1", "steps": [do(1, "Fly", "nobody", compensation=None)]})
+    begun = stage.run(Role.BEGIN_ONLY, "begin", "-", "--wait", "--timeout", "1", given=waits)
+    assert (begun.returncode, begun.stderr) == (1, "Error: saga n1 has not ended within 1 s\n")
+    shown = stage.run(Role.BEGIN_ONLY, "show", "n1")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "n1" in shown.stdout
+    assert "why it waits cannot be told: this user may not look at the rest of the store" in shown.stdout
+    absent = stage.run(Role.BEGIN_ONLY, "show", "n2")
+    assert absent.returncode == 1
+    assert absent.stderr.startswith("Error: there is no saga n2 in the store ")
+    assert users.refused() == []
 
 
 def acts_on_many(stage: Stage, client: SagaClient) -> None:

@@ -117,12 +117,21 @@ class Patience:
 
         from sagastream.store import heartbeat
 
+        if not self.may_look(keys):
+            return None
         try:
             return not self._outage.patiently(
                 lambda: _shows_up(lambda: heartbeat.worker_is_alive(self._broker.client, keys)), until=self._until
             )
         except redis.RedisError:
             return None
+
+    def may_look(self, keys: "StoreKeys") -> bool:
+        """Whether this user may know who is at work, and why sagas wait."""
+        from sagastream.broker.exchange import run
+        from sagastream.client import evidence
+
+        return self.look(lambda: run(self._broker.client, evidence.may_look(keys))) is not False
 
     def strangers(self, keys: "StoreKeys", request: "Begin", *, workerless: bool) -> list[str]:
         """What the steps name that no service has: misspelt services and commands. It is empty in a store in which
@@ -151,7 +160,7 @@ class Patience:
             return []
         return found
 
-    def ended(self, client: "SagaClient", accepted: "Accepted") -> "SagaState":
+    def ended(self, client: "SagaClient", keys: "StoreKeys", accepted: "Accepted") -> "SagaState":
         """Wait for the end. If it takes long, say why, and again whenever that is something else."""
         saga_id, said = accepted.saga_id, ""
         try:
@@ -160,7 +169,7 @@ class Patience:
                 try:
                     return client.wait(accepted, min(left_s, _SAY_WHY_AFTER_S))
                 except TimeoutError:
-                    kinds, lines = _why(client, saga_id)
+                    kinds, lines = _why(client, saga_id) if self.may_look(keys) else ("", [""])
                 if left_s <= _SAY_WHY_AFTER_S:
                     helps = [] if kinds == said else lines[1:]  # what was said before still stands above
                     text = f"saga {saga_id} has not ended within {self._timeout_s:g} s{lines[0]}"

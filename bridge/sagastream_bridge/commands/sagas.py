@@ -87,7 +87,7 @@ def begin(what: str, wait: bool, timeout: float | None, durable: "Durable | None
             return
         if before is not None:
             say(before, err=True)
-        state = patience.ended(client, accepted)
+        state = patience.ended(client, keys, accepted)
         why = f"parked: {state.parked}" if state.parked else state.reason
         click.echo(f"{state.saga_id} {state.status}" + (f": {safe(why)}" if why else ""))
         if state.parked:

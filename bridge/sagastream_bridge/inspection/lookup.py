@@ -15,7 +15,7 @@ from sagastream.broker.connection import Broker
 from sagastream.broker.exchange import run
 from sagastream.broker.failures import brief
 from sagastream.broker.wire import execute
-from sagastream.client.evidence import explain, explained, survey
+from sagastream.client.evidence import explain, explained, may_look, survey
 from sagastream.codecs.setting import codec_of
 from sagastream.core.causes import Cause
 from sagastream.core.durations import spoken
@@ -48,6 +48,7 @@ _LOOKED_AT: Final = 100
 _AHEAD_MS: Final = 1_000
 #: How long a list goes on to look for sagas until its page is full, in seconds.
 _GOES_ON_S: Final = 2.0
+_MAY_NOT_LOOK: Final = "this user may not look at the rest of the store; sagastream acl client prints one that may"
 _AFTER_FAILOVER: Final = "see sagastream doctor --after-failover"
 
 
@@ -89,8 +90,10 @@ def saga(broker: Broker, saga_id: str) -> Found:
 
 def _saga(client: "redis.Redis", found: Reach, saga_id: str) -> Found:
     if found.shared is not None:
-        return _unexplained(client, found, saga_id, found.shared)
+        return _unexplained(client, found, saga_id, brief(found.shared))
     keys = found.keys
+    if not run(client, may_look(keys)):
+        return _unexplained(client, found, saga_id, _MAY_NOT_LOOK)
     state, causes, now_ms = asking.run(client, explained(keys, saga_id))
     if isinstance(state, UnreadableSaga):
         raise state
@@ -114,13 +117,13 @@ def _saga(client: "redis.Redis", found: Reach, saga_id: str) -> Found:
     return Found(state=state, now_ms=now_ms, notes=notes, causes=causes)
 
 
-def _unexplained(client: "redis.Redis", found: Reach, saga_id: str, error: redis.RedisError) -> Found:
-    """The same while what is known of the whole store cannot be read, and so not why the saga waits."""
+def _unexplained(client: "redis.Redis", found: Reach, saga_id: str, why_not: str) -> Found:
+    """The same if what is known of the whole store cannot be read, and so not why the saga waits."""
     states, now_ms = sagas.read(client, found.keys, [saga_id])
     state = states[saga_id]
     if isinstance(state, UnreadableSaga):
         raise state
-    notes = [f"why it waits cannot be told: {brief(error)}"]
+    notes = [f"why it waits cannot be told: {why_not}"]
     if state is not None:
         notes = [] if state.ended else notes
         state, unopened = open_state(codec_of(None), state)

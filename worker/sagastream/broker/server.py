@@ -7,7 +7,7 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from sagastream.broker.exchange import Exchange
-from sagastream.broker.wire import or_raise
+from sagastream.broker.wire import Words, or_raise
 
 #: The least version; Valkey names the version of Redis that it is like.
 OLDEST: Final = 7
@@ -46,15 +46,21 @@ def facts(info: bytes) -> dict[str, str]:
     return {name: value for name, colon, value in lines if colon}
 
 
+def may(*commands: Words) -> Exchange[bool]:
+    """Whether this user may call all these commands; True, too, if the server does not tell. Who may not need not try:
+    it would be logged as an intrusion."""
+    (user,) = yield [("ACL", "WHOAMI")]
+    if not isinstance(user, bytes):
+        return True
+    answers = yield [("ACL", "DRYRUN", user, *words) for words in commands]
+    return all(answer == b"OK" for answer in answers if isinstance(answer, bytes))
+
+
 def settings(*names: str) -> Exchange[dict[str, str]]:
     """These settings of the server. Empty if it does not tell, or if the user may not ask: CONFIG GET would show the
-    password of the default user, too, so the users of `sagastream acl` may not. They need not try: it would be logged
-    as an intrusion. Raises NodeAway."""
-    (user,) = yield [("ACL", "WHOAMI")]
-    if isinstance(user, bytes):
-        (refused,) = yield [("ACL", "DRYRUN", user, "CONFIG", "GET", *names)]
-        if isinstance(refused, bytes) and refused != b"OK":
-            return {}
+    password of the default user, too, so the users of `sagastream acl` may not. Raises NodeAway."""
+    if not (yield from may(("CONFIG", "GET", *names))):
+        return {}
     (found,) = yield [("CONFIG", "GET", *names)]
     if isinstance(found, ResponseError):
         return {}

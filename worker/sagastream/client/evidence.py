@@ -41,6 +41,11 @@ class Explained(NamedTuple):
     now_ms: int  # by the broker's clock
 
 
+def may_look(keys: StoreKeys) -> Exchange[bool]:
+    """Whether this user may look for why sagas wait. Who only begins sagas may not."""
+    return (yield from server.may(("ZRANGE", keys.alive, 0, -1), ("HVALS", keys.losses)))
+
+
 def explained(keys: StoreKeys, saga_id: str) -> Exchange[Explained]:
     """A saga as it is now, and why it waits; if there is none, why it may not have begun yet."""
     is_unasked = False
