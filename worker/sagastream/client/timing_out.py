@@ -39,7 +39,10 @@ def error(
 def _why(layout: Layout, saga_id: str, *, of_many: bool) -> Exchange[str]:
     """Why a saga waits, as the end of a sentence; nothing if that cannot be found out."""
     try:
-        found = yield from evidence.explained((yield from layout.opened()), saga_id)
+        keys = yield from layout.opened()
+        if not (yield from evidence.may_look(keys)):
+            return ""
+        found = yield from evidence.explained(keys, saga_id)
     except redis.RedisError:
         return ""
     if not found.causes:
