@@ -260,6 +260,25 @@ def test_who_only_begins_sagas_sees_them_and_is_refused_nothing(stage: Stage, us
     assert users.refused() == []
 
 
+def test_who_may_not_do_it_is_told_the_role_that_may(stage: Stage, users: Users, commands: Commands) -> None:
+    stage.end()
+    begins = json.dumps({"saga_id": "b1", "steps": [charge(1)]})
+    for role, arguments, needed in (
+        (Role.INSPECTOR, ("begin", "-"), "begin-only"),
+        (Role.INSPECTOR, ("cancel", "b1", "--reason", "by hand"), "client"),
+        (Role.DEPLOYER, ("list",), "inspector"),
+        (Role.DEPLOYER, ("quarantine", "list"), "inspector"),
+        (Role.INSPECTOR, ("doctor", "--settled"), "doctor"),
+        (Role.INSPECTOR, ("worker",), "worker"),
+        (Role.INSPECTOR, ("service", "till:service"), "service --service NAME [--queue QUEUE]"),
+    ):
+        done = stage.run(role, *arguments, given=begins)
+        (told,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+        assert done.returncode == 1, done
+        assert told.startswith("Error: the user in REDIS_URL may not do this: "), done
+        assert told.count(f"; sagastream acl {needed} prints one") == told.count("sagastream acl") == 1, done
+
+
 def acts_on_many(stage: Stage, client: SagaClient) -> None:
     """An operator has a worker cancel a saga that a search finds, and an inspector sees it."""
     many = ("cancel", "--where", "customer=c9", "--reason", "by hand", "--yes")

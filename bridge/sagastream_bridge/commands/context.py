@@ -15,6 +15,7 @@ from sagastream import log_output
 from sagastream.telemetry import Log
 from sagastream_bridge.commands import variables
 from sagastream_bridge.commands.ending import on_signals, terminated
+from sagastream_bridge.commands.needed_roles import role_of
 from sagastream_bridge.commands.terminal import safe, say
 
 if TYPE_CHECKING:
@@ -117,12 +118,23 @@ def _told(error: Exception) -> str:
     from sagastream.broker.failures import is_silent, told
 
     if isinstance(error, redis.RedisError):
-        saga_id = click.get_current_context().params.get("saga_id")
+        context = click.get_current_context()
+        saga_id = context.params.get("saga_id")
         which = f"saga {saga_id} cannot be reached: " if saga_id is not None and is_silent(error) else ""
-        return f"{which}{told(error)}"
+        return f"{which}{told(error, role=role_of(_name(context), context.params))}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def _name(context: click.Context) -> str:
+    """The name of a command, with that of its group before it."""
+    names: list[str] = []
+    step: click.Context | None = context
+    while step is not None and step.parent is not None:
+        names.insert(0, step.command.name or "")
+        step = step.parent
+    return " ".join(names)
 
 
 def tell_reach(found: "Reach") -> None:

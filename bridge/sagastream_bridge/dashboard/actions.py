@@ -120,7 +120,7 @@ class Actions:
         except redis.RedisError as error:
             if is_away(error):
                 raise
-            return self._services.shown(request, 422, f"{told(error)}.", form, service)
+            return self._services.shown(request, 422, f"{told(error, role='operator')}.", form, service)
         except SagastreamError as error:
             return self._services.shown(request, 422, sentence(error), form, service)
         self._log.info(f"{actor}: {verb} of {heard.pause.told}: {reason}")
@@ -139,7 +139,7 @@ class Actions:
         except redis.RedisError as error:
             if is_away(error):
                 raise  # then nothing can be shown either
-            raise Refused(f"{told(error)}.") from None
+            raise Refused(f"{told(error, role='operator')}.") from None
         except SagastreamError as error:
             raise Refused(sentence(error)) from None
         # The page below says how the saga stands, and moves on with it; this text would not.

@@ -107,8 +107,13 @@ SAYS: Final = " says: "
 #: What there is to do if one node does not let a process in.
 _ON_EACH_NODE: Final = "a cluster copies no users, so make this one there, too"
 #: What a person is told if the user may not do something; and if only one node says so.
-_MAY_NOT: Final = "the user in {url} may not do this: {said}; sagastream acl ROLE prints the user that a role needs"
-_DENIES: Final = "{who} denies this to the user in {url}: {said}; sagastream acl ROLE --cluster prints it for all nodes"
+_MAY_NOT: Final = "the user in {url} may not do this: {said}"
+_DENIES: Final = "{who} denies this to the user in {url}: {said}"
+#: … and what there is to do, if `said` does not end with it.
+_ACL: Final = "; sagastream acl "
+_PRINTS: Final = "{role} prints the user that a role needs"
+_PRINTS_ONE: Final = "{role} prints one who may"
+_PRINTS_FOR_ALL: Final = "{role} --cluster prints it for all nodes"
 #: What a server answers to a process that has not logged in.
 _NO_LOGIN: Final = ("HELLO must be called with the client already authenticated", "Authentication required")
 _REFUSED: Final = "{who} does not take the certificate of this process: see ssl_certfile and ssl_keyfile"
@@ -302,8 +307,9 @@ def _told_of_refusal(node: object, error: redis.RedisError) -> str:
     return f"{name} refuses the login: {text.partition(SAYS)[2] or text.rstrip('.')}; {_ON_EACH_NODE}"
 
 
-def told(error: redis.RedisError, called: Called = THE_BROKER) -> str:
-    """What a person is told of an error of this server: what is the case, and what helps."""
+def told(error: redis.RedisError, called: Called = THE_BROKER, *, role: str | None = None) -> str:
+    """What a person is told of an error of this server: what is the case, and what helps. `role`: the one that would be
+    allowed to do what was asked, as `sagastream acl` takes it; None: that is not known."""
     node = said_by(error)
     text = plain(error) or type(error).__name__
     if isinstance(error, NodeRefuses):
@@ -314,7 +320,7 @@ def told(error: redis.RedisError, called: Called = THE_BROKER) -> str:
         return _told_of_connection(error, text, called)
     who, meaning = node or called.name, text
     if is_denied(error):
-        meaning = _MAY_NOT if node is None else _DENIES
+        meaning = (_MAY_NOT if node is None else _DENIES) + _who_may(text, role, on_node=node is not None)
     elif name := next((one for one in _MEANINGS if _begins(error, text, one)), None):
         meaning = _MEANINGS[name]
         if node is None and called == THE_BROKER:
@@ -322,6 +328,13 @@ def told(error: redis.RedisError, called: Called = THE_BROKER) -> str:
     else:
         return f"{who} is away for a while: {text}" if is_outage(error) else text
     return meaning.format(who=who, url=called.variable, said=text)
+
+
+def _who_may(said: str, role: str | None, *, on_node: bool) -> str:
+    if _ACL in said:
+        return ""
+    prints = _PRINTS_FOR_ALL if on_node else _PRINTS if role is None else _PRINTS_ONE
+    return _ACL + prints.format(role=role or "ROLE")
 
 
 def _begins(error: redis.RedisError, text: str, name: str) -> bool:
