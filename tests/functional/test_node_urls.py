@@ -61,6 +61,10 @@ SERVERS: dict[str, dict[str, Any]] = {
         "socket": {"host": "shop.example", "port": 6380, "tls": True},
         "database": 0,
     },
+    "rediss://shop?ssl_cert_reqs=none&ssl_ciphers=ECDHE": {
+        "socket": {"host": "shop", "port": 6379, "tls": True, "ciphers": "ECDHE", "rejectUnauthorized": False},
+        "database": 0,
+    },
     "unix:///run/s.sock": {"socket": {"path": "/run/s.sock"}, "database": 0},
     "unix://ann:p%40@/run/a%20b?db=2": {
         "socket": {"path": "/run/a b"},
@@ -70,7 +74,7 @@ SERVERS: dict[str, dict[str, Any]] = {
     },
     "redis+sentinel://ann:p%40@one:7000,two,[::1]:7001/shop/3?sentinel_username=sam&sentinel_password=s": {
         "name": "shop",
-        "tls": False,
+        "tls": {},
         "database": 3,
         "username": "ann",
         "password": "p@",
@@ -79,14 +83,15 @@ SERVERS: dict[str, dict[str, Any]] = {
     },
     "rediss+sentinel://one/shop?db=1": {
         "name": "shop",
-        "tls": True,
+        "tls": {"tls": True},
         "database": 1,
         "sentinels": [{"host": "one", "port": 26379}],
         "login": {},
     },
 }
 
-ENCODE = "it cannot be taken apart; characters of a password such as # / ? @ & % are written %23 %2F %3F %40 %26 %25"
+CODES = "characters of a password such as # / ? @ & % are written %23 %2F %3F %40 %26 %25"
+ENCODE = f"it cannot be taken apart; {CODES}"
 NO_SCHEME = "it is not redis://, rediss://, unix:// or redis+sentinel://"
 UNUSABLE = {
     "secret": NO_SCHEME,
@@ -105,6 +110,21 @@ UNUSABLE = {
     "redis://ann:secret%@localhost": "a % in it is not followed by two hexadecimal digits",
     "redis://localhost?db=secret": "the database must be a number",
     "unix://run/s.sock": ENCODE,
+    "redis://localhost?ssl_ca_certs=ca.pem": "it has an option ssl_ca_certs; that is for rediss:// only",
+    "redis://localhost?sentinel_username=s": "it has an option sentinel_username; that is for redis+sentinel:// only",
+    "redis://localhost?decode=1": "it has an option decode; there are db, username, password",
+    "redis://localhost?password=secret&more=1": f"it has an option that does not exist; {CODES}",
+    "redis://ann:5?t=secret@localhost": f"it has an option that does not exist; {CODES}",
+    "redis://localhost?password=": "its option password must have a value",
+    "rediss://localhost?ssl_ca_path=/certs": "it has an option ssl_ca_path, which Node cannot use; ssl_ca_certs names "
+    "one file",
+    "rediss://localhost?ssl_cert_reqs=optional": "its option ssl_cert_reqs must be required or none",
+    "rediss://localhost?ssl_ca_certs=/no.pem": "its certificates cannot be used: /no.pem: no such file or directory",
+    "rediss://localhost?ssl_certfile=/dev/zero": "its certificates cannot be used: /dev/zero: not a file",
+    "unix:///run/s.sock?ssl_certfile=c": "it has an option ssl_certfile; that is for rediss:// only",
+    "rediss+sentinel://one/shop?x=1": "it has an option x; there are db, username, password, ssl_ca_certs, "
+    "ssl_certfile, ssl_keyfile, ssl_password, ssl_ciphers, ssl_check_hostname, ssl_cert_reqs, sentinel_username, "
+    "sentinel_password",
     "redis+sentinel://secret": ENCODE,
     "redis+sentinel://ann:secret%zz@one/shop": "a % in it is not followed by two hexadecimal digits",
 }

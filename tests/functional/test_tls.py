@@ -1,6 +1,8 @@
 """rediss://: a CA of one's own, certificates of clients; and what ends a process, since no waiting mends it."""
 
 import asyncio
+import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -259,3 +261,87 @@ def test_files_that_cannot_be_used_are_told_in_one_line(authority: Authority, co
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done
         assert says in done.stderr
         assert "wr0ng" not in done.stderr
+
+
+@contextlib.contextmanager
+def in_javascript(folder: Path, *urls: str) -> Iterator[list["subprocess.Popen[str]"]]:
+    """The sample service in JavaScript, one process for each url."""
+    running: list[subprocess.Popen[str]] = []
+    try:
+        for at in urls:
+            env = os.environ | {"REDIS_URL": at}
+            running.append(
+                subprocess.Popen(["node", "notification.mjs"], cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
+            )
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
+def test_a_service_in_javascript_works_over_tls_and_so_do_its_own_data(
+    serve: Callable[..., int],
+    watch: Callable[..., int],
+    authority: Authority,
+    commands: Commands,
+    node_sample: Path,
+) -> None:
+    server, client = authority.issue("server"), authority.issue("client")
+    port = serve(server, clients=True)
+    direct = url(port, authority.ca, client)
+    named = url(watch(server, port), authority.ca, client).replace("?", "/mymaster?")
+    commands.quiet("worker", env={"REDIS_URL": direct})
+    sends = do({"to": "a@b", "text": "hi"}, "SendNotification", "notification")
+    with SagaClient(direct) as sagas:
+        for name, way in (("s1", direct), ("s2", named.replace("rediss:", "rediss+sentinel:"))):
+            with in_javascript(node_sample, way):
+                sagas.begin(name, [sends])
+                assert sagas.wait(name, 60).status == "COMPLETED"
+    with connect(direct) as redis_client:
+        assert redis_client.hlen("stubs:{notification}:outbox") == 2
+
+
+def test_a_service_in_javascript_that_cannot_be_trusted_or_does_not_trust_ends_with_the_reason(
+    serve: Callable[..., int], watch: Callable[..., int], authority: Authority, tmp_path: Path, node_sample: Path
+) -> None:
+    other = Authority(tmp_path, "theirs")
+    plain = authority.issue("server")
+    port, wants = serve(plain), serve(plain, clients=True)
+    expired, elsewhere = serve(authority.issue("old", days=-1)), serve(authority.issue("far", host="IP:127.0.0.9"))
+    sentinel = url(watch(plain, port), other.ca).replace("?", "/mymaster?").replace("rediss:", "rediss+sentinel:")
+    untrusted_, refused = "the certificate of Redis cannot be trusted: ", "Redis does not take the certificate of this"
+    cases = {
+        url(port, other.ca): (untrusted_, "; name its CA by ssl_ca_certs in REDIS_URL"),
+        sentinel: (untrusted_, "; name its CA by ssl_ca_certs in REDIS_URL"),
+        url(expired, authority.ca): (untrusted_, "certificate has expired"),
+        url(elsewhere, authority.ca): (untrusted_, "; use a name in REDIS_URL that the certificate has"),
+        url(wants, authority.ca): (refused, "see ssl_certfile and ssl_keyfile"),
+        url(wants, authority.ca, other.issue("client")): (refused, "see ssl_certfile and ssl_keyfile"),
+        url(port, authority.ca, (plain[0], other.issue("mine")[1])): ("cannot be used: ", "key values mismatch"),
+        url(port, plain[1]): ("REDIS_URL is not usable: its certificates cannot be used: ", str(plain[1])),
+    }
+    with in_javascript(node_sample, *cases) as running:
+        for process, (why, what_to_do) in zip(running, cases.values(), strict=True):
+            said = process.communicate(timeout=60)[1]
+            assert process.returncode == 1, said
+            assert why in said.splitlines()[-1]
+            assert what_to_do in said.splitlines()[-1]
+            assert "   at " not in said
+
+
+def test_a_service_in_javascript_says_why_redis_is_away(
+    serve: Callable[..., int], authority: Authority, node_sample: Path
+) -> None:
+    port, nobody = serve(authority.issue("server")), free_port()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        cases = {
+            f"redis://127.0.0.1:{nobody}": f"Redis is away (connect ECONNREFUSED 127.0.0.1:{nobody}); waiting",
+            f"redis://127.0.0.1:{port}": "; perhaps the port wants TLS: rediss://); waiting",
+            f"rediss://127.0.0.1:{silent.getsockname()[1]}": "; perhaps the port speaks no TLS: redis://); waiting",
+        }
+        with in_javascript(node_sample, *cases) as running:
+            for process, hint in zip(running, cases.values(), strict=True):
+                assert process.stderr is not None
+                assert "started" in process.stderr.readline()
+                assert hint in process.stderr.readline()

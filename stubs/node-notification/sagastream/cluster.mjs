@@ -2,7 +2,7 @@
 
 import * as redis from '@redis/client'
 import { Connection } from './connection.mjs'
-import { Away, isOutage, NodeAway } from './outage.mjs'
+import { Away, faultOf, isOutage, NodeAway } from './outage.mjs'
 
 const SLOTS = 16384
 /** How long a node may take to say which node has which slots. Then the next one is asked. */
@@ -115,7 +115,7 @@ export class ClusterMap {
         return this.#take(await ask(this.reach(address)), address)
       } catch (error) {
         // The next one may answer. Why this one is away, the connections to it tell.
-        if (error instanceof redis.ErrorReply && !isOutage(error)) this.#refusal = error
+        this.#refusal = faultOf(error) ?? this.#refusal
       }
     }
     return undefined

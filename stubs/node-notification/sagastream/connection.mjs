@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import * as redis from '@redis/client'
-import { Away, delay, isLeft, isOutage, NodeAway } from './outage.mjs'
+import { Away, delay, faultOf, isLeft, isOutage, mismatch, NodeAway, reason } from './outage.mjs'
 import { openMaster } from './sentinel.mjs'
 
 /** How long an answer may take, in addition to the time that a blocking read waits. */
@@ -23,8 +23,7 @@ export function timeouts() {
   return {
     connectTimeout: ANSWER_TIMEOUT_MS,
     socketTimeout: ANSWER_TIMEOUT_MS,
-    reconnectStrategy: (retries, cause) =>
-      cause instanceof redis.ErrorReply && !isOutage(cause) ? cause : delay(retries + 1),
+    reconnectStrategy: (retries, cause) => (faultOf(cause) ? cause : delay(retries + 1)),
   }
 }
 
@@ -36,6 +35,8 @@ export class Connection {
   #settled
   #fault
   #away = 'not connected yet'
+  #socket // how node-redis reaches the server; undefined: Sentinels name it
+  #hasAnswered = false
   #follows // whether Sentinels name the master
   #node // who is told of this node of a cluster; undefined: it is a server by itself
   #isClosed = false
@@ -56,11 +57,12 @@ export class Connection {
       this.#settled = new Promise((resolve) => this.#follow(server, options, resolve))
       return
     }
+    this.#socket = server.socket
     this.#client = open(server, options)
     this.#settled = new Promise((resolve) => this.#client.once('ready', resolve).once('error', resolve))
     this.#client.on('error', (error) => {
-      if (isRefused(error)) this.#fault = error
-      this.#away = reason(error)
+      this.#fault ??= faultOf(error)
+      this.#away = this.#why(error)
       if (!this.#fault && !this.#isClosed) node?.failed(this.#away)
     })
   }
@@ -77,7 +79,7 @@ export class Connection {
         while (client.isOpen) await new Promise((resolve) => client.once('end', resolve).once('error', resolve))
         this.#away = 'the connection to the master was lost'
       } catch (error) {
-        if (isRefused(error)) this.#fault = error
+        this.#fault ??= faultOf(error)
         this.#away = error.message
         failures += 1
       }
@@ -112,10 +114,12 @@ export class Connection {
       // ASKING holds for the command that comes next on the connection.
       const sent = asking ? both(client.sendCommand(['ASKING']), client.sendCommand(texts)) : client.sendCommand(texts)
       const answer = await sent
+      this.#hasAnswered = true
       this.#node?.answered()
       return answer
     } catch (error) {
-      if (!(error instanceof redis.ErrorReply)) throw this.#lost(error)
+      if (!(error instanceof redis.ErrorReply)) throw this.#fault ?? this.#lost(error)
+      this.#hasAnswered = true
       // Of a cluster, the map says where the slots are by now.
       if (!this.#node && isLeft(error)) this.#leave(client)
       if (!isOutage(error)) this.#node?.answered()
@@ -124,9 +128,12 @@ export class Connection {
   }
 
   #lost(error) {
-    const options = { cause: error }
-    if (!this.#node) return new Away(error.message || error.code, options)
-    return new NodeAway(error instanceof redis.ClientOfflineError ? this.#away : reason(error), options)
+    const why = error instanceof redis.ClientOfflineError ? this.#away : this.#why(error)
+    return new (this.#node ? NodeAway : Away)(why, { cause: error })
+  }
+
+  #why(error) {
+    return reason(error) + (this.#socket && !this.#hasAnswered ? mismatch(error, this.#socket) : '')
   }
 
   /** Run a script of the folder scripts/, even if the server has forgotten it. */
@@ -193,13 +200,4 @@ function scriptOf(name) {
 /** What TIME answers, in ms. */
 export function millis([seconds, micros]) {
   return BigInt(seconds) * 1000n + BigInt(micros) / 1000n
-}
-
-/** Whether the server refuses the connection, such as its login. */
-function isRefused(error) {
-  return error instanceof redis.ErrorReply && !isOutage(error)
-}
-
-function reason(error) {
-  return error.message || error.code || 'the connection was lost'
 }

@@ -139,9 +139,10 @@ class OwnCluster {
 
   #open() {
     const { socket, ...login } = this.#server
+    const { host: _host, port: _port, path: _path, ...secure } = socket
     const client = redis.createCluster({
       rootNodes: this.#map.nodes().map((address) => ({ socket: this.#map.reach(address).socket })),
-      defaults: { ...login, socket: { ...timeouts(), tls: socket.tls }, disableClientInfo: true },
+      defaults: { ...login, socket: { ...timeouts(), ...secure }, disableClientInfo: true },
       minimizeConnections: true, // it would wait for all nodes, even for those that are away
       RESP: 2,
     })

@@ -1,6 +1,8 @@
 // The master that Sentinels name: connections to it, whichever server that is at the time.
 
 import * as redis from '@redis/client'
+import { mismatch, reason } from './outage.mjs'
+import { distrust } from './tls.mjs'
 
 /** How long a Sentinel may take to answer. Then the next one is asked. */
 const PATIENCE_MS = 1000
@@ -12,13 +14,14 @@ const PATIENCE_MS = 1000
  */
 export async function openMaster(named, options) {
   const said = []
+  const untrusted = []
   for (const sentinel of [...named.sentinels]) {
     let master
     try {
       master = await ask(sentinel, named)
       const client = await connected({
         ...options,
-        socket: { ...options.socket, ...master, tls: named.tls, reconnectStrategy: false },
+        socket: { ...options.socket, ...master, ...named.tls, reconnectStrategy: false },
         username: named.username,
         password: named.password,
         database: named.database,
@@ -35,20 +38,24 @@ export async function openMaster(named, options) {
     } catch (error) {
       if (master && isRefusal(error)) throw error
       const where = master ? ` names ${master.host}:${master.port}` : ''
-      said.push(`${sentinel.host}:${sentinel.port}${where}: ${error.message || error.code}`)
+      said.push(`${sentinel.host}:${sentinel.port}${where}: ${reason(error)}${mismatch(error, named.tls)}`)
+      if (distrust(error)) untrusted.push(error)
     }
   }
+  if (untrusted.length === named.sentinels.length) throw untrusted[0] // waiting mends nothing
   throw new Error(`no Sentinel leads to the master ${named.name}: ${said.join('; ')}`)
 }
 
-/** Whether the login is refused, which waiting does not mend. */
+/** Whether the login is refused, or a certificate is. Waiting does not mend that. */
 function isRefusal(error) {
+  if (distrust(error)) return true
   return error instanceof redis.ErrorReply && /^(WRONGPASS|NOAUTH|NOPERM)/.test(error.message)
 }
 
 /** Where the master is, as a Sentinel says. */
 async function ask({ host, port }, { name, tls, login }) {
-  const socket = { host, port, tls, connectTimeout: PATIENCE_MS, socketTimeout: PATIENCE_MS, reconnectStrategy: false }
+  const waits = { connectTimeout: PATIENCE_MS, socketTimeout: PATIENCE_MS, reconnectStrategy: false }
+  const socket = { host, port, ...tls, ...waits }
   const client = await connected({ socket, ...login, RESP: 2, disableClientInfo: true })
   try {
     const words = (await client.sendCommand(['SENTINEL', 'MASTER', name])).map(String)
@@ -80,12 +87,12 @@ export function openOwn(named, options) {
     sentinelRootNodes: named.sentinels,
     nodeClientOptions: {
       ...others,
-      socket: { ...socket, tls: named.tls },
+      socket: { ...socket, ...named.tls },
       username: named.username,
       password: named.password,
       database: named.database,
     },
-    sentinelClientOptions: { ...named.login, socket: { tls: named.tls }, disableClientInfo: true },
+    sentinelClientOptions: { ...named.login, socket: named.tls, disableClientInfo: true },
     RESP: 2,
   })
   client.on('error', () => {})

@@ -1,5 +1,7 @@
 // REDIS_URL: which server it names, which nodes of a cluster, or which Sentinels. No text that this raises has a part of
-// the url in it: there may be a password in it.
+// a password in it.
+
+import { secured, TLS_OPTIONS } from './tls.mjs'
 
 /** The service is declared or configured wrongly. Its text is one line, fit to show a person. */
 export class ServiceError extends Error {}
@@ -11,6 +13,9 @@ const SENTINELS = /^(rediss?)\+sentinel:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?([^@/?]
 const ENCODE = 'characters of a password such as # / ? @ & % are written %23 %2F %3F %40 %26 %25'
 const TORN = `it cannot be taken apart; ${ENCODE}`
 const PORT = 6379
+/** The options of every url, and those of a url that names Sentinels. By their values: what they must be; empty: anything. */
+const OPTIONS = { db: [], username: [], password: [] }
+const SENTINEL_OPTIONS = { sentinel_username: [], sentinel_password: [] }
 const SENTINEL_PORT = 26379
 
 /** What a url names: Sentinels, or a server. */
@@ -27,14 +32,17 @@ export function parseUrl(url) {
   return usable(() => {
     if (url.startsWith('unix://')) {
       const [username, password, path, query] = taken(SOCKET, url)
-      return { socket: { path: decodeURIComponent(path) }, ...login(username, password, undefined, query) }
+      const options = known(query, OPTIONS)
+      return { socket: { path: decodeURIComponent(path) }, ...login(username, password, undefined, options) }
     }
     if (!/^rediss?:/.test(url)) throw new Error('it is not redis://, rediss://, unix:// or redis+sentinel://')
     const [scheme, username, password, hosts, database, query] = taken(SERVER, url)
     const nodes = hosts.split(',').map(address)
     if (nodes.length > 1 && hosts.split(',').includes('')) throw new Error('it names no host between two commas')
-    const socket = scheme === 'rediss' ? { ...nodes[0], tls: true } : nodes[0]
-    return { socket, ...(nodes.length > 1 && { nodes }), ...login(username, password, database, query) }
+    const isSecure = scheme === 'rediss'
+    const options = known(query, { ...OPTIONS, ...(isSecure && TLS_OPTIONS) })
+    const socket = { ...nodes[0], ...(isSecure && secured(options)) }
+    return { socket, ...(nodes.length > 1 && { nodes }), ...login(username, password, database, options) }
   })
 }
 
@@ -43,11 +51,12 @@ export function parseSentinels(url) {
   if (!/^rediss?\+sentinel:/.test(url)) return null
   return usable(() => {
     const [scheme, username, password, hosts, name, database, query] = taken(SENTINELS, url)
-    const options = new URLSearchParams(query)
+    const isSecure = scheme === 'rediss'
+    const options = known(query, { ...OPTIONS, ...(isSecure && TLS_OPTIONS), ...SENTINEL_OPTIONS })
     return {
       name,
-      tls: scheme === 'rediss',
-      ...login(username, password, database, query),
+      tls: isSecure ? secured(options) : {},
+      ...login(username, password, database, options),
       sentinels: hosts.split(',').map(sentinel),
       login: {
         username: options.get('sentinel_username') ?? undefined,
@@ -82,8 +91,29 @@ function address(text) {
   return { host: host.replace(/^\[|\]$/g, '') || 'localhost', port: Number(port ?? PORT) }
 }
 
-function login(username, password, database, query) {
+/** The options behind the `?`, if each is one of these. */
+function known(query, allowed) {
   const options = new URLSearchParams(query)
+  for (const [name, value] of options) {
+    if (!Object.hasOwn(allowed, name)) throw new Error(unknown(name, options, allowed))
+    if (!value) throw new Error(`its option ${name} must have a value`)
+    const wanted = allowed[name]
+    if (wanted.length && !wanted.includes(value)) throw new Error(`its option ${name} must be ${wanted.join(' or ')}`)
+  }
+  return options
+}
+
+function unknown(name, options, allowed) {
+  if (Object.hasOwn(TLS_OPTIONS, name)) return `it has an option ${name}; that is for rediss:// only`
+  if (Object.hasOwn(SENTINEL_OPTIONS, name)) return `it has an option ${name}; that is for redis+sentinel:// only`
+  if (name === 'ssl_ca_path') return 'it has an option ssl_ca_path, which Node cannot use; ssl_ca_certs names one file'
+  // It may be a part of a password that has a ? or a & in it.
+  const isSecret = [...options].some(([other, value]) => value.includes('@') || other.endsWith('password'))
+  if (isSecret) return `it has an option that does not exist; ${ENCODE}`
+  return `it has an option ${name.slice(0, 40)}; there are ${Object.keys(allowed).join(', ')}`
+}
+
+function login(username, password, database, options) {
   const number = options.get('db') ?? (database || '0')
   if (!/^\d{1,5}$/.test(number)) throw new Error('the database must be a number')
   return {
