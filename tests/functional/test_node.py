@@ -880,6 +880,17 @@ def test_the_user_of_the_page_may_do_all_that_the_sample_does(
     until(lambda: client.xlen(stream) == 0, what="all is acknowledged")
 
 
+def test_a_key_that_the_user_may_not_use_is_named_in_the_log(client: redis.Redis, node: Node, server: Server) -> None:
+    assert shell("A user of its own")[0] in (SAMPLE / "README.md").read_text()  # what both say grants that key
+    client.acl_setuser("notification", enabled=True, passwords="+secret", keys=["saga:*"], categories=["+@all"])
+    send = {"type": "SendNotification", "saga_id": "s1", "step": 1, "params": {"to": "a@b", "text": ""}}
+    client.xadd(ONLY.commands("notification"), {"body": json.dumps(send)})
+    process = node.start("notification.mjs", url=server.url.replace("unix://", "unix://notification:secret@"))
+    assert process.stderr is not None
+    refused = next(line for line in process.stderr if "NOPERM" in line)
+    assert f"(hSetNX {OUTBOX})" in refused
+
+
 def test_a_refused_login_is_told_of_in_one_line(server: Server, node: Node) -> None:
     process = node.start("notification.mjs", url=server.url.replace("unix://", "unix://somebody:guess@"))
     said = process.communicate(timeout=60)[1]

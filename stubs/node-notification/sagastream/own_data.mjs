@@ -41,6 +41,14 @@ export function reconnectOwn() {
   own.forEach(reconnect)
 }
 
+/** The error of a call. If the user may not do that, it says what: Redis does not name the key. */
+function naming(error, name, words) {
+  if (error instanceof redis.ErrorReply && error.message.startsWith('NOPERM ') && typeof words[0] === 'string') {
+    error.message += ` (${name} ${words[0]})`
+  }
+  return error
+}
+
 /** `client`; or, once its server turns out to be a node of a cluster, a client of the cluster in its place. */
 function eitherOf(client, server) {
   let cluster // undefined: the server is not known to be a node of one
@@ -64,7 +72,7 @@ function eitherOf(client, server) {
     if (!(answer instanceof Promise)) return answer
     return answer.catch((error) => {
       // It was called before the server has said what it is, and nothing of it was done.
-      if (!ELSEWHERE.test(error.message) || isOver) throw error
+      if (!ELSEWHERE.test(error.message) || isOver) throw naming(error, name, words)
       return turn().call(name, words)
     })
   }
@@ -114,7 +122,7 @@ class OwnCluster {
       if (this.#isOver) throw error
       if (isOne(LEFT)) throw new NodeAway('a master of the cluster was left', { cause: error })
       if (isOne(LOST) || error.syscall !== undefined) throw new Away(error.message || error.code, { cause: error })
-      throw error
+      throw naming(error, name, words)
     })
   }
 
