@@ -121,6 +121,7 @@ def test_while_rq_is_away_other_steps_go_on_and_what_runs_there_is_done_once_it_
     (finding,) = of_rq(stage)
     assert finding.level == "problem"
     assert finding.text.startswith(f"RQ_URL {rq_server.url}: RQ's server does not answer, since nobody listens there: ")
+    assert finding.text.endswith("Connection refused. Steps that run on RQ wait for it")  # what helps is told once
     assert finding.do == ("start it, or set RQ_URL to the server of RQ, in all processes",)
     stage.redis.rpush("go", "1")
     assert stage.play("runs").status is SagaStatus.COMPLETED

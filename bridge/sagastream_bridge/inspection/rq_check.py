@@ -36,7 +36,8 @@ def examine(broker: Broker, store: str) -> Iterator[Finding]:
             if not server.is_apart:
                 raise
             start = "start it, or " if is_outage(error) else ""
-            yield problem("rq", f"{server.told(error)}. Steps that run on RQ wait for it", f"{start}{_SET}")
+            text = f"{server.told(error, advises=False)}. Steps that run on RQ wait for it"
+            yield problem("rq", text, f"{start}{_SET}")
             return
         try:
             if server.is_apart:

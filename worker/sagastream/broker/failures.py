@@ -307,9 +307,13 @@ def _told_of_refusal(node: object, error: redis.RedisError) -> str:
     return f"{name} refuses the login: {text.partition(SAYS)[2] or text.rstrip('.')}; {_ON_EACH_NODE}"
 
 
-def told(error: redis.RedisError, called: Called = THE_BROKER, *, role: str | None = None) -> str:
-    """What a person is told of an error of this server: what is the case, and what helps. `role`: the one that would be
-    allowed to do what was asked, as `sagastream acl` takes it; None: that is not known."""
+def told(error: redis.RedisError, called: Called = THE_BROKER, *, role: str | None = None, advises: bool = True) -> str:
+    """What a person is told of an error of this server: what is the case, and what helps.
+
+    Args:
+        role: the one that would be allowed to do what was asked, as `sagastream acl` takes it; None: that is not known.
+        advises: False if the caller says itself what helps when nobody listens there.
+    """
     node = said_by(error)
     text = plain(error) or type(error).__name__
     if isinstance(error, NodeRefuses):
@@ -317,7 +321,7 @@ def told(error: redis.RedisError, called: Called = THE_BROKER, *, role: str | No
     if (why := untrusted(error, called)) is not None:
         return why
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return _told_of_connection(error, text, called)
+        return _told_of_connection(error, text, called, advises=advises)
     who, meaning = node or called.name, text
     if is_denied(error):
         meaning = (_MAY_NOT if node is None else _DENIES) + _who_may(text, role, on_node=node is not None)
@@ -360,7 +364,9 @@ def takes_no_writes(error: BaseException) -> bool:
     return is_outage(error) and isinstance(error, redis.ResponseError) and not is_demoted(error)
 
 
-def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text: str, called: Called) -> str:
+def _told_of_connection(
+    error: redis.ConnectionError | redis.TimeoutError, text: str, called: Called, *, advises: bool
+) -> str:
     silent, url = f"{called.name} does not answer", called.variable
     if isinstance(error, Unreached):
         return f"{silent}: {text}"
@@ -375,7 +381,7 @@ def _told_of_connection(error: redis.ConnectionError | redis.TimeoutError, text:
         return f"{who} refuses the login: {why.rstrip('.')}; look at the user and the password in {url}"
     if _is_unreached(error):
         what = f"{silent}, since nobody listens there: {text.rstrip('.')}"
-        return f"{what}; start it, or look at {url}. {_ENDED}"
+        return f"{what}; start it, or look at {url}. {_ENDED}" if advises else what
     if isinstance(error, redis.TimeoutError):
         return f"{silent}: it hangs, was stopped, or is too busy ({text}){no_tls(error)}"
     return f"{silent}: {text}"

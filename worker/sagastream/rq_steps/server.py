@@ -77,9 +77,10 @@ class RqServer:
         if (why := unusable(server.mode_of(hello), shown=self.shown if self.is_apart else None)) is not None:
             raise BrokerError(why)
 
-    def told(self, error: redis.RedisError) -> str:
-        """What a person is told of an error of this server; with its url, if it is not the broker."""
-        text = told(error, self.called)
+    def told(self, error: redis.RedisError, *, advises: bool = True) -> str:
+        """What a person is told of an error of this server; with its url, if it is not the broker. `advises`: see
+        failures.told."""
+        text = told(error, self.called, advises=advises)
         return f"{RQ_VARIABLE} {self.shown}: {text}" if self.is_apart else text
 
     @contextmanager
