@@ -256,11 +256,16 @@ def test_the_master_and_the_sentinels_have_users_of_their_own(watched: SentinelS
     doctor = commands.run("doctor", REDIS_URL=f"redis+sentinel://doctor:secret@{named}secret").stdout
     assert "ok        sentinels     3 of 3 that the url names answer" in doctor
     for url, wrong in (
-        (f"redis+sentinel://client:secret@{named}guess", "see sentinel_username and sentinel_password"),
-        (f"redis+sentinel://client:guess@{named}secret", "look at the user and the password in REDIS_URL"),
+        (
+            f"redis+sentinel://client:secret@{named}guess",
+            "no Sentinel leads to .*; look at sentinel_username and sentinel_password in REDIS_URL$",
+        ),
+        (
+            f"redis+sentinel://client:guess@{named}secret",
+            "the broker refuses the login: .*; look at the user and the password in REDIS_URL$",
+        ),
     ):
         done = commands.run("show", "s1", REDIS_URL=url)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert done.stderr.startswith("Error: the broker refuses the login: ")
-        assert wrong in done.stderr
+        assert re.match(f"Error: {wrong}", done.stderr), done
         assert "guess" not in done.stderr

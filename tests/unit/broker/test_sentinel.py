@@ -107,8 +107,15 @@ def test_if_there_is_no_master_for_a_while_it_is_an_outage_and_what_each_said_is
 
 def test_a_login_that_all_sentinels_refuse_is_no_outage_but_that_of_one_may_be(sentinels: Sentinels) -> None:
     no = redis.AuthenticationError("WRONGPASS invalid username-password pair")
-    with pytest.raises(redis.AuthenticationError, match="see sentinel_username and sentinel_password"):
-        search(sentinels, dict.fromkeys(("one", "two", "three"), no), {})
+    wanted = redis.AuthenticationError("Authentication required.")
+    for refusal, said in ((no, "WRONGPASS invalid username-password pair"), (wanted, "Authentication required")):
+        with pytest.raises(redis.AuthenticationError) as caught:
+            search(sentinels, dict.fromkeys(("one", "two", "three"), refusal), {})
+        assert told(caught.value) == (
+            "no Sentinel leads to the master mymaster: one:26379, two:26379, three:26379 could not be asked: "
+            f"{said}; look at sentinel_username and sentinel_password in REDIS_URL"
+        )
+        assert not is_outage(caught.value)
     with pytest.raises(NoMaster):
         search(sentinels, {"one": no, "two": refused(), "three": no}, {})
     assert search(sentinels, {"one": no, "two": names(NEW)}, {NEW: None})[-1] == str(NEW)

@@ -20,6 +20,10 @@ class NoMaster(Unreached):
     """No Sentinel leads to a master that answers."""
 
 
+class SentinelsRefuse(redis.AuthenticationError):
+    """No Sentinel lets this process in, so nobody leads to the master."""
+
+
 class NoNode(Unreached):
     """None of the nodes of a cluster answers that the url names."""
 
@@ -372,6 +376,8 @@ def _told_of_connection(
         return f"{silent}: {text}"
     if isinstance(error, NodeAway):
         return f"{text}: what it holds waits until it is back, or until a replica has taken its place"
+    if isinstance(error, SentinelsRefuse):
+        return f"{text}; look at sentinel_username and sentinel_password in {url}"
     if isinstance(error, redis.AuthenticationError) and any(one in text for one in _NO_LOGIN):
         node, says, _ = text.partition(SAYS)
         return f"{node if says else called.name} wants a password, and {url} has none: redis://user:password@host"

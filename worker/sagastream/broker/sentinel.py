@@ -16,7 +16,7 @@ from redis.connection import Connection, SSLConnection, parse_url
 from redis.retry import Retry
 
 from sagastream.broker import in_loop, server, urls
-from sagastream.broker.failures import NoMaster, greeting, is_outage, reason
+from sagastream.broker.failures import NoMaster, SentinelsRefuse, greeting, is_outage, reason
 from sagastream.broker.urls import Address
 from sagastream.telemetry import SharedLog
 
@@ -98,7 +98,7 @@ class Sentinels:
         # If all of them refuse the login or cannot be trusted, waiting mends nothing.
         error.__cause__ = next((one.error for one in said if is_outage(one.error)), said[0].error)
         if isinstance(error.__cause__, redis.AuthenticationError):
-            return redis.AuthenticationError(f"{error}; see sentinel_username and sentinel_password")
+            return SentinelsRefuse(str(error))
         return error
 
     def _note(self, sentinel: Address, master: Address) -> None:
