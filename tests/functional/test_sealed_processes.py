@@ -109,7 +109,7 @@ def test_the_command_line_seals_and_opens_with_the_keys_of_a_file(stage: Stage) 
         assert "params sealed with key old" in shown
         assert "result sealed with key old" in shown
         assert shown.count("note") == 1
-        assert "cannot open params of step 1, result of step 1: it is sealed with key old" in shown
+        assert "cannot open params of step 1, result of step 1: they are sealed with key old" in shown
         assert why in shown
         assert SECRET not in shown
         assert stage.run("list", keys=given).returncode == 0

@@ -533,7 +533,7 @@ def test_the_doctor_names_the_key_that_is_missing_and_the_sagas_that_wait_for_it
         assert one.level == PROBLEM
         assert "cannot open Do: it is sealed with key old, which this process does not have; it has other" in one.text
         assert "sagas: s" in one.text
-        assert one.do == ("start service work with the key: in the file that SAGASTREAM_KEYS names",)
+        assert one.do == ("start service work with the key that sealed it, in the file that SAGASTREAM_KEYS names",)
         # Once another process has opened them, nothing is missing.
         scene.process(keyring(old=OLD))
         for number in range(9):

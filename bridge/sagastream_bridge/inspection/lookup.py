@@ -1,6 +1,7 @@
 """Reads the store for people: one saga with all that explains it, or many, one per line."""
 
 import json
+import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,10 @@ def _sealed(unopened: Mapping[str, str]) -> list[str]:
         step, _, field = place.partition("/")
         what = f"{field} of step {step}" if step != "0" else f"what came with signal {field.partition('/')[2]}"
         places.setdefault(why, []).append(what if field else place)
-    return [f"cannot open {', '.join(those)}: {why}" for why, those in places.items()]
+    return [
+        f"cannot open {', '.join(those)}: {why if len(those) == 1 else re.sub('^it is ', 'they are ', why)}"
+        for why, those in places.items()
+    ]
 
 
 def _is_older(state: SagaState, loss: Loss) -> bool:

@@ -25,6 +25,8 @@ MANY_FAILURES: Final = 2
 #: For how long after its time a worker may be busy with others before a saga counts as late, in milliseconds.
 LATE_MS: Final = 10_000
 
+#: How to start what can open a value.
+_WITH_KEY: Final = "with the key that sealed it, in the file that SAGASTREAM_KEYS names"
 #: What a clock that was set back does to what waits for a time.
 SET_BACK: Final = "What waits for a time begins to wait again: it waits for each time once more, at most"
 #: The causes after which its answer may still come by itself.
@@ -172,7 +174,7 @@ class CommandOut:
         if (one := next((one for one in left if service.is_alive(one.process)), None)) is None:
             return None
         text = f"process {one.process} cannot open {self._command}: {one.why}; it waits for a process that can"
-        do = f"start service {service.name} with the key: in the file that SAGASTREAM_KEYS names"
+        do = f"start service {service.name} {_WITH_KEY}"
         return Cause(kind=CauseKind.CANNOT_OPEN, text=text, do=(do, *self.cancel()), facts={"process": one.process})
 
     def _running(self, mine: Handler) -> Cause:
@@ -233,7 +235,7 @@ class CommandOut:
         facts = {"queue": job.queue, "job": job.status, "before": job.before, "workers": job.workers}
         if job.unopened:
             text = f"RQ worker {job.worker} cannot open {self._command}: {job.unopened}; it waits for a worker that can"
-            start = f"start an RQ worker of queue {job.queue} with the key: in the file that SAGASTREAM_KEYS names"
+            start = f"start an RQ worker of queue {job.queue} {_WITH_KEY}"
             return Cause(kind=CauseKind.CANNOT_OPEN, text=text, do=(start, *self.cancel()), facts=facts)
         if job.status != "queued":
             text = f"{self._command} is a job of queue {job.queue}: {job.status}{self._for('', job.since_ms, ' ago')}"
