@@ -147,7 +147,12 @@ def test_the_environment_names_the_codec(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(SettingsError, match="both set"):
         codec_of(None)
     monkeypatch.delenv("SAGASTREAM_KEYS")
-    with pytest.raises(SettingsError, match="cannot import shop"):
+    with pytest.raises(SettingsError, match=r"cannot import shop.*; put its folder into PYTHONPATH$"):
+        codec_of(None)
+    (tmp_path / "needs_more.py").write_text("import nowhere_to_be_found")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SAGASTREAM_CODEC", "needs_more:codec")
+    with pytest.raises(SettingsError, match=r"cannot import needs_more: .*No module named 'nowhere_to_be_found'$"):
         codec_of(None)
     for where in ("shop", "json:nothing", "json:loads"):
         monkeypatch.setenv("SAGASTREAM_CODEC", where)

@@ -60,9 +60,12 @@ def _load(where: str) -> Codec:
     try:
         codec = getattr(importlib.import_module(module_name), name, None)
     except (Exception, SystemExit) as error:
-        raise SettingsError(
-            f"{CODEC_VARIABLE}: cannot import {module_name}: {type(error).__name__}: {error}"
-        ) from error
+        text = f"{CODEC_VARIABLE}: cannot import {module_name}: {type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            # The module itself is not there. Commands that run services look in their folder, and all others do not:
+            # who runs them need not trust that folder.
+            text += "; put its folder into PYTHONPATH"
+        raise SettingsError(text) from error
     if not isinstance(codec, Codec):
         raise SettingsError(f"{CODEC_VARIABLE}: {name} in {module_name} has no key, encode and decode")
     return codec
