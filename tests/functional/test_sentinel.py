@@ -2,6 +2,7 @@
 
 import asyncio
 import html
+import json
 import re
 import subprocess
 import urllib.request
@@ -214,6 +215,32 @@ def test_all_other_programs_go_on_after_a_planned_switch(watched: SentinelSet, c
     asked = ", ".join(f"127.0.0.1:{port}" for port in watched.sentinels)
     told = f"no Sentinel leads to the master mymaster: {asked} could not be asked: nobody listens there"
     assert (done.returncode, done.stderr) == (1, f"Error: the broker does not answer: {told}\n")
+
+
+@pytest.mark.slow
+def test_a_begin_waits_while_the_sentinels_have_no_master(watched: SentinelSet, commands: Commands) -> None:
+    env = {"REDIS_URL": watched.url}
+    commands.run("init", **env)
+    watched.wait()
+    watched.master.kill()  # the Sentinels are patient, so that it is down for long
+    body = json.dumps({"type": "saga_begin", "saga_id": "s1", "steps": [do(1)]})
+    done = commands.run("begin", "-", "--timeout", "1", given=body, **env)
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, "the saga was not begun within 1 s: the broker does not answer: no Sen" in last) == (
+        1,
+        True,
+    )
+    done = commands.run("show", "s1", **env)  # other commands end at once
+    assert (done.returncode, "waiting" in done.stderr, "no Sentinel leads to" in done.stderr) == (1, False, True)
+    process = commands.start("begin", "-", env=env)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(body.encode())
+    process.stdin.close()
+    assert b"waiting" in process.stderr.readline()
+    watched.kill_master()
+    assert process.wait(60) == 0
+    assert "the broker is back" in process.stderr.read().decode()
 
 
 def test_a_service_in_javascript_goes_on_at_the_new_master(

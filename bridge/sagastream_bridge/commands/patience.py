@@ -43,6 +43,27 @@ class Patience:
         self._until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         self._outage = Outage(broker, "sagastream begin", threading.Event())
 
+    def opened(self) -> "StoreKeys":
+        """The names of the store's keys. If the broker is away at the start, its url may be wrong, and that is an error
+        at once. But if a Sentinel knows the master, another server is about to be it."""
+        import redis
+
+        from sagastream.broker.failures import NoMaster, is_outage, told
+        from sagastream.store import layout
+
+        try:
+            return layout.check(self._broker)
+        except NoMaster as error:
+            if not error.is_watched:
+                raise
+        try:
+            return self.read(lambda: layout.check(self._broker))
+        except redis.RedisError as error:
+            if not is_outage(error):
+                raise
+            text = f"the saga was not begun within {self._timeout_s:g} s: {told(error)}"
+            raise click.ClickException(safe(text)) from None
+
     def read(self, read: "Callable[[], _T]") -> "_T":
         """Have something read from the store, however long the broker is away."""
         return self._outage.patiently(read, until=self._until)

@@ -70,11 +70,10 @@ def begin(what: str, wait: bool, timeout: float | None, durable: "Durable | None
         asked = ToBegin(what, **options)
     with opened() as broker:
         from sagastream.client.blocking import SagaClient
-        from sagastream.store import layout
 
         patience = Patience(broker, timeout)
         client = SagaClient(broker)
-        keys = layout.check(broker)
+        keys = patience.opened()
         request = _within_trace(asked.request(client, patience.read))
         patience.tell(lambda: asked.differs(client))
         accepted = patience.begun(client, request, durable)

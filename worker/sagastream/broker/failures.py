@@ -19,6 +19,9 @@ class Unreached(redis.ConnectionError):
 class NoMaster(Unreached):
     """No Sentinel leads to a master that answers."""
 
+    #: Whether a Sentinel knows the master: then it is likely to name another one soon.
+    is_watched: bool = False
+
 
 class SentinelsRefuse(redis.AuthenticationError):
     """No Sentinel lets this process in, so nobody leads to the master."""

@@ -31,6 +31,8 @@ _OPTIONS: Final[Mapping[str, Any]] = {
 }
 #: What a Sentinel says of a master that it would not send anybody to.
 _DOWN: Final = {"o_down": "said that it is down", "s_down": "said that it seems to be down"}
+#: How it begins if a Sentinel has named a server that is no master.
+_IS_AT: Final = "said that it is at"
 _NO_ADDRESS: Final = "gave an answer that names no address: is it a Sentinel?"
 _log: Final = SharedLog("broker", "broker")
 
@@ -86,7 +88,7 @@ class Sentinels:
                         return
                     if not is_outage(failure):
                         raise failure
-                    tried[found] = Said(sentinel, f"said that it is at {found}: {reason(failure)}", failure)
+                    tried[found] = Said(sentinel, f"{_IS_AT} {found}: {reason(failure)}", failure)
                 found = tried[found]
             said.append(found._replace(sentinel=sentinel))
         raise self._none(said)
@@ -95,6 +97,7 @@ class Sentinels:
         texts = {one.text: ", ".join(str(other.sentinel) for other in said if other.text == one.text) for one in said}
         told = "; ".join(f"{who} {text}" for text, who in texts.items())
         error = NoMaster(f"no Sentinel leads to the master {self._named.master}: {told}")
+        error.is_watched = any(text.startswith((_IS_AT, *_DOWN.values())) for text in texts)
         # If all of them refuse the login or cannot be trusted, waiting mends nothing.
         error.__cause__ = next((one.error for one in said if is_outage(one.error)), said[0].error)
         if isinstance(error.__cause__, redis.AuthenticationError):
