@@ -412,9 +412,11 @@ def test_a_store_that_cannot_be_used_ends_the_bridge_though_its_input_is_open(
     talk.say("c", {"type": "init", "msg_id": 1})
     talk.hear()
     client = server.broker().client
-    client.delete(ONLY.events)
-    client.set(ONLY.events, "in the way")
-    assert talk.process.wait(60) == 1
+    client.acl_setuser("default", commands=["-xread"], enabled=True)
+    try:
+        assert talk.process.wait(60) == 1
+    finally:
+        client.acl_setuser("default", commands=["+xread"], enabled=True)
     assert talk.process.stderr is not None
     assert talk.process.stderr.read().startswith(b"Error: ")
 

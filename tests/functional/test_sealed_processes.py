@@ -294,7 +294,7 @@ def test_a_process_says_at_its_start_with_which_key_it_seals(stage: Stage) -> No
         assert service.stderr.readline().decode().rstrip().endswith(f": {says}")
     bridge = stage.run("bridge", keys=keys)
     assert bridge.stderr == "sagastream bridge: seals with key new\n"
-    up: Any = stage.commands.start("up", env=stage.env(keys), stdout=-1, stderr=-3)
+    up: Any = stage.commands.start("up", "--service", "shop:service", env=stage.env(keys), stdout=-1, stderr=-3)
     assert lines_up_to(up.stdout, "values ").endswith("\nvalues   seals with key new\n")
 
 

@@ -64,7 +64,7 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
         from sagastream_bridge.conformance import report
         from sagastream_bridge.conformance.effects import Effects
         from sagastream_bridge.conformance.examination import Examination
-        from sagastream_bridge.conformance.exchange import Exchange, WrongUsage, refuse_beside_a_worker
+        from sagastream_bridge.conformance.exchange import Exchange, Unfit, refuse_beside_a_worker
 
         cases = _cases(broker, service, timeout, file, options)
         keys = layout.check(broker)
@@ -78,7 +78,7 @@ def check_service(service: str, effects: str | None, timeout: float, yes: bool, 
                 _confirm(report.warning(service, cases, broker.shown_url))
             told = report.Report(click.echo, _columns(), report.width(cases), as_json=as_json)
             found = told.tell(Examination(exchange, cases, probe).findings())
-        except WrongUsage as error:
+        except Unfit as error:
             raise WrongUsage(safe(str(error))) from None
         click.echo(report.summary(service, Counter(finding.verdict for finding in found)), err=True)
         if any(finding.only for finding in found):

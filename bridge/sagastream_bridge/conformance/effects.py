@@ -4,7 +4,7 @@ import os
 import subprocess
 from typing import Final
 
-from sagastream_bridge.conformance.exchange import WrongUsage
+from sagastream_bridge.conformance.exchange import Unfit
 
 #: How long the user's command may take, in seconds.
 _TIMEOUT_S: Final = 30.0
@@ -18,7 +18,7 @@ class Effects:
         self._command = shell_command
 
     def count(self, saga_id: str) -> int:
-        """Raises WrongUsage if the command fails, or prints something else."""
+        """Raises Unfit if the command fails, or prints something else."""
         try:
             done = subprocess.run(
                 ["/bin/sh", "-c", self._command],
@@ -29,16 +29,16 @@ class Effects:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise WrongUsage(f"--effects took longer than {_TIMEOUT_S:g} s") from None
+            raise Unfit(f"--effects took longer than {_TIMEOUT_S:g} s") from None
         said = done.stdout.decode(errors="backslashreplace").strip()
         if done.returncode != 0:
-            raise WrongUsage(
+            raise Unfit(
                 f"--effects {self._command[:200]!a} ended with exit code {done.returncode} and said {said[:80]!a}; "
                 "a command that counts ends with 0: add `; true`"
             )
         try:
             return int(said)
         except ValueError:
-            raise WrongUsage(
+            raise Unfit(
                 f"--effects {self._command[:200]!a} must print one whole number; it printed {said[:80]!a}"
             ) from None

@@ -42,7 +42,7 @@ class CheckError(SagastreamError):
     """The service cannot be checked; says why, and what to do."""
 
 
-class WrongUsage(CheckError):
+class Unfit(CheckError):
     """The options do not fit the service, or each other."""
 
 

@@ -10,7 +10,7 @@ from sagastream.core.commands import Command, failed, ok
 from sagastream.core.messages import Fields
 from sagastream.core.sealing import Place, seal
 from sagastream_bridge.conformance.effects import Effects
-from sagastream_bridge.conformance.exchange import Answer, Exchange, WrongUsage
+from sagastream_bridge.conformance.exchange import Answer, Exchange, Unfit
 
 #: Until when a command may be begun, in milliseconds from now. Only one check is about that, and uses another time.
 _IN_TIME_MS: Final = 3_600_000
@@ -122,11 +122,11 @@ class Trial:
         return answer
 
     def must_accept(self, command: Command, answer: Answer) -> None:
-        """Raises WrongUsage if the service rejects the params: that is not a fault of the service."""
+        """Raises Unfit if the service rejects the params: that is not a fault of the service."""
         if answer.reply.type == failed(command.type) and not answer.reply.unknown:
             params = self.case.params.decode(errors="backslashreplace")
             error = (answer.reply.error or b"no error").decode(errors="backslashreplace")
-            raise WrongUsage(
+            raise Unfit(
                 f"{self.exchange.service} rejected {command.type} with the params {params[:200]}: "
                 f"{error[:200]}; give params with which it does that: --params JSON"
             )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sagastream.errors import MalformedMessage
 from sagastream_bridge.conformance import cases, command_checks, report, service_checks
 from sagastream_bridge.conformance.effects import Effects
-from sagastream_bridge.conformance.exchange import WrongUsage
+from sagastream_bridge.conformance.exchange import Unfit
 from sagastream_bridge.conformance.promises import Check, Finding, Verdict
 from sagastream_bridge.conformance.trial import Broken, Case, NotChecked, Trial
 
@@ -162,7 +162,7 @@ def test_the_probe_is_told_the_saga() -> None:
     ],
 )
 def test_a_probe_that_tells_no_number_is_an_error(shell: str, says: str) -> None:
-    with pytest.raises(WrongUsage, match=says):
+    with pytest.raises(Unfit, match=says):
         Effects(shell).count("s1")
 
 
