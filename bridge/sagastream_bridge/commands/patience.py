@@ -42,6 +42,7 @@ class Patience:
         self._timeout_s = timeout_s
         self._until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         self._outage = Outage(broker, "sagastream begin", threading.Event())
+        self._may_look: bool | None = None  # None: that was not asked yet, or there was no answer
 
     def opened(self) -> "StoreKeys":
         """The names of the store's keys. If the broker is away at the start, its url may be wrong, and that is an error
@@ -152,7 +153,9 @@ class Patience:
         from sagastream.broker.exchange import run
         from sagastream.client import evidence
 
-        return self.look(lambda: run(self._broker.client, evidence.may_look(keys))) is not False
+        if self._may_look is None:
+            self._may_look = self.look(lambda: run(self._broker.client, evidence.may_look(keys)))
+        return self._may_look is not False
 
     def strangers(self, keys: "StoreKeys", request: "Begin", *, workerless: bool) -> list[str]:
         """What the steps name that no service has: misspelt services and commands. It is empty in a store in which

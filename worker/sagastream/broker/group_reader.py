@@ -265,7 +265,7 @@ class GroupReader:
             if entries := exchange.run(self._client, self._heard.along(self._own.page(self._ahead.portion))):
                 return entries
         if self.leases.is_time_to_look:
-            self._ask_time()
+            self._ask_time()  # if the clock went forward, it is not time any more
         if self.leases.is_time_to_look:
             self.leases.look(self._preferred.and_others_in_turn() if self._helps else self.mine)
             self.show_up()
